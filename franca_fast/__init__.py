@@ -1,0 +1,56 @@
+"""franca_fast: pretrain and use Franca-style self-supervised vision transformers.
+
+Everything below is loaded when it is first used, so that `import franca_fast` costs little
+more than `import torch`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import backends, data, evaluation, hub, losses, models, ops, training
+    from .backends import use_backend
+    from .evaluation import embed
+    from .hub import list_models, load_model
+    from .training import pretrain
+
+__version__ = "0.1.0"
+
+_FUNCTIONS = {
+    "use_backend": "backends",
+    "embed": "evaluation",
+    "list_models": "hub",
+    "load_model": "hub",
+    "pretrain": "training",
+}
+
+__all__ = [
+    "__version__",
+    "backends",
+    "data",
+    "embed",
+    "evaluation",
+    "hub",
+    "list_models",
+    "load_model",
+    "losses",
+    "models",
+    "ops",
+    "pretrain",
+    "training",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

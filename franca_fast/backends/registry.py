@@ -1,0 +1,183 @@
+"""Chooses which implementation of an operator runs.
+
+An implementation is a module `franca_fast/backends/<package>/<operator>.py`; that file's existence
+is what makes a backend offer an operator. The choice depends on the device and dtype of the tensors
+and on what is installed. `FRANCA_FAST_BACKEND` or `use_backend` asks for one backend; a request
+that cannot be met is an error that says why, never a silent fall-back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType, TracebackType
+from typing import NamedTuple
+
+import torch
+
+from franca_fast.errors import InputError, did_you_mean
+
+OPERATORS = ("sinkhorn", "prototype_scores", "clustering_cross_entropy", "varlen_attention")
+
+# In order of preference, with the package that holds each.
+_PACKAGES = {"cuda": "compiled", "cpu": "compiled", "torch": "torch"}
+_AUTO = "auto"
+_ENVIRONMENT = "FRANCA_FAST_BACKEND"
+
+
+class BackendRow(NamedTuple):
+    """One line of the table of backends.
+
+    Attributes:
+        operator: Name of the operator.
+        device: Device type of the tensors, "cpu" or "cuda".
+        backend: Name of the backend.
+        available: Whether it can run here on float32 tensors of that device.
+        chosen: Whether it is the one that runs.
+        reason: Why it cannot run, or why it was chosen; may be empty.
+    """
+
+    operator: str
+    device: str
+    backend: str
+    available: bool
+    chosen: bool
+    reason: str
+
+
+_requested: str | None = None  # None: not asked for in this process, the environment decides
+_choices: dict[tuple[str, str, torch.dtype], ModuleType] = {}
+
+
+def _check_name(name: str, origin: str) -> str:
+    known = (_AUTO, *_PACKAGES)
+    if name not in known:
+        raise InputError(
+            f"{origin}: unknown backend {name!r}{did_you_mean(name, known)}; "
+            f"accepted: {', '.join(known)}"
+        )
+    return name
+
+
+def _request() -> str:
+    if _requested is not None:
+        return _requested
+    return _check_name(os.environ.get(_ENVIRONMENT) or _AUTO, _ENVIRONMENT)
+
+
+def _offers(backend: str, operator: str) -> bool:
+    package = f"{__package__}.{_PACKAGES[backend]}"
+    return importlib.util.find_spec(f"{package}.{operator}") is not None
+
+
+def _unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None:
+    """Why `backend` cannot run `operator` on tensors like `tensor`, or None when it can."""
+    if not _offers(backend, operator):
+        return f"the {backend} backend has no {operator}"
+    package = importlib.import_module(f"{__package__}.{_PACKAGES[backend]}")
+    return package.unavailable(backend, operator, tensor)
+
+
+def _select(operator: str, tensor: torch.Tensor) -> str:
+    request = _request()
+    # A request binds the operators that the backend offers; the others stay automatic.
+    if request != _AUTO and _offers(request, operator):
+        reason = _unavailable(request, operator, tensor)
+        if reason is not None:
+            raise InputError(
+                f"backend {request!r} was asked for but cannot run {operator} on {tensor.dtype} "
+                f"tensors on {tensor.device}: {reason}"
+            )
+        return request
+    return next(name for name in _PACKAGES if _unavailable(name, operator, tensor) is None)
+
+
+def choose(operator: str, tensor: torch.Tensor) -> ModuleType:
+    """Returns the module that runs `operator` on tensors of the device and dtype of `tensor`.
+
+    Raises:
+        InputError: If the backend that was asked for cannot run it.
+    """
+    key = (operator, tensor.device.type, tensor.dtype)
+    module = _choices.get(key)
+    if module is None:
+        package = _PACKAGES[_select(operator, tensor)]
+        module = importlib.import_module(f"{__package__}.{package}.{operator}")
+        _choices[key] = module
+    return module
+
+
+class use_backend:
+    """Asks for one backend, at once and, used as a context manager, until the block ends.
+
+    The request holds for the operators that the backend offers, in all threads of the process (so
+    that a backward pass run by another thread follows it too).
+
+    Args:
+        name: "cuda", "cpu", "torch", or "auto" for the automatic choice.
+
+    Raises:
+        InputError: If the name is unknown. A backend that is known but cannot run raises when an
+            operator is called, where the tensors are known.
+
+    Example:
+        >>> import torch, franca_fast as ff
+        >>> with ff.use_backend("torch"):
+        ...     q = ff.ops.sinkhorn_knopp(torch.zeros(2, 3), temperature=0.1)
+    """
+
+    def __init__(self, name: str) -> None:
+        self._previous = _requested
+        _set_request(_check_name(name, "use_backend"))
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _set_request(self._previous)
+
+
+def _set_request(name: str | None) -> None:
+    global _requested
+    _requested = name
+    _choices.clear()
+
+
+def backend_table() -> list[BackendRow]:
+    """Which backends can run each operator here on float32 tensors, and which one does.
+
+    Returns:
+        One row for each operator, device at hand and backend that offers the operator.
+    """
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    return [
+        row
+        for operator in OPERATORS
+        for device in devices
+        for row in _rows(operator, torch.empty(0, device=device))
+    ]
+
+
+def _rows(operator: str, tensor: torch.Tensor) -> list[BackendRow]:
+    try:
+        selected = _select(operator, tensor)
+    except InputError:
+        selected = None
+    asked = _request() != _AUTO
+    rows = []
+    for backend in _PACKAGES:
+        if not _offers(backend, operator):
+            continue
+        reason = _unavailable(backend, operator, tensor)
+        chosen = backend == selected
+        why = "asked for" if chosen and asked and _request() == backend else ""
+        rows.append(
+            BackendRow(operator, tensor.device.type, backend, reason is None, chosen, reason or why)
+        )
+    return rows

@@ -1,0 +1,44 @@
+"""Nested prototype scores in plain PyTorch: one matrix product for each head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def forward(
+    features: list[Tensor], prototypes: list[Tensor], scales: list[Tensor] | None
+) -> list[Tensor]:
+    """scale[k] * <x[n], v[k]>, [N, K] for each head, in the dtype of the features."""
+    scores = [x @ v.t() for x, v in zip(features, prototypes, strict=True)]
+    if scales is not None:
+        for score, scale in zip(scores, scales, strict=True):
+            score.mul_(scale)
+    return scores
+
+
+def backward(
+    grads: list[Tensor],
+    features: list[Tensor],
+    prototypes: list[Tensor],
+    scales: list[Tensor] | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
+    """Gradients of the features, the prototypes and the scales."""
+    if scales is None:
+        pairs = zip(grads, features, prototypes, strict=True)
+        products = [(g @ v, g.t() @ x) for g, x, v in pairs]
+        return [dx for dx, _ in products], [dv for _, dv in products], None
+    dfeatures, dprototypes, dscales = [], [], []
+    for g, x, v, scale in zip(grads, features, prototypes, scales, strict=True):
+        dfeatures.append(_scaled_product(g, scale, v))
+        unscaled = (g.t() @ x).to(scale.dtype)
+        dscales.append(torch.linalg.vecdot(unscaled, v.to(scale.dtype)))
+        dprototypes.append(unscaled.mul_(scale.unsqueeze(1)).to(v.dtype))
+    return dfeatures, dprototypes, dscales
+
+
+def _scaled_product(g: Tensor, scale: Tensor, v: Tensor) -> Tensor:
+    """(g * scale) @ v, scaling whichever of the two factors is smaller."""
+    if g.numel() <= v.numel():
+        return (g * scale).to(g.dtype) @ v
+    return g @ (v * scale.unsqueeze(1)).to(v.dtype)

@@ -1,0 +1,16 @@
+"""The vision transformer, the nested prototype head, and the table of architectures."""
+
+from __future__ import annotations
+
+from .architectures import ARCHITECTURES, build_backbone
+from .nested_head import NestedPrototypeHead, WeightNormPrototypes, default_nesting_dims
+from .vision_transformer import VisionTransformer
+
+__all__ = [
+    "ARCHITECTURES",
+    "NestedPrototypeHead",
+    "VisionTransformer",
+    "WeightNormPrototypes",
+    "build_backbone",
+    "default_nesting_dims",
+]

@@ -1,0 +1,171 @@
+"""The transformer block: attention and feed-forward with LayerScale and stochastic depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from franca_fast.errors import InputError, did_you_mean
+
+from .attention import SelfAttention
+
+# Below this rate dropping images from the batch saves less than gathering them costs.
+_SUBSET_THRESHOLD = 0.1
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1(x)))."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(a) * b) with (a, b) = w12(x) (arXiv 2002.05202).
+
+    The hidden width is two thirds of the plain one, rounded up to a multiple of 8, so that both
+    feed-forwards have about the same number of parameters.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, bias: bool) -> None:
+        super().__init__()
+        width = (int(hidden_dim * 2 / 3) + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * width, bias=bias)
+        self.w3 = nn.Linear(width, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+_FEED_FORWARDS: dict[str, type[Mlp] | type[SwiGLU]] = {
+    "mlp": Mlp,
+    "swiglu": SwiGLU,
+    "swiglufused": SwiGLU,
+}
+
+
+def feed_forward(name: str, dim: int, hidden_dim: int, *, bias: bool) -> nn.Module:
+    """Builds the feed-forward of a given name ("mlp", "swiglu" or "swiglufused")."""
+    if name not in _FEED_FORWARDS:
+        raise InputError(
+            f"ffn_layer: unknown {name!r}{did_you_mean(name, _FEED_FORWARDS)}; "
+            f"accepted: {', '.join(_FEED_FORWARDS)}"
+        )
+    return _FEED_FORWARDS[name](dim, hidden_dim, bias=bias)
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned factor (arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))).
+
+    Stochastic depth (arXiv 1603.09382) in training, at rate p:
+
+    - images of one size, p > 0.1: the branch is computed for a random subset of max(1, B (1 - p))
+      images only, and scaled by B / subset;
+    - images of one size, 0 < p <= 0.1: the branch of each image is dropped with probability p, and
+      the others are scaled by 1 / (1 - p);
+    - packed crops, p > 0: subsets, drawn for each crop size on its own.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        proj_bias: bool,
+        ffn_bias: bool,
+        drop_path: float,
+        layerscale: float | None,
+        ffn_layer: str,
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
+        self.ls1 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = feed_forward(ffn_layer, dim, int(dim * mlp_ratio), bias=ffn_bias)
+        self.ls2 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images of one size, [B, tokens, d]."""
+        for branch in (self._attention, self._feed_forward):
+            if not (self.training and self.drop_path > 0.0):
+                x = x + branch(x)
+            elif self.drop_path > _SUBSET_THRESHOLD:
+                x = _add_for_subset(x, branch, self.drop_path)
+            else:
+                keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device)
+                keep.bernoulli_(1.0 - self.drop_path).div_(1.0 - self.drop_path)
+                x = x + branch(x) * keep
+        return x
+
+    def forward_packed(self, x: Tensor, crops: Sequence[tuple[int, int]]) -> Tensor:
+        """Packed crops, [tokens, d]; `crops` gives (images, tokens of each) of each crop size."""
+        everything = [tokens for images, tokens in crops for _ in range(images)]
+        for branch in (self._attention, self._feed_forward):
+            if not (self.training and self.drop_path > 0.0):
+                x = x + branch(x, everything)
+                continue
+            index, seqlens, scale = _draw_subsets(crops, self.drop_path, x.device)
+            residual = branch(x[index], seqlens) * scale.to(x.dtype).unsqueeze(1)
+            x = x.index_add(0, index, residual.to(x.dtype))
+        return x
+
+    def _attention(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), seqlens))
+
+    def _feed_forward(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(x)))
+
+
+def _subset_size(n_images: int, rate: float) -> int:
+    return max(1, int(n_images * (1.0 - rate)))
+
+
+def _add_for_subset(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
+    n_images = x.shape[0]
+    n_kept = _subset_size(n_images, rate)
+    index = torch.randperm(n_images, device=x.device)[:n_kept]
+    residual = branch(x[index])
+    return x.index_add(0, index, residual.to(x.dtype), alpha=n_images / n_kept)
+
+
+def _draw_subsets(
+    crops: Sequence[tuple[int, int]], rate: float, device: torch.device
+) -> tuple[Tensor, list[int], Tensor]:
+    """Token indices, sequence lengths and factors [tokens] of one random subset per crop size."""
+    indices, seqlens, scales, start = [], [], [], 0
+    for n_images, n_tokens in crops:
+        n_kept = _subset_size(n_images, rate)
+        images = torch.randperm(n_images, device=device)[:n_kept]
+        tokens = images.unsqueeze(1) * n_tokens + torch.arange(n_tokens, device=device)
+        indices.append(tokens.flatten() + start)
+        seqlens += [n_tokens] * n_kept
+        scales.append(torch.full((n_kept * n_tokens,), n_images / n_kept, device=device))
+        start += n_images * n_tokens
+    return torch.cat(indices), seqlens, torch.cat(scales)

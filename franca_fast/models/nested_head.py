@@ -1,0 +1,135 @@
+"""The nested prototype head: one MLP and one set of prototypes for each nested dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from franca_fast.errors import InputError
+from franca_fast.ops import prototype_scores
+
+
+def default_nesting_dims(dim: int) -> tuple[int, ...]:
+    """Franca's nested dimensions: d/16, d/8, d/4, d/2, d."""
+    if dim % 16:
+        raise InputError(f"nesting_dims: None with in_dim {dim}; accepted: a multiple of 16")
+    return tuple(dim // factor for factor in (16, 8, 4, 2, 1))
+
+
+class WeightNormPrototypes(nn.Module):
+    """Prototypes w[k] = g[k] * v[k] / |v[k]|, stored as weight_g [K, 1] and weight_v [K, C]."""
+
+    def __init__(self, bottleneck_dim: int, n_prototypes: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(n_prototypes, 1))
+        self.weight_v = nn.Parameter(torch.empty(n_prototypes, bottleneck_dim))
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+
+    def scale(self) -> Tensor:
+        """The factor g / |v| of each prototype's scores, [K], float32."""
+        norm = torch.linalg.vector_norm(self.weight_v, dim=1)
+        return self.weight_g.squeeze(1) / norm
+
+
+class NestedPrototypeHead(nn.Module):
+    """Scores of features against prototypes, for each nested dimension (arXiv 2507.14137).
+
+    For nested dimension m_i of the features z: projection, an MLP to the bottleneck, and
+    K_i = out_dim * m_i / in_dim weight-normalised prototypes. Parameters carry the names of the
+    released files.
+
+    Args:
+        in_dim: Width d of the features.
+        out_dim: Number of prototypes at full width.
+        nesting_dims: Nested dimensions m_i, each at most d. Default: d/16, d/8, d/4, d/2, d. One
+            dimension, (d,), is DINOv2's head.
+        n_layers: Linear layers of the MLP.
+        hidden_dim: Width of its hidden layers.
+        bottleneck_dim: Width of its output, C.
+        projection: "slice" projects z[:, :m_i] (the paper, and later released files); "full"
+            projects all of z to m_i (the files of July 2025).
+        normalize: DINOv2's bottleneck instead of Franca's: no GELU after the last layer, and L2
+            normalisation.
+
+    Attributes:
+        nesting_dims: The nested dimensions.
+        out_dims: Number of prototypes of each.
+
+    Example:
+        >>> import torch, franca_fast as ff
+        >>> head = ff.models.NestedPrototypeHead(64, 512, hidden_dim=96, bottleneck_dim=24)
+        >>> [tuple(scores.shape) for scores in head(torch.randn(6, 64))]
+        [(6, 32), (6, 64), (6, 128), (6, 256), (6, 512)]
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        nesting_dims: Sequence[int] | None = None,
+        n_layers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        projection: str = "slice",
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if projection not in ("slice", "full"):
+            raise InputError(f"projection: {projection!r}; accepted: 'slice' or 'full'")
+        dims = tuple(nesting_dims) if nesting_dims is not None else default_nesting_dims(in_dim)
+        if not dims or min(dims) < 1 or max(dims) > in_dim:
+            raise InputError(f"nesting_dims: {dims}; accepted: dimensions from 1 to {in_dim}")
+        if any(out_dim * m % in_dim or out_dim * m < in_dim for m in dims):
+            raise InputError(
+                f"out_dim: {out_dim} with in_dim {in_dim} and nesting_dims {dims}; "
+                f"accepted: out_dim * m / in_dim a positive integer for every m"
+            )
+        if n_layers < 1:
+            raise InputError(f"n_layers: {n_layers}; accepted: an integer >= 1")
+        self.nesting_dims = dims
+        self.out_dims = tuple(out_dim * m // in_dim for m in dims)
+        self.projection, self.normalize = projection, normalize
+        self.matryoshka_projections = nn.ModuleList(
+            nn.Linear(m if projection == "slice" else in_dim, m) for m in dims
+        )
+        widths = [hidden_dim] * (n_layers - 1) + [bottleneck_dim]
+        self.mlps = nn.ModuleList(_mlp(m, widths, last_gelu=not normalize) for m in dims)
+        self.last_layers = nn.ModuleList(
+            WeightNormPrototypes(bottleneck_dim, k) for k in self.out_dims
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def bottlenecks(self, features: Tensor) -> list[Tensor]:
+        """Bottleneck features of each nested dimension: [N, d] -> list of [N, C]."""
+        outputs = []
+        for m, project, mlp in zip(
+            self.nesting_dims, self.matryoshka_projections, self.mlps, strict=True
+        ):
+            x = mlp(project(features[..., :m] if self.projection == "slice" else features))
+            outputs.append(F.normalize(x, dim=-1, eps=1e-6) if self.normalize else x)
+        return outputs
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Scores of each nested dimension: [N, d] -> tuple of [N, K_i]."""
+        layers = cast("Sequence[WeightNormPrototypes]", self.last_layers)
+        return prototype_scores(
+            self.bottlenecks(features),
+            [layer.weight_v for layer in layers],
+            scales=[layer.scale() for layer in layers],
+        )
+
+
+def _mlp(in_dim: int, widths: list[int], *, last_gelu: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(in_dim, width), nn.GELU()]
+        in_dim = width
+    return nn.Sequential(*(layers if last_gelu else layers[:-1]))

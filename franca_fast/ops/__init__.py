@@ -1,0 +1,22 @@
+"""The operators: checked, differentiable, usable under torch.compile, autocast and FSDP.
+
+Each file holds one operator: its schema, checks, fake (shape inference), autograd and
+documentation. The implementations are in `franca_fast.backends`.
+"""
+
+from __future__ import annotations
+
+from .clustering_cross_entropy import clustering_cross_entropy
+from .prototype_scores import prototype_scores
+from .sinkhorn import SinkhornPotentials, row_potentials, sinkhorn_knopp, sinkhorn_potentials
+from .varlen_attention import varlen_attention
+
+__all__ = [
+    "SinkhornPotentials",
+    "clustering_cross_entropy",
+    "prototype_scores",
+    "row_potentials",
+    "sinkhorn_knopp",
+    "sinkhorn_potentials",
+    "varlen_attention",
+]

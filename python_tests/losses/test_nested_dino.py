@@ -1,0 +1,114 @@
+"""The image-level loss: golden values, the weighting of crops, both kinds of targets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import franca_fast as ff
+from franca_fast.errors import InputError
+from python_tests.helpers import heads, sinkhorn_float64
+
+OUT_DIMS = (8, 40)
+
+
+def problem(n_images=3, n_local=4):
+    def draw(rows):
+        return [torch.randn(rows, k) for k in OUT_DIMS]
+
+    return draw(2 * n_images), draw(n_local * n_images), draw(2 * n_images)
+
+
+def test_equals_golden(golden):
+    """The golden assignments are in swapped order; the loss wants the teacher's own order."""
+    q = [torch.cat([q[4:], q[:4]]) for q in heads(golden, "sinkhorn.assignments")]
+    loss = ff.losses.NestedDINOLoss([x.shape[1] for x in q])
+    targets = ff.losses.ClusteringTargets(
+        tuple(x.log() * 0.05 for x in q),
+        ff.ops.SinkhornPotentials(
+            tuple(torch.zeros(x.shape[1]) for x in q), tuple(torch.zeros(8) for _ in q)
+        ),
+        0.05,
+    )
+    parts = loss(heads(golden, "loss.student_global"), heads(golden, "loss.student_local"), targets)
+    # L = 3: (2 * global + local) / 8. The local pairs are symmetric in the teacher's crops.
+    expected = {"global": golden["loss.dino_global"] / 4, "local": golden["loss.dino_local"] / 8}
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name].sum(), value, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("n_local", [0, 1, 4])
+def test_equals_the_sum_over_pairs_of_crops(n_local):
+    n_images = 3
+    student_global, student_local, teacher = problem(n_images, max(1, n_local))
+    loss = ff.losses.NestedDINOLoss(OUT_DIMS)
+    parts = loss(student_global, student_local if n_local else None, loss.targets(teacher, 0.05))
+    for head in range(len(OUT_DIMS)):
+        q = sinkhorn_float64(teacher[head], 0.05).split(n_images)
+        crops = [*student_global[head].split(n_images)]
+        crops += student_local[head].split(n_images) if n_local else []
+        terms = [
+            -(q[t] * torch.log_softmax(s.double() / 0.1, dim=1)).sum(dim=1).mean()
+            for i, s in enumerate(crops)
+            for t in range(2)
+            if i >= 2 or t != i
+        ]
+        assert len(terms) == 2 + 2 * n_local
+        total = parts["global"][head] + parts["local"][head]
+        torch.testing.assert_close(total.double(), sum(terms) / len(terms), rtol=1e-5, atol=0)
+
+
+def test_centering_is_the_softmax_of_centred_logits():
+    student_global, student_local, teacher = problem()
+    loss = ff.losses.NestedDINOLoss(OUT_DIMS, centering="centering")
+    loss.center.normal_()
+    targets = loss.targets(teacher, 0.05)
+    for z, a, b, c in zip(teacher, *targets.potentials, loss.center.split(OUT_DIMS), strict=True):
+        expected = torch.softmax((z - c) / 0.05, dim=1)
+        torch.testing.assert_close(
+            torch.exp(z / 0.05 + a + b[:, None]), expected, rtol=1e-4, atol=1e-6
+        )
+    assert loss(student_global, student_local, targets)["local"].isfinite().all()
+
+
+def test_center_moves_only_when_told():
+    _, _, teacher = problem()
+    loss = ff.losses.NestedDINOLoss(OUT_DIMS, centering="centering", center_momentum=0.9)
+    targets = loss.targets(teacher, 0.05)
+    assert not loss.center.any()
+    loss.update_center(targets)
+    expected = 0.1 * torch.cat([z.mean(dim=0) for z in teacher])
+    torch.testing.assert_close(loss.center, expected)
+
+
+def test_center_is_saved_with_the_loss():
+    assert "center" in ff.losses.NestedDINOLoss(OUT_DIMS, centering="centering").state_dict()
+    assert not ff.losses.NestedDINOLoss(OUT_DIMS).state_dict()
+
+
+def test_one_nested_dimension_works():
+    loss = ff.losses.NestedDINOLoss([16])
+    student = torch.randn(4, 16, requires_grad=True)
+    parts = loss([student], None, loss.targets([torch.randn(4, 16)], 0.05))
+    parts["global"].sum().backward()
+    assert student.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((5, 6, 5), "student_global: 5 rows"),
+        ((4, 6, 6), "student_global: 4 rows with 6"),
+        ((6, 4, 6), "student_local: 4 rows"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(rows, message):
+    student_global, student_local, teacher = ([torch.randn(n, k) for k in OUT_DIMS] for n in rows)
+    loss = ff.losses.NestedDINOLoss(OUT_DIMS)
+    with pytest.raises(InputError, match=message):
+        loss(student_global, student_local, loss.targets(teacher, 0.05))
+
+
+def test_unknown_centering_is_refused():
+    with pytest.raises(InputError, match="centering: 'mean'"):
+        ff.losses.NestedDINOLoss(OUT_DIMS, centering="mean")

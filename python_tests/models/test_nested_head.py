@@ -1,0 +1,102 @@
+"""The nested prototype head against golden values of both released forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import franca_fast as ff
+from franca_fast.errors import InputError
+from franca_fast.hub import read_state_dict
+from python_tests.helpers import heads
+
+FILES = {
+    "full": ("teacher_checkpoint.pth", "dino_head."),
+    "slice": ("slice_head.pth", "ibot_head."),
+}
+
+
+@pytest.mark.parametrize("projection", ["full", "slice"])
+@torch.no_grad()
+def test_equals_golden(golden, golden_facts, golden_folder, projection):
+    facts = golden_facts["head"]
+    head = ff.models.NestedPrototypeHead(
+        facts["in_dim"],
+        facts["out_dim"],
+        hidden_dim=facts["hidden_dim"],
+        bottleneck_dim=facts["bottleneck_dim"],
+        projection=projection,
+    )
+    assert list(head.nesting_dims) == facts["nesting_list"]
+    file, prefix = FILES[projection]
+    state = read_state_dict(golden_folder / file)
+    head.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, strict=True
+    )
+    expected = heads(golden, f"head_{projection}.logits")
+    for ours, theirs in zip(head(golden["head.features"]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def small(**changes):
+    return ff.models.NestedPrototypeHead(
+        32, 64, **{"hidden_dim": 16, "bottleneck_dim": 8, **changes}
+    )
+
+
+def test_slice_reads_only_its_slice():
+    head, x = small(), torch.randn(3, 32)
+    changed = x.clone()
+    changed[:, 8:] += 1.0
+    before, after = head(x), head(changed)
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_scores_are_those_of_weight_normalised_prototypes():
+    head, x = small(), torch.randn(3, 32)
+    torch.nn.init.uniform_(head.last_layers[2].weight_g)
+    layer, bottleneck = head.last_layers[2], head.bottlenecks(x)[2]
+    weight = torch._weight_norm(layer.weight_v, layer.weight_g, 0)
+    torch.testing.assert_close(head(x)[2], bottleneck @ weight.t())
+
+
+def test_every_parameter_gets_a_gradient():
+    head = small()
+    sum(s.pow(2).sum() for s in head(torch.randn(3, 32))).backward()
+    assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+
+
+def test_one_dimension_is_a_plain_head():
+    head = small(nesting_dims=[32], normalize=True)
+    assert head.out_dims == (64,)
+    torch.testing.assert_close(head.bottlenecks(torch.randn(3, 32))[0].norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 4])
+def test_depth_of_the_mlp(n_layers):
+    head = small(n_layers=n_layers)
+    linear = [m for m in head.mlps[0] if isinstance(m, torch.nn.Linear)]
+    assert len(linear) == n_layers and linear[-1].out_features == 8
+    assert head(torch.randn(3, 32))[4].shape == (3, 64)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: small(projection="both"), "projection: 'both'"),
+        (lambda: small(nesting_dims=[64]), "nesting_dims: \\(64,\\)"),
+        (lambda: small(nesting_dims=[0]), "nesting_dims: \\(0,\\)"),
+        (lambda: small(n_layers=0), "n_layers: 0"),
+        (lambda: ff.models.NestedPrototypeHead(20, 64), "a multiple of 16"),
+        (lambda: ff.models.NestedPrototypeHead(32, 63), "out_dim: 63"),
+    ],
+)
+def test_wrong_arguments_are_named(build, message):
+    with pytest.raises(InputError, match=message):
+        build()

@@ -1,0 +1,193 @@
+"""The clustering loss against golden values, float64 and finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import franca_fast as ff
+from franca_fast.errors import InputError
+from python_tests.helpers import cross_entropy_float64, heads, sinkhorn_float64
+
+OPERATOR = "clustering_cross_entropy"
+BACKENDS = sorted(
+    {row.backend for row in ff.backends() if row.operator == OPERATOR and row.available}
+)
+COLUMNS = (1, 7, 64, 1031)
+TEMPERATURES = {"teacher_temperature": 0.05, "student_temperature": 0.1}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with ff.use_backend(request.param):
+        yield request.param
+
+
+def problem(n_student=10, n_teacher=6, n_targets=2, dtype=torch.float32):
+    teacher = [torch.randn(n_teacher, k, dtype=dtype) for k in COLUMNS]
+    student = [torch.randn(n_student, k, dtype=dtype, requires_grad=True) for k in COLUMNS]
+    rows = torch.randint(n_teacher, (n_student, n_targets))
+    weights = torch.rand(n_student, dtype=torch.promote_types(dtype, torch.float32))
+    return student, teacher, rows, weights
+
+
+def known_assignments(assignments, temperature):
+    """Teacher logits and potentials that give these assignments."""
+    logits = [q.log() * temperature for q in assignments]
+    zeros = ff.ops.SinkhornPotentials(
+        tuple(torch.zeros(q.shape[1]) for q in assignments),
+        tuple(torch.zeros(q.shape[0]) for q in assignments),
+    )
+    return logits, zeros
+
+
+def golden_loss(golden, student_name, rows, weights):
+    logits, potentials = known_assignments(heads(golden, "sinkhorn.assignments"), 0.05)
+    student = [s.clone().requires_grad_() for s in heads(golden, student_name)]
+    loss = ff.ops.clustering_cross_entropy(
+        student, logits, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
+    ).sum()
+    loss.backward()
+    return loss.detach(), [s.grad for s in student]
+
+
+def test_global_crops_equal_golden(golden, backend):
+    loss, gradients = golden_loss(golden, "loss.student_global", None, None)
+    torch.testing.assert_close(loss, golden["loss.dino_global"], rtol=1e-5, atol=0)
+    for ours, theirs in zip(gradients, heads(golden, "loss.grad_global"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_local_crops_equal_golden(golden, backend):
+    images = torch.arange(4)
+    rows = torch.stack([images, images + 4], dim=1).repeat(3, 1)
+    loss, gradients = golden_loss(golden, "loss.student_local", rows, torch.full((12,), 0.25))
+    torch.testing.assert_close(loss, golden["loss.dino_local"], rtol=1e-5, atol=0)
+    for ours, theirs in zip(gradients, heads(golden, "loss.grad_local"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(10, 6, 2), (1, 1, 1), (33, 2, 3), (0, 4, 1)])
+def test_equals_float64(backend, shape):
+    student, teacher, rows, weights = problem(*shape)
+    loss = ff.ops.clustering_cross_entropy(
+        student,
+        teacher,
+        ff.ops.sinkhorn_potentials(teacher, 0.05),
+        teacher_rows=rows,
+        weights=weights,
+        **TEMPERATURES,
+    )
+    loss.sum().backward()
+    for i, (s, z) in enumerate(zip(student, teacher, strict=True)):
+        reference = s.detach().double().requires_grad_()
+        expected = cross_entropy_float64(reference, sinkhorn_float64(z, 0.05), rows, weights, 0.1)
+        expected.backward()
+        torch.testing.assert_close(loss[i].double(), expected.detach(), rtol=5e-6, atol=1e-6)
+        torch.testing.assert_close(s.grad.double(), reference.grad, rtol=1e-4, atol=2e-5)
+
+
+def test_gradcheck_in_float64():
+    student, teacher, rows, weights = problem(4, 3, 2, torch.float64)
+    student, teacher = student[:3], teacher[:3]
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+
+    def loss(*logits):
+        return ff.ops.clustering_cross_entropy(
+            logits, teacher, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
+        )
+
+    assert torch.autograd.gradcheck(loss, tuple(student))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_gradient_is_the_rounded_exact_one(backend, dtype):
+    student, teacher, rows, weights = problem(dtype=dtype)
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    arguments = dict(teacher_rows=rows, weights=weights, **TEMPERATURES)
+    ff.ops.clustering_cross_entropy(student, teacher, potentials, **arguments).sum().backward()
+    exact = [s.detach().float().requires_grad_() for s in student]
+    ff.ops.clustering_cross_entropy(exact, teacher, potentials, **arguments).sum().backward()
+    for ours, reference in zip(student, exact, strict=True):
+        assert ours.grad.dtype == dtype
+        tolerance = torch.finfo(dtype).eps
+        torch.testing.assert_close(ours.grad.float(), reference.grad, rtol=tolerance, atol=2e-6)
+
+
+def test_each_head_has_its_own_gradient(backend):
+    student, teacher, rows, weights = problem()
+    loss = ff.ops.clustering_cross_entropy(
+        student,
+        teacher,
+        ff.ops.sinkhorn_potentials(teacher, 0.05),
+        teacher_rows=rows,
+        weights=weights,
+        **TEMPERATURES,
+    )
+    loss[2].backward()
+    assert [bool(s.grad.any()) for s in student] == [False, False, True, False]
+
+
+def test_same_bits_on_repeated_calls(backend):
+    student, teacher, rows, weights = problem(40, 20)
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    results = []
+    for _ in range(2):
+        loss = ff.ops.clustering_cross_entropy(
+            student, teacher, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
+        )
+        results.append([loss, *torch.autograd.grad(loss.sum(), student)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_operator_keeps_pytorchs_contract():
+    student, teacher, rows, weights = problem()
+    prototype, row = torch.ops.franca_fast.sinkhorn_potentials(teacher, 0.05, 3, 6, None)
+    opcheck(
+        torch.ops.franca_fast.clustering_cross_entropy.default,
+        (student, teacher, prototype, row, 0.1, 0.05, rows, weights),
+    )
+
+
+def test_compiles_without_graph_breaks():
+    student, teacher, rows, weights = problem()
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+
+    def loss(logits):
+        return ff.ops.clustering_cross_entropy(
+            logits, teacher, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
+        ).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(student), loss(student))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(teacher_temperature=-1.0), "teacher_temperature: -1.0"),
+        (dict(student_temperature=0.0), "student_temperature: 0.0"),
+        (dict(teacher_rows=None), "teacher_rows: None with 10 student and 6 teacher rows"),
+        (dict(teacher_rows=torch.full((10, 1), 6)), "teacher_rows: values 6..6"),
+        (dict(teacher_rows=torch.full((10, 1), -1)), "teacher_rows: values -1..-1"),
+        (dict(teacher_rows=torch.zeros(10, 1)), "teacher_rows: torch.float32"),
+        (dict(teacher_rows=torch.zeros(9, 1, dtype=torch.int64)), "teacher_rows: shape"),
+        (dict(weights=torch.ones(9)), "weights: shape \\(9,\\)"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    student, teacher, rows, weights = problem()
+    arguments = {"teacher_rows": rows, "weights": weights, **TEMPERATURES, **change}
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    with pytest.raises(InputError, match=message):
+        ff.ops.clustering_cross_entropy(student, teacher, potentials, **arguments)
+
+
+def test_heads_that_do_not_match_are_refused():
+    student, teacher, rows, weights = problem()
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    with pytest.raises(InputError, match="student_logits: columns"):
+        ff.ops.clustering_cross_entropy(student[:2], teacher, potentials, **TEMPERATURES)
+    with pytest.raises(InputError, match="potentials: prototype"):
+        ff.ops.clustering_cross_entropy(student[:2], teacher[:2], potentials, **TEMPERATURES)
