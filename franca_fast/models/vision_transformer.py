@@ -24,6 +24,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Patch tokens in row-major order."""
         height, width = x.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise InputError(
@@ -158,8 +159,8 @@ class VisionTransformer(nn.Module):
         Args:
             x: Images [B, C, H, W], or a list of such batches (crop sizes), which go through the
                 blocks packed together. Results equal those of separate calls.
-            masks: bool [B, n], patches to replace by the mask token; for a list of batches a list of
-                masks or None.
+            masks: bool [B, n], patches to replace by the mask token; for a list of batches a list
+                of masks or None.
 
         Returns:
             A dict (for a list: a list of dicts) with `x_norm_clstoken` [B, d], `x_norm_regtokens`

@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators. Each error names argument, value and what is accepted."""
+"""Argument checks shared by the operators: errors name argument, value and what is accepted."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_equals_golden(golden, golden_facts):
 
 
 def test_padding_rows_do_not_count(golden, golden_facts):
-    student, loss, temperature = golden_problem(golden, golden_facts)
+    _, loss, temperature = golden_problem(golden, golden_facts)
     teacher = heads(golden, "ibot.teacher_logits")
     padded = [torch.cat([z, torch.zeros(5, z.shape[1])]) for z in teacher]
     clean = loss.targets(teacher, temperature)

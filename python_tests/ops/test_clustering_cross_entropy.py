@@ -185,7 +185,7 @@ def test_wrong_arguments_are_named(change, message):
 
 
 def test_heads_that_do_not_match_are_refused():
-    student, teacher, rows, weights = problem()
+    student, teacher, _, _ = problem()
     potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
     with pytest.raises(InputError, match="student_logits: columns"):
         ff.ops.clustering_cross_entropy(student[:2], teacher, potentials, **TEMPERATURES)
