@@ -18,7 +18,13 @@ import torch
 
 from franca_fast.errors import InputError, did_you_mean
 
-OPERATORS = ("sinkhorn", "prototype_scores", "clustering_cross_entropy", "varlen_attention")
+OPERATORS = (
+    "sinkhorn",
+    "prototype_scores",
+    "clustering_cross_entropy",
+    "streamed_clustering",
+    "varlen_attention",
+)
 
 # In order of preference, with the package that holds each.
 _PACKAGES = {"cuda": "compiled", "cpu": "compiled", "torch": "torch"}

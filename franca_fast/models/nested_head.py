@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.ops import prototype_scores
+from franca_fast.ops import FactoredScores, prototype_scores
 
 
 def default_nesting_dims(dim: int) -> tuple[int, ...]:
@@ -117,13 +117,33 @@ class NestedPrototypeHead(nn.Module):
             outputs.append(F.normalize(x, dim=-1, eps=1e-6) if self.normalize else x)
         return outputs
 
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Scores of each nested dimension: [N, d] -> tuple of [N, K_i]."""
+    @overload
+    def forward(self, features: Tensor, factored: Literal[False] = False) -> tuple[Tensor, ...]: ...
+    @overload
+    def forward(self, features: Tensor, factored: Literal[True]) -> FactoredScores: ...
+
+    def forward(
+        self, features: Tensor, factored: bool = False
+    ) -> tuple[Tensor, ...] | FactoredScores:
+        """Scores of each nested dimension.
+
+        Args:
+            features: [N, d].
+            factored: Give the factors of the scores instead, for losses that never store scores.
+
+        Returns:
+            A tuple of [N, K_i], or `FactoredScores`.
+        """
         layers = cast("Sequence[WeightNormPrototypes]", self.last_layers)
-        return prototype_scores(
-            self.bottlenecks(features),
-            [layer.weight_v for layer in layers],
-            scales=[layer.scale() for layer in layers],
+        bottlenecks = self.bottlenecks(features)
+        prototypes = [layer.weight_v for layer in layers]
+        scales = [layer.scale() for layer in layers]
+        if not factored:
+            return prototype_scores(bottlenecks, prototypes, scales=scales)
+        # Under autocast the bottlenecks come in its dtype, and so would the stored scores.
+        dtype = bottlenecks[0].dtype
+        return FactoredScores(
+            tuple(bottlenecks), tuple(v.to(dtype) for v in prototypes), tuple(scales)
         )
 
 

@@ -7,11 +7,13 @@ documentation. The implementations are in `franca_fast.backends`.
 from __future__ import annotations
 
 from .clustering_cross_entropy import clustering_cross_entropy
+from .factored_scores import FactoredScores
 from .prototype_scores import prototype_scores
 from .sinkhorn import SinkhornPotentials, row_potentials, sinkhorn_knopp, sinkhorn_potentials
 from .varlen_attention import varlen_attention
 
 __all__ = [
+    "FactoredScores",
     "SinkhornPotentials",
     "clustering_cross_entropy",
     "prototype_scores",

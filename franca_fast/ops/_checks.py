@@ -56,6 +56,24 @@ def same_columns(name: str, matrices: list[Tensor], other_name: str, others: lis
         )
 
 
+def same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Two tensors must have one dtype and one device."""
+    if tensor.dtype != other.dtype or tensor.device != other.device:
+        raise InputError(
+            f"{name}: {tensor.dtype} on {tensor.device}; "
+            f"accepted: as {other_name}, {other.dtype} on {other.device}"
+        )
+
+
+def scales(name: str, factors: list[Tensor], prototypes: list[Tensor]) -> None:
+    """One factor for each prototype."""
+    if [s.shape for s in factors] != [m.shape[:1] for m in prototypes]:
+        raise InputError(
+            f"{name}: shapes {[tuple(s.shape) for s in factors]}; "
+            f"accepted: {[tuple(m.shape[:1]) for m in prototypes]}"
+        )
+
+
 def temperature(name: str, value: float) -> float:
     """A positive, finite temperature."""
     value = float(value)

@@ -8,7 +8,8 @@ temperature t and assignments Q = exp(z/T + a + b) of the teacher logits z,
     d loss / d s[m, k] = w[m]/t * (P * softmax(s[m]/t)[k] - q[m, k])
 
 which is -sum_k Q log softmax(s/t) summed over the pairs (DINO, arXiv 2104.14294), for every nested
-head. Q is rebuilt from the potentials; no [M, K] array of targets is kept for the backward.
+head. Q is rebuilt from the potentials; no [M, K] array of targets is kept for the backward. Given
+as factors, the scores themselves are recomputed too, block by block, forward and backward.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from franca_fast.errors import InputError
 
 from . import _checks
 from ._library import define
+from .factored_scores import FactoredScores, lists
 from .sinkhorn import SinkhornPotentials
 
 
 def clustering_cross_entropy(
-    student_logits: Tensor | Sequence[Tensor],
-    teacher_logits: Tensor | Sequence[Tensor],
+    student_logits: Tensor | Sequence[Tensor] | FactoredScores,
+    teacher_logits: Tensor | Sequence[Tensor] | FactoredScores,
     potentials: SinkhornPotentials,
     *,
     teacher_temperature: float,
@@ -39,11 +41,13 @@ def clustering_cross_entropy(
 ) -> Tensor:
     """Weighted cross-entropy between student scores and teacher assignments, for each nested head.
 
-    Differentiable in the student logits only.
+    Differentiable in the student logits only (given as `FactoredScores`: in their features,
+    prototypes and scales).
 
     Args:
-        student_logits: s, [M, K] or one [M, K_i] for each nested head.
-        teacher_logits: z, [N, K] or one [N, K_i] for each nested head; a constant.
+        student_logits: s, [M, K] or one [M, K_i] for each nested head, or `FactoredScores`.
+        teacher_logits: z, [N, K] or one [N, K_i] for each nested head, or `FactoredScores` if the
+            student's are; a constant.
         potentials: Of the teacher logits, from `sinkhorn_potentials` or `row_potentials`.
         teacher_temperature: T > 0, the temperature that the potentials were computed with.
         student_temperature: t > 0.
@@ -66,36 +70,81 @@ def clustering_cross_entropy(
         ...     student, teacher, potentials, teacher_temperature=0.05)
         >>> loss.sum().backward()
     """
+    temperatures = (
+        _checks.temperature("student_temperature", student_temperature),
+        _checks.temperature("teacher_temperature", teacher_temperature),
+    )
+    if isinstance(student_logits, FactoredScores):
+        if not isinstance(teacher_logits, FactoredScores):
+            raise InputError(
+                "teacher_logits: logits beside factored student scores; accepted: FactoredScores"
+            )
+        return _factored_loss(
+            student_logits, teacher_logits, potentials, temperatures, teacher_rows, weights
+        )
+    if isinstance(teacher_logits, FactoredScores):
+        raise InputError(
+            "teacher_logits: FactoredScores beside stored student logits; accepted: logits"
+        )
     student = _checks.as_matrices("student_logits", student_logits)
     teacher = _checks.as_matrices("teacher_logits", teacher_logits)
     _checks.same_rows("student_logits", student)
     _checks.same_rows("teacher_logits", teacher)
     _checks.same_columns("student_logits", student, "teacher_logits", teacher)
-    if student[0].device != teacher[0].device:
+    _check_devices(student[0], teacher[0])
+    prototype, row = _check_potentials(
+        potentials, teacher[0].shape[0], [z.shape[1] for z in teacher]
+    )
+    rows = _check_rows(teacher_rows, student[0], teacher[0])
+    factors = _check_weights(weights, student[0])
+    teacher = [z.detach() for z in teacher]
+    loss, _ = _cross_entropy(student, teacher, prototype, row, *temperatures, rows, factors)
+    return loss
+
+
+def _factored_loss(
+    student: FactoredScores,
+    teacher: FactoredScores,
+    potentials: SinkhornPotentials,
+    temperatures: tuple[float, float],
+    teacher_rows: Tensor | None,
+    weights: Tensor | None,
+) -> Tensor:
+    own, other = lists("student_logits", student), lists("teacher_logits", teacher)
+    columns = [v.shape[0] for v in other[1]]
+    if [v.shape[0] for v in own[1]] != columns:
         raise InputError(
-            f"teacher_logits: on {teacher[0].device}, student_logits on {student[0].device}; "
-            f"accepted: one device"
+            f"student_logits.prototypes: {[v.shape[0] for v in own[1]]}; "
+            f"accepted: as many as the teacher's, {columns}"
         )
-    prototype, row = _check_potentials(potentials, teacher)
-    loss, _ = _cross_entropy(
-        student,
-        [z.detach() for z in teacher],
+    _check_devices(own[0][0], other[0][0])
+    prototype, row = _check_potentials(potentials, teacher.n_rows, columns)
+    loss, _ = _factored_cross_entropy(
+        *own,
+        *([t.detach() for t in factor] for factor in other),
         prototype,
         row,
-        _checks.temperature("student_temperature", student_temperature),
-        _checks.temperature("teacher_temperature", teacher_temperature),
-        _check_rows(teacher_rows, student[0], teacher[0]),
-        _check_weights(weights, student[0]),
+        *temperatures,
+        _check_rows(teacher_rows, own[0][0], other[0][0]),
+        _check_weights(weights, own[0][0]),
     )
     return loss
 
 
+def _check_devices(student: Tensor, teacher: Tensor) -> None:
+    if student.device != teacher.device:
+        raise InputError(
+            f"teacher_logits: on {teacher.device}, student_logits on {student.device}; "
+            f"accepted: one device"
+        )
+
+
 def _check_potentials(
-    potentials: SinkhornPotentials, teacher: list[Tensor]
+    potentials: SinkhornPotentials, n_rows: int, columns: list[int]
 ) -> tuple[Tensor, Tensor]:
     prototype, row = potentials
     given = [tuple(a.shape) for a in prototype], [tuple(b.shape) for b in row]
-    expected = [(z.shape[1],) for z in teacher], [(z.shape[0],) for z in teacher]
+    expected = [(k,) for k in columns], [(n_rows,)] * len(columns)
     if given != expected:
         raise InputError(
             f"potentials: prototype {given[0]} and row {given[1]}; accepted for these teacher "
@@ -136,6 +185,13 @@ def _check_weights(weights: Tensor | None, student: Tensor) -> Tensor:
     return weights.detach().to(dtype)
 
 
+def _check_row_values(rows: Tensor, n_teacher: int) -> None:
+    if rows.device.type == "cpu" and rows.numel():
+        low, high = (int(bound) for bound in rows.aminmax())
+        if low < 0 or high >= n_teacher:
+            raise InputError(f"teacher_rows: values {low}..{high}; accepted: 0..{n_teacher - 1}")
+
+
 def _forward_impl(
     student: list[Tensor],
     teacher: list[Tensor],
@@ -146,12 +202,7 @@ def _forward_impl(
     teacher_rows: Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    if teacher_rows.device.type == "cpu" and teacher_rows.numel():
-        low, high = (int(bound) for bound in teacher_rows.aminmax())
-        if low < 0 or high >= teacher[0].shape[0]:
-            raise InputError(
-                f"teacher_rows: values {low}..{high}; accepted: 0..{teacher[0].shape[0] - 1}"
-            )
+    _check_row_values(teacher_rows, teacher[0].shape[0])
     return choose("clustering_cross_entropy", student[0]).forward(
         student,
         teacher,
@@ -164,17 +215,8 @@ def _forward_impl(
     )
 
 
-def _forward_fake(
-    student: list[Tensor],
-    teacher: list[Tensor],
-    prototype: Tensor,
-    row: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
-    heads, n_rows = len(student), student[0].shape[0]
+def _forward_fake(student: list[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
+    heads, n_rows, weights = len(student), student[0].shape[0], arguments[-1]
     return weights.new_empty((heads,)), weights.new_empty((heads, n_rows))
 
 
@@ -226,4 +268,93 @@ _cross_entropy = define(
     _forward_fake,
     backward=_autograd_backward,
     setup_context=_setup_context,
+)
+
+
+def _factored_forward_impl(
+    x: list[Tensor],
+    v: list[Tensor],
+    scales: list[Tensor],
+    teacher_x: list[Tensor],
+    teacher_v: list[Tensor],
+    teacher_scales: list[Tensor],
+    prototype: Tensor,
+    row: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    teacher_rows: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    _check_row_values(teacher_rows, teacher_x[0].shape[0])
+    return choose("streamed_clustering", x[0]).forward(
+        (x, v, scales),
+        (teacher_x, teacher_v, teacher_scales),
+        prototype,
+        row,
+        student_temperature,
+        teacher_temperature,
+        teacher_rows,
+        weights,
+    )
+
+
+def _factored_backward_impl(
+    grad_loss: Tensor,
+    x: list[Tensor],
+    v: list[Tensor],
+    scales: list[Tensor],
+    teacher_x: list[Tensor],
+    teacher_v: list[Tensor],
+    teacher_scales: list[Tensor],
+    *arguments: Any,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return choose("streamed_clustering", x[0]).backward(
+        grad_loss, (x, v, scales), (teacher_x, teacher_v, teacher_scales), *arguments
+    )
+
+
+def _factored_setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+) -> None:
+    factors, (prototype, row, t_student, t_teacher, teacher_rows, weights) = inputs[:6], inputs[6:]
+    ctx.n_heads = len(factors[0])
+    ctx.temperatures = (t_student, t_teacher)
+    flat = [tensor for factor in factors for tensor in factor]
+    ctx.save_for_backward(*flat, prototype, row, output[1], teacher_rows, weights)
+
+
+def _factored_autograd_backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+    *flat, prototype, row, lse, teacher_rows, weights = ctx.saved_tensors
+    n = ctx.n_heads
+    gradients = _factored_cross_entropy_backward(
+        grad_loss.contiguous(),
+        *(flat[i * n : (i + 1) * n] for i in range(6)),
+        prototype,
+        row,
+        lse,
+        *ctx.temperatures,
+        teacher_rows,
+        weights,
+    )
+    return (*gradients, *([[None] * n] * 3), None, None, None, None, None, None)
+
+
+_FACTORS = (
+    "Tensor[] features, Tensor[] prototypes, Tensor[] scales, Tensor[] teacher_features, "
+    "Tensor[] teacher_prototypes, Tensor[] teacher_scales, Tensor prototype, Tensor row"
+)
+_factored_cross_entropy_backward = define(
+    f"factored_cross_entropy_backward(Tensor grad_loss, {_FACTORS}, Tensor lse, {_ARGUMENTS}) "
+    "-> (Tensor[], Tensor[], Tensor[])",
+    _factored_backward_impl,
+    lambda grad_loss, x, v, scales, *_: tuple(
+        [t.new_empty(t.shape) for t in factor] for factor in (x, v, scales)
+    ),
+)
+_factored_cross_entropy = define(
+    f"factored_cross_entropy({_FACTORS}, {_ARGUMENTS}) -> (Tensor, Tensor)",
+    _factored_forward_impl,
+    _forward_fake,
+    backward=_factored_autograd_backward,
+    setup_context=_factored_setup_context,
 )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from franca_fast.backends import choose
-from franca_fast.errors import InputError
 
 from . import _checks
 from ._library import define
@@ -53,17 +52,10 @@ def prototype_scores(
         dtype = torch.get_autocast_dtype(device)
         x, v = [m.to(dtype) for m in x], [m.to(dtype) for m in v]
     _checks.same_columns("prototypes", v, "features", x)
-    if x[0].dtype != v[0].dtype or x[0].device != v[0].device:
-        raise InputError(
-            f"prototypes: {v[0].dtype} on {v[0].device}; "
-            f"accepted: as the features, {x[0].dtype} on {x[0].device}"
-        )
+    _checks.same_kind("prototypes", v[0], "features", x[0])
     factors = [] if scales is None else list(scales)
-    if scales is not None and [s.shape for s in factors] != [m.shape[:1] for m in v]:
-        raise InputError(
-            f"scales: shapes {[tuple(s.shape) for s in factors]}; "
-            f"accepted: {[tuple(m.shape[:1]) for m in v]}"
-        )
+    if scales is not None:
+        _checks.scales("scales", factors, v)
     return tuple(_scores(x, v, factors))
 
 

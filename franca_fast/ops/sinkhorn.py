@@ -18,7 +18,7 @@ A row step gives b and c in one read of z, so three iterations read z four times
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,6 +30,7 @@ from franca_fast.backends import choose
 
 from . import _checks
 from ._library import define
+from .factored_scores import FactoredScores, lists
 
 
 class SinkhornPotentials(NamedTuple):
@@ -45,7 +46,7 @@ class SinkhornPotentials(NamedTuple):
 
 
 def sinkhorn_potentials(
-    logits: Tensor | Sequence[Tensor],
+    logits: Tensor | Sequence[Tensor] | FactoredScores,
     temperature: float,
     n_iterations: int = 3,
     *,
@@ -58,7 +59,7 @@ def sinkhorn_potentials(
 
     Args:
         logits: Scores z, [N, K] or one [N, K_i] for each nested head, in float32, bfloat16, float16
-            or float64. Rows may be strided.
+            or float64. Rows may be strided. `FactoredScores` are recomputed, never stored.
         temperature: T > 0.
         n_iterations: Sinkhorn-Knopp iterations, at least 1.
         n_valid: Rows from this one on are padding and take no part. Default: all rows count.
@@ -79,15 +80,18 @@ def sinkhorn_potentials(
         >>> torch.allclose(q.sum(dim=1), torch.ones(6), atol=1e-4)
         True
     """
+    value = _checks.temperature("temperature", temperature)
+    _checks.iterations(n_iterations)
+    group_name = None if group is None else group.group_name
+    if isinstance(logits, FactoredScores):
+        x, v, scales = _constants(logits)
+        valid = _checks.valid_rows(n_valid, logits.n_rows)
+        prototype, row = _factored_potentials(x, v, scales, value, n_iterations, valid, group_name)
+        return SinkhornPotentials(prototype.split([m.shape[0] for m in v]), row.unbind(0))
     heads = _heads(logits)
-    prototype, row = _potentials(
-        heads,
-        _checks.temperature("temperature", temperature),
-        _checks.iterations(n_iterations),
-        _checks.valid_rows(n_valid, heads[0].shape[0]),
-        None if group is None else group.group_name,
-    )
-    return SinkhornPotentials(_split(prototype, heads), row.unbind(0))
+    valid = _checks.valid_rows(n_valid, heads[0].shape[0])
+    prototype, row = _potentials(heads, value, n_iterations, valid, group_name)
+    return SinkhornPotentials(prototype.split([z.shape[1] for z in heads]), row.unbind(0))
 
 
 def sinkhorn_knopp(
@@ -123,7 +127,7 @@ def sinkhorn_knopp(
 
 
 def row_potentials(
-    logits: Tensor | Sequence[Tensor],
+    logits: Tensor | Sequence[Tensor] | FactoredScores,
     temperature: float,
     prototype: Sequence[Tensor],
     *,
@@ -143,14 +147,22 @@ def row_potentials(
     Returns:
         `SinkhornPotentials` with the given prototype potentials.
     """
-    heads = _heads(logits)
-    row = _row_potentials(
-        heads,
-        _checks.temperature("temperature", temperature),
-        torch.cat(list(prototype)),
-        _checks.valid_rows(n_valid, heads[0].shape[0]),
-    )
+    value = _checks.temperature("temperature", temperature)
+    packed = torch.cat(list(prototype))
+    if isinstance(logits, FactoredScores):
+        x, v, scales = _constants(logits)
+        valid = _checks.valid_rows(n_valid, logits.n_rows)
+        row = _factored_row_potentials(x, v, scales, value, packed, valid)
+    else:
+        heads = _heads(logits)
+        valid = _checks.valid_rows(n_valid, heads[0].shape[0])
+        row = _row_potentials(heads, value, packed, valid)
     return SinkhornPotentials(tuple(prototype), row.unbind(0))
+
+
+def _constants(scores: FactoredScores) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    x, v, scales = ([t.detach() for t in factor] for factor in lists("logits", scores))
+    return x, v, scales
 
 
 def _heads(logits: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -159,16 +171,16 @@ def _heads(logits: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [z.detach() for z in heads]
 
 
-def _split(packed: Tensor, heads: list[Tensor]) -> tuple[Tensor, ...]:
-    return packed.split([z.shape[1] for z in heads])
-
-
-def _potentials_impl(
-    logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int, group: str | None
+def _balance(
+    column_logsumexp: Callable[[], tuple[Tensor, Tensor]],
+    row_step: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]],
+    n_iterations: int,
+    group: str | None,
 ) -> tuple[Tensor, Tensor]:
-    passes = choose("sinkhorn", logits[0])
+    """The iteration, given the two passes over the scores; collectives go between the passes."""
+    # A group's name is a plain string in the schema of an operator.
     ranks = None if group is None else _resolve_process_group(cast(Any, group))
-    maximum, total = passes.column_logsumexp(logits, temperature, n_valid)
+    maximum, total = column_logsumexp()
     if ranks is not None:
         own = maximum.clone()
         dist.all_reduce(maximum, dist.ReduceOp.MAX, ranks)
@@ -178,12 +190,44 @@ def _potentials_impl(
     # Without any row on any rank there is nothing to balance.
     prototype = torch.where(total > 0, -(maximum + total.log()), 0.0)
     for _ in range(n_iterations - 1):
-        _, mass = passes.row_step(logits, temperature, prototype, n_valid, True)
+        _, mass = row_step(prototype, True)
+        assert mass is not None
         if ranks is not None:
             dist.all_reduce(mass, dist.ReduceOp.SUM, ranks)
         prototype = torch.where(mass > 0, prototype - mass.log(), prototype)
-    row, _ = passes.row_step(logits, temperature, prototype, n_valid, False)
+    row, _ = row_step(prototype, False)
     return prototype, row
+
+
+def _potentials_impl(
+    logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int, group: str | None
+) -> tuple[Tensor, Tensor]:
+    passes = choose("sinkhorn", logits[0])
+    return _balance(
+        lambda: passes.column_logsumexp(logits, temperature, n_valid),
+        lambda a, with_mass: passes.row_step(logits, temperature, a, n_valid, with_mass),
+        n_iterations,
+        group,
+    )
+
+
+def _factored_potentials_impl(
+    features: list[Tensor],
+    prototypes: list[Tensor],
+    scales: list[Tensor],
+    temperature: float,
+    n_iterations: int,
+    n_valid: int,
+    group: str | None,
+) -> tuple[Tensor, Tensor]:
+    passes = choose("streamed_clustering", features[0])
+    scores = (features, prototypes, scales)
+    return _balance(
+        lambda: passes.column_logsumexp(*scores, temperature, n_valid),
+        lambda a, with_mass: passes.row_step(*scores, temperature, a, n_valid, with_mass),
+        n_iterations,
+        group,
+    )
 
 
 def _assignments_impl(
@@ -200,6 +244,19 @@ def _row_potentials_impl(
     return row
 
 
+def _factored_row_potentials_impl(
+    features: list[Tensor],
+    prototypes: list[Tensor],
+    scales: list[Tensor],
+    temperature: float,
+    prototype: Tensor,
+    n_valid: int,
+) -> Tensor:
+    passes = choose("streamed_clustering", features[0])
+    row, _ = passes.row_step(features, prototypes, scales, temperature, prototype, n_valid, False)
+    return row
+
+
 def _potential_dtype(z: Tensor) -> torch.dtype:
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
@@ -209,11 +266,8 @@ def _fake_row(logits: list[Tensor]) -> Tensor:
     return z.new_empty((len(logits), z.shape[0]), dtype=_potential_dtype(z))
 
 
-def _potentials_fake(
-    logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int, group: str | None
-) -> tuple[Tensor, Tensor]:
-    n_prototypes = sum(z.shape[1] for z in logits)
-    row = _fake_row(logits)
+def _fake_potentials(rows: list[Tensor], n_prototypes: int) -> tuple[Tensor, Tensor]:
+    row = _fake_row(rows)
     return row.new_empty((n_prototypes,)), row
 
 
@@ -221,7 +275,15 @@ _potentials = define(
     "sinkhorn_potentials(Tensor[] logits, float temperature, int n_iterations, SymInt n_valid, "
     "str? group) -> (Tensor, Tensor)",
     _potentials_impl,
-    _potentials_fake,
+    lambda logits, *_: _fake_potentials(logits, sum(z.shape[1] for z in logits)),
+)
+_factored_potentials = define(
+    "factored_sinkhorn_potentials(Tensor[] features, Tensor[] prototypes, Tensor[] scales, "
+    "float temperature, int n_iterations, SymInt n_valid, str? group) -> (Tensor, Tensor)",
+    _factored_potentials_impl,
+    lambda features, prototypes, *_: _fake_potentials(
+        features, sum(v.shape[0] for v in prototypes)
+    ),
 )
 _assignments = define(
     "sinkhorn_assignments(Tensor[] logits, float temperature, Tensor prototype, SymInt n_valid) "
@@ -236,4 +298,10 @@ _row_potentials = define(
     "-> Tensor",
     _row_potentials_impl,
     lambda logits, temperature, prototype, n_valid: _fake_row(logits),
+)
+_factored_row_potentials = define(
+    "factored_row_potentials(Tensor[] features, Tensor[] prototypes, Tensor[] scales, "
+    "float temperature, Tensor prototype, SymInt n_valid) -> Tensor",
+    _factored_row_potentials_impl,
+    lambda features, *_: _fake_row(features),
 )

@@ -1,0 +1,55 @@
+"""Scores of all nested heads as factors, for operators that never store them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import _checks
+
+
+class FactoredScores(NamedTuple):
+    """Scores z[n, k] = scale[k] * <features[n], prototypes[k]> of every head, not multiplied out.
+
+    The clustering operators take it wherever they take logits, and then recompute blocks of scores
+    instead of storing them: peak extra memory is O(N + K) instead of O(N K).
+
+    Attributes:
+        features: For each head, [N, C_i].
+        prototypes: For each head, [K_i, C_i], of the dtype of the features.
+        scales: For each head, [K_i], float32 (float64 for float64 features).
+
+    Example:
+        >>> import torch, franca_fast as ff
+        >>> head = ff.models.NestedPrototypeHead(32, 64, hidden_dim=16, bottleneck_dim=8)
+        >>> scores = head(torch.randn(6, 32), factored=True)
+        >>> potentials = ff.ops.sinkhorn_potentials(scores, temperature=0.05)
+    """
+
+    features: tuple[Tensor, ...]
+    prototypes: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows N."""
+        return self.features[0].shape[0]
+
+    def split(self, sizes: Sequence[int]) -> list[FactoredScores]:
+        """Cuts the rows into parts; the prototypes are shared."""
+        parts = zip(*(x.split(list(sizes)) for x in self.features), strict=True)
+        return [self._replace(features=part) for part in parts]
+
+
+def lists(name: str, scores: FactoredScores) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The factors as checked lists."""
+    features = _checks.as_matrices(f"{name}.features", scores.features)
+    prototypes = _checks.as_matrices(f"{name}.prototypes", scores.prototypes)
+    _checks.same_rows(f"{name}.features", features)
+    _checks.same_columns(f"{name}.prototypes", prototypes, f"{name}.features", features)
+    scales = list(scores.scales)
+    _checks.scales(f"{name}.scales", scales, prototypes)
+    _checks.same_kind(f"{name}.prototypes", prototypes[0], f"{name}.features", features[0])
+    return features, prototypes, scales
