@@ -55,7 +55,9 @@ def franca_imports(path: Path) -> set[str]:
         else:
             continue
         found |= {n.split(".")[1] for n in names if n.startswith("franca_fast.")}
-    return {name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()}
+    return {
+        name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
+    }
 
 
 FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.parent != PACKAGE]

@@ -27,7 +27,9 @@ OPERATORS = (
 )
 
 # In order of preference, with the package that holds each.
-_PACKAGES = {"cuda": "compiled", "cpu": "compiled", "torch": "torch"}
+_PACKAGES = {"cuda": "compiled.cuda", "cpu": "compiled", "triton": "triton", "torch": "torch"}
+# Triton's interpreter runs CPU tensors, far slower than any other backend: it is for tests.
+_ON_REQUEST_ONLY = ("triton", "cpu")
 _AUTO = "auto"
 _ENVIRONMENT = "FRANCA_FAST_BACKEND"
 
@@ -96,7 +98,12 @@ def _select(operator: str, tensor: torch.Tensor) -> str:
                 f"tensors on {tensor.device}: {reason}"
             )
         return request
-    return next(name for name in _PACKAGES if _unavailable(name, operator, tensor) is None)
+    return next(
+        name
+        for name in _PACKAGES
+        if (name, tensor.device.type) != _ON_REQUEST_ONLY
+        and _unavailable(name, operator, tensor) is None
+    )
 
 
 def choose(operator: str, tensor: torch.Tensor) -> ModuleType:
@@ -121,7 +128,7 @@ class use_backend:
     that a backward pass run by another thread follows it too).
 
     Args:
-        name: "cuda", "cpu", "torch", or "auto" for the automatic choice.
+        name: "cuda", "cpu", "triton", "torch", or "auto" for the automatic choice.
 
     Raises:
         InputError: If the name is unknown. A backend that is known but cannot run raises when an

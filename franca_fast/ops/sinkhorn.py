@@ -203,6 +203,11 @@ def _potentials_impl(
     logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int, group: str | None
 ) -> tuple[Tensor, Tensor]:
     passes = choose("sinkhorn", logits[0])
+    if group is None and hasattr(passes, "potentials"):
+        # Some backends join the passes of a problem that no other rank takes part in.
+        potentials = passes.potentials(logits, temperature, n_iterations, n_valid)
+        if potentials is not None:
+            return potentials
     return _balance(
         lambda: passes.column_logsumexp(logits, temperature, n_valid),
         lambda a, with_mass: passes.row_step(logits, temperature, a, n_valid, with_mass),

@@ -78,23 +78,34 @@ def backward(
     for run in _runs(seqlens):
         query, key, value, grad = run.of(q), run.of(k), run.of(v), run.of(grad_out)
         if q.device.type == "cpu":
-            gradients.append(
-                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    grad,
-                    query,
-                    key,
-                    value,
-                    run.of(out),
-                    run.of(lse.unsqueeze(-1)).squeeze(-1),
-                    dropout_p=0.0,
-                    is_causal=False,
-                    scale=scale,
-                )
-            )
+            statistics = run.of(lse.unsqueeze(-1)).squeeze(-1)
+            gradients.append(_on_cpu(grad, query, key, value, run.of(out), statistics, scale))
         else:
             gradients.append(_recomputed(grad, query, key, value, scale))
     dq, dk, dv = (_pack(list(parts)) for parts in zip(*gradients, strict=True))
     return dq, dk, dv
+
+
+def _on_cpu(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    statistics: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # In bfloat16 and float16 PyTorch's kernel takes several times as long as in float32 on short
+    # sequences, far more than the casts cost.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *(x.to(dtype) for x in (grad, query, key, value, out)),
+        statistics,
+        dropout_p=0.0,
+        is_causal=False,
+        scale=scale,
+    )
+    return dq.to(query.dtype), dk.to(query.dtype), dv.to(query.dtype)
 
 
 def _recomputed(
