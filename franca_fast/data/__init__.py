@@ -1,0 +1,31 @@
+"""Data: shards and folders, decoding, augmentation, masks, and the loader for training."""
+
+from __future__ import annotations
+
+from .batch import Batch
+from .decoding import SkipCounter, decode_rgb
+from .images import Images, eval_transform, open_images
+from .loader import TrainLoader, build_train_loader
+from .masking import BlockMask, CyclicMask, InverseBlockMask, RandomMask
+from .settings import CropSettings, MaskSettings
+from .sources import Source, fashion_mnist_shards, open_source
+
+__all__ = [
+    "Batch",
+    "BlockMask",
+    "CropSettings",
+    "CyclicMask",
+    "Images",
+    "InverseBlockMask",
+    "MaskSettings",
+    "RandomMask",
+    "SkipCounter",
+    "Source",
+    "TrainLoader",
+    "build_train_loader",
+    "decode_rgb",
+    "eval_transform",
+    "fashion_mnist_shards",
+    "open_images",
+    "open_source",
+]

@@ -1,0 +1,217 @@
+"""One training batch, and the maker that turns references to samples into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from franca_fast.data.crops import CropBuffer, crop_regions
+from franca_fast.data.decoding import BadImage, BadSample, LazyImage, without_remarks
+from franca_fast.data.masking import build_mask, sample_masks
+from franca_fast.data.photometry import PhotometricParameters, draw_parameters, photometric
+from franca_fast.data.settings import CropSettings, MaskSettings
+from franca_fast.data.shards import OpenFiles, SampleRef, read_sample
+from franca_fast.data.stream import Draw
+
+
+@dataclass
+class Batch:
+    """The crops and masks of B images.
+
+    Attributes:
+        global_crops: float32 [2B, 3, S, S], crop-major: crop 1 of all images, then crop 2.
+        local_crops: float32 [L*B, 3, s, s], crop-major; None without local crops.
+        masks: bool [2B, n], n patches per global crop; True is hidden from the student.
+        mask_indices: int64 [M], where `masks.flatten()` is true.
+        mask_weights: float32 [M], 1 / (masked patches of that crop).
+        keys: names of the B images.
+        skipped: reason -> samples skipped while this batch was made.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor | None
+    masks: Tensor
+    mask_indices: Tensor
+    mask_weights: Tensor
+    keys: list[str]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU are faster."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        tensors: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        return replace(self, **tensors)
+
+
+@dataclass
+class MadeBatch:
+    """What a worker sends back.
+
+    The crops of `batch` are finished when `parameters` is None. Otherwise they are uint8
+    [n, S, S, C], and `finish` completes them, on whichever device they then lie.
+
+    Attributes:
+        batch: the batch.
+        parameters: for the global and the local crops.
+        bad: what could not be used, and why.
+        unfilled: places of the batch for which no spare was left.
+    """
+
+    batch: Batch
+    parameters: tuple[PhotometricParameters, PhotometricParameters] | None
+    bad: list[BadSample]
+    unfilled: int
+
+    def pin_memory(self) -> MadeBatch:
+        """The same with the tensors in page-locked memory (called by torch's DataLoader)."""
+        return replace(self, batch=self.batch.pin_memory())
+
+    def finish(self, settings: CropSettings) -> Batch:
+        """Applies what is left of the augmentation; returns the batch."""
+        if self.parameters is None:
+            return self.batch
+        for_global, for_local = self.parameters
+        local_crops = self.batch.local_crops
+        if local_crops is not None:
+            local_crops = photometric(local_crops, for_local, settings)
+        global_crops = photometric(self.batch.global_crops, for_global, settings)
+        return replace(self.batch, global_crops=global_crops, local_crops=local_crops)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Everything about batches that does not change during a run.
+
+    Attributes:
+        batch_size: b, images per batch on this rank.
+        crops, masking: the settings.
+        patch_size: side of a patch, pixels.
+        seed: of the run.
+        rank, world_size: this rank's share of each batch of world_size * b images.
+        max_image_pixels: larger images are skipped.
+        photometric_here: whether the maker also changes colours, blurs and normalises; otherwise
+            `MadeBatch.finish` does.
+    """
+
+    batch_size: int
+    crops: CropSettings
+    masking: MaskSettings
+    patch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    max_image_pixels: int
+    photometric_here: bool
+
+    @property
+    def whole_batch_size(self) -> int:
+        """Images per batch on all ranks together."""
+        return self.batch_size * self.world_size
+
+
+class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
+    """Makes batches from draws; it has no state, so any worker can make any batch.
+
+    Args:
+        plan: what the batches look like.
+    """
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self._plan = plan
+        self._files = OpenFiles()
+        self._mask = build_mask(plan.masking, plan.crops.global_crops_size // plan.patch_size)
+
+    def __getitem__(self, draw: Draw) -> MadeBatch:
+        """Decodes, crops and collates the samples of a draw."""
+        plan = self._plan
+        buffer = CropBuffer(plan.crops, plan.batch_size)
+        with without_remarks():
+            keys, bad, unfilled = self._fill(buffer, draw)
+        masks = sample_masks(
+            self._mask,
+            plan.masking,
+            plan.seed,
+            draw.first,
+            plan.whole_batch_size,
+            plan.rank,
+            plan.world_size,
+        )
+        counts = masks.sum(1, dtype=torch.float32)
+        batch = Batch(
+            global_crops=torch.from_numpy(buffer.global_crops),
+            local_crops=torch.from_numpy(buffer.local_crops) if len(buffer.local_crops) else None,
+            masks=masks,
+            mask_indices=masks.flatten().nonzero().flatten(),
+            mask_weights=(1 / counts)[:, None].expand_as(masks)[masks],
+            keys=keys,
+        )
+        parameters = (
+            draw_parameters(plan.crops, plan.seed, draw.numbers, local=False),
+            draw_parameters(plan.crops, plan.seed, draw.numbers, local=True),
+        )
+        made = MadeBatch(batch, parameters, bad, unfilled)
+        if plan.photometric_here and not unfilled:
+            made = replace(made, batch=made.finish(plan.crops), parameters=None)
+        return made
+
+    def _fill(self, buffer: CropBuffer, draw: Draw) -> tuple[list[str], list[BadSample], int]:
+        """Puts the crops of the samples into the buffer; a spare takes the place of a bad one.
+
+        Returns:
+            names of the images; the bad ones, without spares, which are counted when their own
+            turn comes; places left unfilled.
+        """
+        keys = [""] * len(draw.refs)
+        bad = list[BadSample]()
+        spares = iter(draw.spares)
+        todo = list(enumerate(draw.refs))
+        unfilled = 0
+        while todo and not unfilled:
+            failed = self._cut(buffer, todo, draw.numbers)
+            for slot, ref in todo:
+                if slot not in failed:
+                    keys[slot] = ref.name
+                elif ref is draw.refs[slot]:
+                    bad.append(BadSample(ref.location, failed[slot].reason, failed[slot].detail))
+            todo = [(slot, spare) for slot, spare in zip(sorted(failed), spares, strict=False)]
+            unfilled = len(failed) - len(todo)
+        return keys, bad, unfilled
+
+    def _cut(
+        self,
+        buffer: CropBuffer,
+        samples: list[tuple[int, SampleRef]],
+        numbers: NDArray[np.int64],
+    ) -> dict[int, BadImage]:
+        """Reads and crops (slot, sample) pairs; returns the slots that failed, and why."""
+        opened = list[tuple[int, LazyImage]]()
+        failed = dict[int, BadImage]()
+        for slot, ref in samples:
+            try:
+                data = read_sample(ref, self._files)
+                opened.append((slot, LazyImage(data, self._plan.max_image_pixels)))
+            except BadImage as error:
+                failed[slot] = error
+        slots = np.array([slot for slot, _ in opened], np.int64)
+        sizes = [lazy.size for _, lazy in opened]
+        regions = crop_regions(self._plan.crops, self._plan.seed, numbers[slots], sizes)
+        for (slot, lazy), boxes, flips in zip(opened, *regions, strict=True):
+            try:
+                buffer.cut(slot, lazy, boxes, flips)
+            except BadImage as error:
+                failed[slot] = error
+        return failed

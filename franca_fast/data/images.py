@@ -1,0 +1,139 @@
+"""Images in a fixed order, for features, nearest neighbours and pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from franca_fast.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    BadImage,
+    BadSample,
+    SkipCounter,
+    decode_rgb,
+)
+from franca_fast.data.settings import CropSettings
+from franca_fast.data.shards import OpenFiles, SampleRef, read_sample
+from franca_fast.data.sources import open_source
+from franca_fast.errors import InputError
+
+
+class Images:
+    """Images of a source, in the order of its shards and members; made by `open_images`.
+
+    Each iteration starts anew and gives (name, RGB image, label or None).
+
+    Attributes:
+        class_names: names of the labels 0, 1, ...; empty when unknown.
+        skipped: what was skipped, over all iterations.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        skipped: SkipCounter,
+        max_image_pixels: int,
+        allow_pipe: bool,
+    ) -> None:
+        self._source = open_source(source, allow_pipe=allow_pipe, max_missing_fraction=1)
+        self._max_image_pixels = max_image_pixels
+        self.class_names = self._source.class_names
+        self.skipped = skipped
+
+    def __iter__(self) -> Iterator[tuple[str, Image.Image, int | None]]:
+        files = OpenFiles(1)
+        try:
+            for shard in self._source.shards:
+                index = shard.index()
+                if index.damage is not None:
+                    self.skipped.add(index.damage)
+                for i in range(len(index)):
+                    ref = index.ref(i)
+                    image = self._decode(ref, files)
+                    if image is not None:
+                        yield ref.name, image, index.label(i)
+        finally:
+            files.close()
+
+    def _decode(self, ref: SampleRef, files: OpenFiles) -> Image.Image | None:
+        try:
+            return decode_rgb(read_sample(ref, files), self._max_image_pixels)
+        except BadImage as error:
+            self.skipped.add(BadSample(ref.location, error.reason, error.detail))
+            return None
+
+
+def open_images(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    skipped: SkipCounter | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    allow_pipe: bool = False,
+) -> Images:
+    """Opens images in a fixed order: files, folders, shards or a dataset string.
+
+    Names are the paths of image files as given, paths relative to a folder, or names of members of
+    a shard. Labels are the number of the sub-folder among the sorted ones, or what the `.cls` or
+    `.json` file beside an image in a shard says.
+
+    Args:
+        source: one or several, as `open_source` takes them.
+        skipped: counts files that cannot be used; None makes a new counter (`Images.skipped`).
+        max_image_pixels: larger images are skipped without decoding them.
+        allow_pipe: whether `pipe:` sources may run commands.
+
+    Returns:
+        an iterable of (name, PIL image of mode RGB, label or None).
+
+    Raises:
+        InputError: nothing at a path, or no images there.
+
+    Example:
+        >>> name, image, label = next(iter(open_images("FashionMNIST:split=TEST")))
+        >>> image.size, image.mode
+        ((28, 28), 'RGB')
+    """
+    return Images(
+        source, SkipCounter() if skipped is None else skipped, max_image_pixels, allow_pipe
+    )
+
+
+def eval_transform(img_size: int, resize: int | None = None) -> Callable[[Image.Image], Tensor]:
+    """The usual transform for evaluation: resize, central crop, normalisation.
+
+    Args:
+        img_size: side of the result, pixels.
+        resize: length that the shorter side gets first (bicubic); None takes `img_size`. DINOv2's
+            classification protocols use 256 for 224.
+
+    Returns:
+        a function from a PIL image to float32 [3, img_size, img_size], normalised with ImageNet's
+        mean and standard deviation.
+
+    Raises:
+        InputError: sizes below 1, or `resize` below `img_size`.
+
+    Example:
+        >>> eval_transform(224, resize=256)(Image.new("RGB", (640, 480))).shape
+        torch.Size([3, 224, 224])
+    """
+    shorter = img_size if resize is None else resize
+    if not 1 <= img_size <= shorter:
+        raise InputError(f"img_size {img_size}, resize {resize}: 1 <= img_size <= resize expected")
+    mean, std = (torch.tensor(v)[:, None, None] for v in (CropSettings.mean, CropSettings.std))
+
+    def transform(image: Image.Image) -> Tensor:
+        scale = shorter / min(image.size)
+        width, height = (max(shorter, int(side * scale)) for side in image.size)
+        left, top = round((width - img_size) / 2), round((height - img_size) / 2)
+        image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + img_size, top + img_size))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return (pixels.float() / 255 - mean) / std
+
+    return transform

@@ -1,0 +1,317 @@
+"""From what a user writes to a list of shards: paths, patterns and dataset strings."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from franca_fast.data.decoding import IMAGE_EXTENSIONS, BadSample, is_image_name
+from franca_fast.data.shards import ImageFiles, PipeShard, Shard, TarShard
+from franca_fast.errors import InputError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+SHARD_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+_SHARDS_TRIED = 8  # how many shards to look into before saying that there are no images
+_BUNDLED = Path(__file__).parent / "fashion_mnist"
+
+
+@dataclass
+class Source:
+    """Where the images of a data set are.
+
+    Attributes:
+        description: what the user wrote.
+        shards: in their fixed order.
+        shuffle_whole: neighbouring samples are alike (one shard per class), so that only a
+            shuffle of everything mixes them.
+        class_names: of the labels 0, 1, ...; empty when unknown.
+    """
+
+    description: str
+    shards: list[Shard]
+    shuffle_whole: bool = False
+    class_names: list[str] = field(default_factory=list)
+
+
+def open_source(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    allow_pipe: bool = False,
+    max_missing_fraction: float = 0.1,
+) -> Source:
+    """Finds the shards or image files that a user names.
+
+    Accepted, also several in a sequence:
+
+    - an image file, or a folder of images; the first level of sub-folders are classes;
+    - a shard (`.tar`, `.tar.gz`, `.tgz`), or a folder of shards;
+    - brace ranges and wildcards of either: `shards/{00000..00127}.tar`, `photos/*.jpg`;
+    - `FashionMNIST:split=TRAIN` (or TEST), bundled with the package;
+    - `ImageNet:split=TRAIN:root=PATH` (folders PATH/train/nXXXXXXXX);
+    - `ImageNet22k:root=PATH` (one tar per class); `LAION:root=PATH` (img2dataset's shards);
+      `extra=PATH` is accepted and not needed;
+    - `pipe:COMMAND`, if `allow_pipe`: a shell command that writes a tar.
+
+    `~` and environment variables in paths are expanded.
+
+    Args:
+        source: what to open.
+        allow_pipe: whether `pipe:` may run commands.
+        max_missing_fraction: how many of the shards that a brace range names may be missing
+            (one always may); they are skipped.
+
+    Returns:
+        at least one shard; images were seen in one of them.
+
+    Raises:
+        InputError: nothing there, no images in it, or an unknown dataset name.
+
+    Example:
+        >>> len(open_source("FashionMNIST:split=TRAIN").shards)
+        3
+    """
+    given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    parts = [_open_one(os.fspath(one), allow_pipe, max_missing_fraction) for one in given]
+    if not parts:
+        raise InputError("no images: the list of paths is empty")
+    whole = Source(
+        ", ".join(part.description for part in parts),
+        [shard for part in parts for shard in part.shards],
+        any(part.shuffle_whole for part in parts),
+        parts[0].class_names if len(parts) == 1 else [],
+    )
+    _check_images(whole)
+    return whole
+
+
+def fashion_mnist_shards(split: str) -> list[str]:
+    """Paths of the bundled Fashion-MNIST shards.
+
+    28 x 28 grey images with a `.cls` label each: 6,000 for "train", 1,000 for "test".
+
+    Raises:
+        InputError: another split.
+
+    Example:
+        >>> [PurePath(path).name for path in fashion_mnist_shards("test")]
+        ['test-000000.tar.gz']
+    """
+    _check_choice("split", split.lower(), ("train", "test"))
+    return sorted(str(path) for path in _BUNDLED.glob(f"{split.lower()}-*.tar.gz"))
+
+
+def _open_one(spec: str, allow_pipe: bool, max_missing_fraction: float) -> Source:
+    if spec.startswith("pipe:"):
+        if not allow_pipe:
+            raise InputError(f"'{spec}': running commands was not asked for (allow_pipe)")
+        commands = _expand_braces(spec[len("pipe:") :])
+        return Source(spec, [PipeShard(command) for command in commands])
+    if re.match(r"[a-z][a-z0-9+.-]*://", spec, re.IGNORECASE):
+        raise InputError(f"'{spec}': only local paths are read; copy the data, or use pipe:")
+    name, _, rest = spec.partition(":")
+    if name in _DATASETS:
+        return _open_dataset(spec, name, rest)
+    if re.fullmatch(r"[A-Za-z0-9_-]+(:\w+=.*)+", spec):
+        raise InputError(
+            f"dataset '{name}'{did_you_mean(name, _DATASETS)}; known are {', '.join(_DATASETS)}"
+        )
+    return _open_path(spec, max_missing_fraction)
+
+
+def _open_path(spec: str, max_missing_fraction: float = 0.1) -> Source:
+    paths = _expand_path(spec)
+    folders = [path for path in paths if os.path.isdir(path)]
+    if folders:
+        if len(paths) > 1:
+            raise InputError(f"'{spec}' names several folders; give them as a list, or their root")
+        return _open_folder(folders[0], spec)
+    shards = [path for path in paths if path.lower().endswith(SHARD_EXTENSIONS)]
+    if shards:
+        _check_missing(spec, shards, max_missing_fraction)
+        return Source(spec, [TarShard(path) for path in shards])
+    images = [path for path in paths if is_image_name(path) and os.path.isfile(path)]
+    if images:
+        return Source(spec, [ImageFiles(spec, "", images)])
+    if any(os.path.exists(path) for path in paths):
+        accepted = ", ".join((*IMAGE_EXTENSIONS, *SHARD_EXTENSIONS))
+        raise InputError(f"'{spec}' is neither an image nor a shard; accepted are {accepted}")
+    raise InputError(f"'{spec}': no such file or folder{_hint(spec)}")
+
+
+def _open_folder(folder: str, spec: str) -> Source:
+    """A folder of images, or one of shards."""
+    images, shards, others = _list_files(folder)
+    if images and shards:
+        raise InputError(
+            f"'{spec}' holds both images and shards; name the shards as {folder}/**/*.tar"
+        )
+    if shards:
+        return Source(spec, [TarShard(os.path.join(folder, path)) for path in shards])
+    if not images:
+        found = f"{others} other files" if others else "it is empty"
+        raise InputError(f"no images in folder '{spec}' ({found})")
+    classes = sorted({PurePath(path).parts[0] for path in images if os.path.dirname(path)})
+    numbers = {name: i for i, name in enumerate(classes)}
+    labels = [numbers.get(PurePath(path).parts[0], -1) for path in images] if classes else None
+    return Source(spec, [ImageFiles(spec, folder, images, labels)], class_names=classes)
+
+
+def _list_files(folder: str) -> tuple[list[str], list[str], int]:
+    """Images and shards in a folder and below it, as sorted relative paths; count of the rest."""
+    images, shards, others = list[str](), list[str](), 0
+    for path in _walk(folder, "", set()):
+        if is_image_name(path):
+            images.append(path)
+        elif path.lower().endswith(SHARD_EXTENSIONS):
+            shards.append(path)
+        else:
+            others += 1
+    return sorted(images), sorted(shards), others
+
+
+def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Files below a folder; links to folders are followed, each folder once, hidden ones never."""
+    folder = os.path.join(root, below)
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(
+                (entry.name, entry.is_dir()) for entry in entries if entry.name[0] != "."
+            )
+    except OSError as error:
+        raise InputError(f"folder '{folder}' cannot be read: {error.strerror}") from None
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(root, os.path.join(below, name), seen)
+        else:
+            yield os.path.join(below, name)
+
+
+def _open_dataset(spec: str, name: str, rest: str) -> Source:
+    """A dataset string: `NAME:key=value:key=value`; values may contain colons."""
+    opener, known = _DATASETS[name]
+    options: dict[str, str] = {}
+    for item in re.split(r":(?=\w+=)", rest) if rest else []:
+        key, equals, value = item.partition("=")
+        if not equals or key not in known:
+            raise InputError(
+                f"'{spec}': unknown option '{key}'{did_you_mean(key, known)}; "
+                f"{name} takes {', '.join(known)}"
+            )
+        options[key] = value
+    if "root" in known and not options.get("root"):
+        raise InputError(f"'{spec}': {name} needs root=PATH")
+    source = opener(options)
+    source.description = spec
+    return source
+
+
+def _open_imagenet(options: dict[str, str]) -> Source:
+    split = options.get("split", "TRAIN").lower()
+    _check_choice("split", split, ("train", "val", "test"))
+    return _open_path(os.path.join(_existing_folder(options["root"]), split))
+
+
+def _open_imagenet22k(options: dict[str, str]) -> Source:
+    root = _existing_folder(options["root"])
+    _, shards, _ = _list_files(root)
+    if not shards:
+        raise InputError(f"no class tars (nXXXXXXXX.tar) in folder '{root}'")
+    classes = [PurePath(path).name.split(".", 1)[0] for path in shards]
+    tars: list[Shard] = [TarShard(os.path.join(root, path), i) for i, path in enumerate(shards)]
+    return Source("", tars, shuffle_whole=True, class_names=classes)
+
+
+def _open_laion(options: dict[str, str]) -> Source:
+    return _open_path(options["root"])
+
+
+def _open_fashion_mnist(options: dict[str, str]) -> Source:
+    return Source(
+        "", [TarShard(path) for path in fashion_mnist_shards(options.get("split", "train"))]
+    )
+
+
+_DATASETS: dict[str, tuple[Callable[[dict[str, str]], Source], tuple[str, ...]]] = {
+    "ImageNet": (_open_imagenet, ("split", "root", "extra")),
+    "ImageNet22k": (_open_imagenet22k, ("root", "extra", "split")),
+    "LAION": (_open_laion, ("root", "extra", "split")),
+    "FashionMNIST": (_open_fashion_mnist, ("split",)),
+}
+
+
+def _expand_path(spec: str) -> list[str]:
+    """A path as it is, or the paths that braces and wildcards in it stand for."""
+    path = os.path.expanduser(os.path.expandvars(spec))
+    if os.path.exists(path):
+        return [path]
+    found = list[str]()
+    for one in _expand_braces(path):
+        found.extend(sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one])
+    return found
+
+
+def _expand_braces(text: str) -> list[str]:
+    if "{" not in text:
+        return [text]
+    from braceexpand import braceexpand  # comes with webdataset
+
+    try:
+        return list(braceexpand(text))
+    except ValueError:
+        raise InputError(f"'{text}': unbalanced braces") from None
+
+
+def _existing_folder(path: str) -> str:
+    folder = os.path.expanduser(os.path.expandvars(path))
+    if not os.path.isdir(folder):
+        raise InputError(f"'{path}': no such folder{_hint(path)}")
+    return folder
+
+
+def _check_missing(spec: str, shards: list[str], max_missing_fraction: float) -> None:
+    missing = [path for path in shards if not os.path.isfile(path)]
+    if len(missing) == len(shards):
+        raise InputError(f"'{spec}': no such file{_hint(spec)}")
+    if len(missing) > max(1, max_missing_fraction * len(shards)):
+        raise InputError(
+            f"'{spec}': {len(missing)} of {len(shards)} shards are missing, '{missing[0]}' first"
+        )
+    for path in missing:
+        logger.warning("shard '%s' is missing and will be skipped", path)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        accepted = ", ".join(choices)
+        raise InputError(f"{name} '{value}'{did_you_mean(value, choices)}; accepted: {accepted}")
+
+
+def _check_images(source: Source) -> None:
+    """Looks into the first shards until one has an image."""
+    found = list[BadSample]()
+    for shard in source.shards[:_SHARDS_TRIED]:
+        index = shard.index()
+        if len(index):
+            return
+        found += [index.damage] if index.damage else []
+    why = f" ({found[0].location}: {found[0].reason}, {found[0].detail})" if found else ""
+    raise InputError(f"no images in '{source.description}'{why}")
+
+
+def _hint(spec: str) -> str:
+    """What may be wrong with a path that leads nowhere."""
+    unset = re.findall(r"\$\{?(\w+)", os.path.expandvars(spec))
+    if unset:
+        return f" (the environment variable {unset[0]} is not set)"
+    suggestion = did_you_mean(spec, _DATASETS)
+    return suggestion if ":" not in spec and os.sep not in spec else ""

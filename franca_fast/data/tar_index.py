@@ -1,0 +1,187 @@
+"""Finds the images in tar files, without unpacking them and without trusting them.
+
+Only headers are read. An image is then a place in a file (or in memory, for compressed files), so
+a position in the data is a few numbers and any sample can be read again. Links, devices and paths
+in a tar have no meaning here: nothing is ever written.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from franca_fast.data.decoding import is_image_name
+
+_BLOCK = 512
+_LONGEST_NAME = 1 << 16
+_REGULAR = (b"0", b"\0", b"7")
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+_LABEL_EXTENSIONS = ("cls", "json")
+
+Read = Callable[[int, int], bytes]
+"""`read(offset, size)` gives that piece of a file, less at its end."""
+
+
+class TarDamage(Exception):
+    """The tar cannot be read beyond the members already found."""
+
+
+class Member(NamedTuple):
+    """One regular file in a tar: its name and where its bytes lie."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class TarSample(NamedTuple):
+    """One image of a tar and, if there is one beside it, the file with its label."""
+
+    image: Member
+    label: Member | None
+
+
+def tar_samples(read: Read, total: int) -> Iterator[TarSample]:
+    """Finds the samples of a tar, in order.
+
+    As in WebDataset, neighbouring members whose names agree up to the first dot of the last part
+    form one sample. Its image is the member `key.jpg` (or another image extension), else the
+    first one such as `key.something.jpg`; its label is `key.cls` or `key.json`.
+
+    Args:
+        read: reads pieces of the tar.
+        total: its size in bytes.
+
+    Raises:
+        TarDamage: after the samples before the damage.
+    """
+    key, group = "", list[tuple[str, Member]]()
+    damage: TarDamage | None = None
+    try:
+        for member in tar_members(read, total):
+            member_key, extension = _split_name(member.name)
+            if member_key != key:
+                yield from _sample_of(group)
+                key, group = member_key, []
+            group.append((extension, member))
+    except TarDamage as error:
+        damage = error
+    yield from _sample_of(group)
+    if damage is not None:
+        raise damage
+
+
+def tar_members(read: Read, total: int) -> Iterator[Member]:
+    """Walks over the regular files of a tar (ustar, GNU and pax names).
+
+    Args:
+        read: reads pieces of the tar.
+        total: its size in bytes.
+
+    Raises:
+        TarDamage: a wrong check sum, a member beyond the end, or a form that is not supported.
+    """
+    offset = 0
+    long_name: str | None = None
+    pax: dict[str, str] = {}
+    while offset < total:
+        header = read(offset, _BLOCK)
+        if len(header) < _BLOCK:
+            raise TarDamage("truncated in a header")
+        if header[0] == 0 and not header.strip(b"\0"):
+            return
+        kind, size = _check_header(header)
+        offset += _BLOCK
+        if kind in _REGULAR and "size" in pax:
+            size = _whole_number(pax["size"])
+        end = offset if kind in _WITHOUT_DATA else offset + size
+        if end > total:
+            raise TarDamage("truncated in a member")
+        if kind in (b"L", b"x"):
+            if size > _LONGEST_NAME:
+                raise TarDamage("a name that is too long")
+            record = read(offset, size)
+            if kind == b"L":
+                long_name = _text(record)
+            else:
+                pax = _pax_records(record)
+        elif kind == b"S" or "GNU.sparse.major" in pax:
+            raise TarDamage("a sparse member")
+        elif kind not in (b"K", b"g"):
+            name = pax.get("path") or long_name or _header_name(header)
+            if kind in _REGULAR and not name.endswith("/"):
+                yield Member(name, offset, size)
+            long_name, pax = None, {}
+        offset = end + -end % _BLOCK
+
+
+def _check_header(header: bytes) -> tuple[bytes, int]:
+    """The type and the size that a header states, if its check sum is right."""
+    stated = header[148:156]
+    # The lower half of Adler-32 is 1 + the sum of all bytes, modulo 65521, and quick.
+    total = (zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF) - 1
+    if total % 65521 != _number(stated) % 65521:
+        raise TarDamage("a damaged header, or not a tar file")
+    return header[156:157], _number(header[124:136])
+
+
+def _number(field: bytes) -> int:
+    """A number in octal digits, or in binary with the first bit set (GNU)."""
+    if field[0] & 0x80:
+        if field[0] != 0x80:
+            raise TarDamage("a negative number in a header")
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    except ValueError:
+        raise TarDamage("a damaged header, or not a tar file") from None
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 20:
+        raise TarDamage("a damaged number in a pax header")
+    return int(text)
+
+
+def _header_name(header: bytes) -> str:
+    name = _text(header[:100])
+    if header[257:263] == b"ustar\0" and header[345] != 0:
+        return f"{_text(header[345:500])}/{name}"
+    return name
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def _pax_records(data: bytes) -> dict[str, str]:
+    """The records of a pax header: their length, a space, `key=value` and a line feed."""
+    records = {}
+    while data:
+        digits, _, _ = data.partition(b" ")
+        length = _whole_number(digits.decode("ascii", "replace"))
+        record = data[len(digits) + 1 : length - 1]
+        name, equals, value = record.partition(b"=")
+        if length <= len(digits) or length > len(data) or not equals:
+            raise TarDamage("a damaged pax header")
+        records[_text(name)] = _text(value)
+        data = data[length:]
+    return records
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """A member's key and its extension: 'a/b.seg.png' -> ('a/b', 'seg.png')."""
+    folder, base = posixpath.split(name)
+    stem, _, extension = base.partition(".")
+    return f"{folder}/{stem}", extension.lower()
+
+
+def _sample_of(group: list[tuple[str, Member]]) -> Iterator[TarSample]:
+    """The sample that neighbouring members form, if there is an image among them."""
+    images = [(ext, member) for ext, member in group if is_image_name(member.name)]
+    if images:
+        image = min(images, key=lambda item: "." in item[0])[1]  # the first without a second dot
+        label = next((member for ext, member in group if ext in _LABEL_EXTENSIONS), None)
+        yield TarSample(image, label)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from franca_fast.data import shards
+from franca_fast.data.decoding import BadImage
+from franca_fast.data.shards import (
+    ImageFiles,
+    OpenFiles,
+    PipeShard,
+    SampleRef,
+    TarShard,
+    parse_label,
+    read_sample,
+)
+from python_tests.data.files import tar_bytes
+
+MEMBERS = [("a.jpg", b"first"), ("a.cls", b"4"), ("b.jpg", b"second"), ("b.json", b'{"label": 2}')]
+
+
+def contents(shard: shards.Shard) -> list[tuple[str, bytes, int | None]]:
+    index = shard.index()
+    refs = [index.ref(i) for i in range(len(index))]
+    return [(ref.name, read_sample(ref), index.label(i)) for i, ref in enumerate(refs)]
+
+
+EXPECTED = [("a.jpg", b"first", 4), ("b.jpg", b"second", 2)]
+
+
+def test_a_tar_is_read_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar_bytes(MEMBERS))
+    shard = TarShard(str(path))
+    assert contents(shard) == EXPECTED
+    ref = shard.index().ref(1)
+    assert ref.data is None and ref.location == f"{path}:b.jpg"
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(512)])
+def test_a_compressed_tar_is_held_in_memory(tmp_path: Path, padding: bytes) -> None:
+    path = tmp_path / "s.tar.gz"
+    path.write_bytes(gzip.compress(tar_bytes(MEMBERS)) + padding)
+    shard = TarShard(str(path))
+    assert contents(shard) == EXPECTED
+    assert shard.index().memory > 2048
+
+
+def test_a_command_gives_a_tar_compressed_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar_bytes(MEMBERS))
+    assert contents(PipeShard(f"cat {path}")) == EXPECTED
+    assert contents(PipeShard(f"gzip -c {path}")) == EXPECTED
+
+
+def test_a_failing_command_is_damage(tmp_path: Path) -> None:
+    damage = PipeShard("exit 3").index().damage
+    assert damage and damage.reason == "unreadable shard" and "ended with 3" in damage.detail
+
+
+def test_image_files_are_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"pixels")
+    shard = ImageFiles("x", str(tmp_path), ["x.png", "gone.png"], [5, -1])
+    index = shard.index()
+    assert (index.ref(0).name, read_sample(index.ref(0)), index.label(0)) == ("x.png", b"pixels", 5)
+    assert index.label(1) is None
+    with pytest.raises(BadImage, match="unreadable file"):
+        read_sample(index.ref(1))
+
+
+def test_a_class_for_the_whole_tar(tmp_path: Path) -> None:
+    path = tmp_path / "n01.tar"
+    path.write_bytes(tar_bytes(MEMBERS))
+    assert [label for _, _, label in contents(TarShard(str(path), label=7))] == [7, 7]
+
+
+def test_missing_and_unreadable_shards_are_told_in_the_index(tmp_path: Path) -> None:
+    text = tmp_path / "text.tar"
+    text.write_bytes(b"not a tar" * 100)
+    for path, reason in [
+        (tmp_path / "gone.tar", "missing"),
+        (tmp_path, "unreadable"),
+        (text, "unreadable"),
+    ]:
+        index = TarShard(str(path)).index()
+        assert len(index) == 0
+        assert index.damage and index.damage.reason == f"{reason} shard"
+        assert index.damage.location == str(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_truncated_shard_gives_its_beginning(tmp_path: Path, compressed: bool) -> None:
+    data = tar_bytes([(f"{i}.jpg", bytes(range(256)) * 20) for i in range(20)])
+    data = gzip.compress(data, 0) if compressed else data
+    path = tmp_path / "s.tar"
+    path.write_bytes(data[: len(data) // 2])
+    index = TarShard(str(path)).index()
+    assert 7 <= len(index) <= 10
+    assert index.damage and index.damage.reason == "damaged shard"
+    assert read_sample(index.ref(6)) == bytes(range(256)) * 20
+
+
+def test_a_compressed_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES_IN_MEMORY", 1 << 20)
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(gzip.compress(bytes(4 << 20)))
+    damage = TarShard(str(path)).index().damage
+    assert damage and "more than 1 MiB" in damage.detail
+
+
+def test_a_huge_member_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="file too large"):
+        read_sample(SampleRef("a.jpg", str(tmp_path / "s.tar"), 0, 1 << 40))
+
+
+def test_a_file_that_shrank_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(bytes(100))
+    with pytest.raises(BadImage, match="ends early"):
+        read_sample(SampleRef("a.jpg", str(tmp_path / "s.tar"), 50, 100))
+
+
+def test_few_files_stay_open(tmp_path: Path) -> None:
+    paths = [tmp_path / str(i) for i in range(5)]
+    for path in paths:
+        path.write_text(path.name)
+    files = OpenFiles(2)
+    for path in paths * 2:
+        assert read_sample(SampleRef("", str(path), 0, 1), files) == path.name.encode()
+    assert len(files._descriptors) == 2
+    files.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "label"),
+    [
+        (b"3", 3),
+        (b" 12\n", 12),
+        (b'{"cls": 5}', 5),
+        (b'{"class": 6, "caption": "x"}', 6),
+        (b'{"label": "cat"}', None),
+        (b"cat", None),
+        (b"true", None),
+        (b"-1", None),
+        (b"1.5", None),
+        (b"\xff\xfe", None),
+        (b"[" * 100_000, None),
+        (b"", None),
+    ],
+)
+def test_labels(data: bytes, label: int | None) -> None:
+    assert parse_label(data) == label

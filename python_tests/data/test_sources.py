@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from franca_fast.data import fashion_mnist_shards, open_source
+from franca_fast.data.shards import ImageFiles, PipeShard, TarShard
+from franca_fast.data.sources import Source
+from franca_fast.errors import InputError
+from python_tests.data.files import png, tar_bytes, write_folder, write_shards
+
+
+def names(source: Source) -> list[str]:
+    indexes = [shard.index() for shard in source.shards]
+    return [index.ref(i).name for index in indexes for i in range(len(index))]
+
+
+def labels(source: Source) -> list[int | None]:
+    indexes = [shard.index() for shard in source.shards]
+    return [index.label(i) for index in indexes for i in range(len(index))]
+
+
+def test_the_bundled_fashion_mnist() -> None:
+    train = open_source("FashionMNIST:split=TRAIN")
+    assert len(names(train)) == 6000
+    assert set(labels(train)) == set(range(10))
+    assert len(names(open_source("FashionMNIST:split=TEST"))) == 1000
+    assert [Path(path).name for path in fashion_mnist_shards("TRAIN")] == [
+        f"train-00000{i}.tar.gz" for i in range(3)
+    ]
+
+
+def test_a_folder_of_classes(tmp_path: Path) -> None:
+    write_folder(tmp_path, ["dog", "cat"], 2)
+    (tmp_path / "readme.txt").write_text("hello")
+    (tmp_path / "loose.png").write_bytes(png(0))
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.png").write_bytes(png(0))
+    source = open_source(tmp_path)
+    assert names(source) == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "loose.png"]
+    assert labels(source) == [0, 0, 1, 1, None]
+    assert source.class_names == ["cat", "dog"]
+
+
+def test_a_folder_without_classes(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    assert labels(open_source(tmp_path)) == [None]
+
+
+def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
+    write_folder(tmp_path / "real", ["cat"], 1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "animals").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    assert names(open_source(tmp_path / "data")) == ["animals/cat/0.png"]
+
+
+def test_braces_wildcards_folders_and_lists_of_shards(tmp_path: Path) -> None:
+    pattern = write_shards(tmp_path, 3, 2)
+    expected = [f"{i:04d}.png" for i in range(6)]
+    assert names(open_source(pattern)) == expected
+    assert names(open_source(str(tmp_path / "s-*.tar"))) == expected
+    assert names(open_source(tmp_path)) == expected
+    assert (
+        names(open_source([tmp_path / "s-2.tar", tmp_path / "s-0.tar"]))
+        == expected[4:] + expected[:2]
+    )
+    assert names(open_source(f"LAION:root={tmp_path}")) == expected
+    assert names(open_source(f"LAION:root={pattern}")) == expected
+
+
+def test_image_files_and_wildcards_of_them(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c.txt"):
+        (tmp_path / name).write_bytes(png(0))
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert names(open_source(str(tmp_path / "*"))) == paths
+    assert names(open_source(paths[1])) == paths[1:]
+    assert isinstance(open_source(paths[1]).shards[0], ImageFiles)
+
+
+def test_the_environment_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, 1, 1)
+    monkeypatch.setenv("WHERE_DATA_IS", str(tmp_path))
+    assert names(open_source("$WHERE_DATA_IS/s-0.tar")) == ["0000.png"]
+    assert names(open_source("LAION:root=${WHERE_DATA_IS}")) == ["0000.png"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names(open_source("~/s-{0..0}.tar")) == ["0000.png"]
+
+
+def test_a_path_with_special_characters_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "odd[1]{a,b}:c"
+    write_folder(folder, ["x"], 1)
+    assert names(open_source(folder)) == ["x/0.png"]
+    assert names(open_source(f"LAION:root={folder}:extra=/nowhere")) == ["x/0.png"]
+
+
+def test_imagenet_by_split(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", ["n02", "n01"], 1)
+    source = open_source(f"ImageNet:split=TRAIN:root={tmp_path}:extra={tmp_path}")
+    assert names(source) == ["n01/0.png", "n02/0.png"]
+    with pytest.raises(InputError, match=r"val': no such"):
+        open_source(f"ImageNet:split=VAL:root={tmp_path}")
+
+
+def test_imagenet22k_class_tars_are_shuffled_whole(tmp_path: Path) -> None:
+    for name in ("n02.tar", "n01.tar"):
+        (tmp_path / name).write_bytes(tar_bytes([(f"{name[:3]}_1.JPEG", png(0))]))
+    source = open_source(f"ImageNet22k:root={tmp_path}:extra=/nowhere")
+    assert names(source) == ["n01_1.JPEG", "n02_1.JPEG"]
+    assert labels(source) == [0, 1]
+    assert source.class_names == ["n01", "n02"]
+    assert source.shuffle_whole
+
+
+def test_some_missing_shards_are_skipped_and_many_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shards(tmp_path, 3, 1)
+    with caplog.at_level(logging.WARNING):
+        source = open_source(str(tmp_path / "s-{0..3}.tar"))
+    assert len(names(source)) == 3
+    assert "s-3.tar" in caplog.text
+    with pytest.raises(InputError, match=r"7 of 10 shards are missing, '.*s-3.tar' first"):
+        open_source(str(tmp_path / "s-{0..9}.tar"))
+
+
+def test_commands_only_when_allowed(tmp_path: Path) -> None:
+    write_shards(tmp_path, 2, 1)
+    command = f"pipe:cat {tmp_path}/s-{{0..1}}.tar"
+    with pytest.raises(InputError, match="allow_pipe"):
+        open_source(command)
+    source = open_source(command, allow_pipe=True)
+    assert all(isinstance(shard, PipeShard) for shard in source.shards)
+    assert names(source) == ["0000.png", "0001.png"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("/nowhere/at/all", "no such file or folder"),
+        ("/nowhere/{0..3}.tar", "no such file"),
+        ("/nowhere/*.tar", "no such file"),
+        ("s3://bucket/a.tar", "only local paths"),
+        ("ImagNet:split=TRAIN:root=/x", "did you mean 'ImageNet'"),
+        ("Fashion_MNIST", "did you mean 'FashionMNIST'"),
+        ("ImageNet:split=TRAIN", "needs root=PATH"),
+        ("LAION", "needs root=PATH"),
+        ("LAION:rot=/x", "did you mean 'root'"),
+        ("ImageNet:split=TRIAN:root=/tmp", "did you mean 'train'"),
+        ("FashionMNIST:split=val", "accepted: train, test"),
+        ("ImageNet22k:root=/nowhere", "no such folder"),
+        ("$NOT_SET_ANYWHERE/x", "NOT_SET_ANYWHERE is not set"),
+        ("a{b", "unbalanced|no such"),
+        ("pipe:cat x", "allow_pipe"),
+    ],
+)
+def test_wrong_strings_say_what_is_wrong(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_source(spec)
+
+
+def test_nothing_usable_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is empty"):
+        open_source(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(InputError, match="1 other files"):
+        open_source(tmp_path)
+    with pytest.raises(InputError, match="neither an image nor a shard"):
+        open_source(tmp_path / "a.txt")
+    with pytest.raises(InputError, match="list of paths is empty"):
+        open_source([])
+    (tmp_path / "empty.tar").write_bytes(tar_bytes([("a.txt", b"1")]))
+    with pytest.raises(InputError, match="no images in"):
+        open_source(tmp_path / "empty.tar")
+    (tmp_path / "text.tar").write_text("x" * 600)
+    with pytest.raises(InputError, match=r"unreadable shard, .*not a tar file"):
+        open_source(tmp_path / "text.tar")
+
+
+def test_a_folder_of_both_is_ambiguous(tmp_path: Path) -> None:
+    write_shards(tmp_path, 1, 1)
+    (tmp_path / "a.png").write_bytes(png(0))
+    with pytest.raises(InputError, match="both images and shards"):
+        open_source(tmp_path)
+    assert isinstance(open_source(f"{tmp_path}/**/*.tar").shards[0], TarShard)
