@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -99,11 +99,13 @@ for name in franca_fast.__all__:
 
 def test_import_is_not_slower_than_that_of_torch():
     def seconds(code: str) -> float:
+        """Processor time, which other processes on the machine do not lengthen as wall time."""
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            before = os.times()
             run(code)
-            times.append(time.perf_counter() - start)
+            after = os.times()
+            times.append(after.children_user - before.children_user)
         return min(times)
 
     assert seconds("import franca_fast, torch") < 1.5 * seconds("import torch")
@@ -115,4 +117,4 @@ def test_public_names_exist():
     assert set(ff.__all__) <= set(dir(ff))
     assert callable(ff.backends) and callable(ff.use_backend) and callable(ff.load_model)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        ff.nothing
+        _ = ff.nothing
