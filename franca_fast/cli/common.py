@@ -1,0 +1,167 @@
+"""What several verbs share: the parser, model arguments, tables."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from franca_fast.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from franca_fast.models import VisionTransformer
+
+
+_WARNINGS_SHOWN = 10
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, like every other error."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the complaint as an error of the user's instead of printing the usage."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Complains about an option that this verb lacks, and names the nearest one.
+
+        argparse itself would complain about a missing option before one that is misspelt.
+        """
+        known = set(self._option_strings())
+        for word in words:
+            option = word.split("=", 1)[0]
+            if option.startswith("--") and option not in known:
+                self.error(f"unknown option '{option}'{did_you_mean(option, known)}")
+
+    def _option_strings(self) -> Iterator[str]:
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action.choices, dict):  # the kinds of a verb, such as `eval knn`
+                for kind in action.choices.values():
+                    yield from kind._option_strings()
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL, --weights, --img-size and --device."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run directory, a .safetensors or .pth file, or a name (see franca-fast models)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the file of weights when MODEL is a name; 'random' for an untrained network",
+    )
+    parser.add_argument(
+        "--img-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the images, a multiple of the patch (default: the model's own)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:<index> (default: auto, a GPU where there is one)",
+    )
+
+
+def load_model(args: argparse.Namespace) -> VisionTransformer:
+    """Loads the model that `add_model_arguments` describes, on its device."""
+    from franca_fast.hub import load_model
+    from franca_fast.training.precision import choose_device
+
+    try:
+        device = choose_device(args.device)
+    except InputError as error:  # which names the key of the configuration
+        raise InputError(str(error).replace("train.device", "--device")) from error
+    return load_model(args.model, weights=args.weights, img_size=args.img_size).to(device)
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --batch-size and --num-workers."""
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, metavar="N", help="images at once (default: 64)"
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="threads that prepare images (default: 2)",
+    )
+
+
+@contextmanager
+def warnings_at_the_end() -> Iterator[None]:
+    """Holds the package's warnings back, such as those on files that were skipped.
+
+    They are shown on stderr when the block has ended well; when it fails, its error is all that is
+    to be said.
+    """
+    held = _Holder()
+    package = logging.getLogger("franca_fast")
+    package.addHandler(held)
+    try:
+        yield
+    finally:
+        package.removeHandler(held)
+    for message in held.messages[:_WARNINGS_SHOWN]:
+        print(f"warning: {message}", file=sys.stderr)
+    if len(held.messages) > _WARNINGS_SHOWN:
+        print(f"warning: {len(held.messages) - _WARNINGS_SHOWN} more like these", file=sys.stderr)
+
+
+class _Holder(logging.Handler):
+    """Keeps messages in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --overwrite."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what is at --output already"
+    )
+
+
+def positive(text: str) -> int:
+    """Type of an option that is a positive whole number."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], numeric: int = 0) -> str:
+    """Aligned plain text; the last `numeric` columns are aligned to the right.
+
+    Example:
+        >>> print(table(["name", "k"], [["a", 10], ["bc", 9]], numeric=1))
+        name   k
+        a     10
+        bc     9
+    """
+    lines = [[str(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    first_numeric = len(header) - numeric
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i >= first_numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

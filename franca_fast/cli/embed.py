@@ -1,0 +1,64 @@
+"""Compute features of images, folders or shards into a file.
+
+The file holds the names of the images, their features and, where known, their labels:
+
+  franca-fast embed franca_demo images/ --output features.npz
+  franca-fast embed vit_base --weights vitb.pth 'shards/{0000..0009}.tar' --output features.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from franca_fast.cli.common import (
+    add_model_arguments,
+    add_overwrite_argument,
+    add_reading_arguments,
+    load_model,
+    warnings_at_the_end,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="+",
+        help="image files, a folder (its sub-folders are classes), shards (.tar; patterns allowed)",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help=".npz, .parquet or .safetensors"
+    )
+    parser.add_argument(
+        "--pooling",
+        default="cls",
+        help="cls (default), patch_mean or cls_patch_mean (both, side by side)",
+    )
+    add_overwrite_argument(parser)
+    add_reading_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    from franca_fast.evaluation import check_output, check_pooling, embed
+
+    check_output(args.output, overwrite=args.overwrite)
+    check_pooling(args.pooling)
+    with warnings_at_the_end():
+        embeddings = embed(
+            load_model(args),
+            args.source,
+            output=args.output,
+            img_size=args.img_size,
+            batch_size=args.batch_size,
+            pooling=args.pooling,
+            num_workers=args.num_workers,
+            overwrite=args.overwrite,
+        )
+    n, width = embeddings.features.shape
+    print(f"{args.output}: {n} images, {width} features each")
+    for reason, count in sorted(embeddings.skipped.items()):
+        print(f"skipped {count}: {reason}")
+    return 0

@@ -1,0 +1,92 @@
+"""Measure a model: `eval knn` classifies images by their nearest neighbours.
+
+For instance: franca-fast eval knn franca_demo --train train/ --test val/ --nested
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from franca_fast.cli.common import (
+    Parser,
+    add_model_arguments,
+    add_overwrite_argument,
+    add_reading_arguments,
+    load_model,
+    positive,
+    table,
+    warnings_at_the_end,
+)
+
+if TYPE_CHECKING:
+    from franca_fast.evaluation import Embeddings
+    from franca_fast.models import VisionTransformer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
+    knn = kinds.add_parser(
+        "knn",
+        help="weighted k-nearest-neighbour accuracy of the CLS features",
+        description="Weighted kNN on frozen CLS features, as DINO and DINOv2 report it.",
+    )
+    add_model_arguments(knn)
+    for role in ("train", "test"):
+        knn.add_argument(
+            f"--{role}",
+            required=True,
+            nargs="+",
+            metavar="SOURCE",
+            help=f"labelled {role} images: a folder of class folders, or shards with .cls members",
+        )
+    knn.add_argument(
+        "--k",
+        type=positive,
+        nargs="+",
+        default=[10, 20, 100, 200],
+        help="numbers of neighbours (default: 10 20 100 200)",
+    )
+    knn.add_argument("--temperature", type=float, default=0.07, help="of the votes (0.07)")
+    knn.add_argument(
+        "--nested", action="store_true", help="also with features cut to d/16, d/8, d/4 and d/2"
+    )
+    knn.add_argument("--output", metavar="FILE", help="also write the accuracies as JSON")
+    add_overwrite_argument(knn)
+    add_reading_arguments(knn)
+    knn.set_defaults(parser=knn)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    from franca_fast.evaluation import knn
+    from franca_fast.files import check_file, write_json
+    from franca_fast.models import default_nesting_dims
+
+    if args.output:
+        check_file(args.output, overwrite=args.overwrite)
+    model = load_model(args)
+    dims = default_nesting_dims(model.embed_dim) if args.nested else (model.embed_dim,)
+    with warnings_at_the_end():
+        test, train = (_embed(model, source, args) for source in (args.test, args.train))
+    accuracies = knn(train, test, args.k, args.temperature, dims)
+    print(f"kNN accuracy in per cent: {len(train)} training images, {len(test)} test images")
+    rows = [[m, *(f"{at_k[k]:.1f}" for k in args.k)] for m, at_k in accuracies.items()]
+    print(table(["dimensions", *(f"k={k}" for k in args.k)], rows, numeric=1 + len(args.k)))
+    if args.output:
+        write_json(args.output, accuracies)
+        print(f"written to {args.output}")
+    return 0
+
+
+def _embed(model: VisionTransformer, source: list[str], args: argparse.Namespace) -> Embeddings:
+    from franca_fast.evaluation import embed
+
+    return embed(
+        model,
+        source,
+        img_size=args.img_size,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )

@@ -1,0 +1,55 @@
+"""Draw what a model sees: `visualize pca` colours patches by principal components.
+
+For instance: franca-fast visualize pca franca_demo images/ --output pictures/
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from franca_fast.cli.common import (
+    Parser,
+    add_model_arguments,
+    add_overwrite_argument,
+    load_model,
+    positive,
+    warnings_at_the_end,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
+    pca = kinds.add_parser(
+        "pca",
+        help="patch tokens as colours, one picture per image",
+        description="Writes each image with its patch tokens beside it, coloured by the three "
+        "principal components of all patch tokens of all the images.",
+    )
+    add_model_arguments(pca)
+    pca.add_argument(
+        "source", metavar="SOURCE", nargs="+", help="image files, a folder or shards (.tar)"
+    )
+    pca.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    pca.add_argument("--limit", type=positive, default=16, help="images at most (default: 16)")
+    add_overwrite_argument(pca)
+    pca.set_defaults(parser=pca)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    from franca_fast.evaluation import visualize_pca
+    from franca_fast.files import check_folder
+
+    check_folder(args.output, overwrite=args.overwrite)
+    with warnings_at_the_end():
+        paths = visualize_pca(
+            load_model(args),
+            args.source,
+            args.output,
+            img_size=args.img_size,
+            limit=args.limit,
+            overwrite=args.overwrite,
+        )
+    print(f"{args.output}: {len(paths)} pictures, {paths[0].name} to {paths[-1].name}")
+    return 0

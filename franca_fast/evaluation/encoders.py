@@ -1,0 +1,117 @@
+"""What evaluations ask of an encoder, and the ways to turn its tokens into features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from franca_fast.errors import InputError, did_you_mean
+from franca_fast.hub import check_img_size
+
+# Any callable [B, 3, S, S] -> [B, d] can be evaluated by its output. A module with DINOv2's
+# `forward_features` (a dictionary of tokens) can also be pooled over patches and visualised.
+Encoder = Callable[[Tensor], Tensor]
+
+_CLS, _PATCHES = "x_norm_clstoken", "x_norm_patchtokens"
+_POOLINGS: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "cls": lambda tokens: tokens[_CLS],
+    "patch_mean": lambda tokens: tokens[_PATCHES].mean(1),
+    "cls_patch_mean": lambda tokens: torch.cat([tokens[_CLS], tokens[_PATCHES].mean(1)], 1),
+}
+POOLINGS = tuple(_POOLINGS)
+
+
+def pooled_features(encoder: Encoder, images: Tensor, pooling: str) -> Tensor:
+    """Features of a batch of images.
+
+    Args:
+        encoder: a module with `forward_features`, or a callable whose output is the feature.
+        images: [B, 3, S, S] on the encoder's device.
+        pooling: "cls", "patch_mean" (mean of the patch tokens) or "cls_patch_mean" (both, joined).
+
+    Returns:
+        float32 [B, d].
+
+    Raises:
+        InputError: unknown pooling, or one that the encoder has no tokens for.
+    """
+    check_pooling(pooling)
+    forward_features = getattr(encoder, "forward_features", None)
+    if forward_features is not None:
+        return _POOLINGS[pooling](forward_features(images)).float()
+    if pooling != "cls":
+        raise InputError(f"pooling '{pooling}': the encoder has no forward_features")
+    features = encoder(images)
+    if features.dim() != 2:
+        raise InputError(f"the encoder gave {list(features.shape)}; [B, d] expected")
+    return features.float()
+
+
+def patch_token_grid(encoder: Encoder, images: Tensor) -> Tensor:
+    """Patch tokens laid out as the patches of the image.
+
+    Args:
+        encoder: a module with `forward_features` and `patch_size`.
+        images: [B, 3, H, W] on the encoder's device.
+
+    Returns:
+        float32 [B, H / patch, W / patch, d].
+
+    Raises:
+        InputError: the encoder has no patch tokens.
+    """
+    forward_features = getattr(encoder, "forward_features", None)
+    patch_size = getattr(encoder, "patch_size", None)
+    if forward_features is None or patch_size is None:
+        raise InputError("the encoder has no patch tokens (forward_features and patch_size)")
+    tokens = forward_features(images)[_PATCHES].float()
+    height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
+    return tokens.reshape(len(tokens), height, width, -1)
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuses a pooling that does not exist.
+
+    Raises:
+        InputError: with the nearest name.
+    """
+    if pooling not in _POOLINGS:
+        raise InputError(
+            f"pooling '{pooling}'{did_you_mean(pooling, POOLINGS)}; accepted are "
+            f"{', '.join(POOLINGS)}"
+        )
+
+
+def image_size_of(encoder: Any, img_size: int | None) -> int:
+    """The side of the images to feed: as asked, else the encoder's own, else 224.
+
+    Raises:
+        InputError: not a multiple of the encoder's patch size.
+    """
+    size = getattr(encoder, "config", {}).get("img_size", 224) if img_size is None else img_size
+    check_img_size(size, getattr(encoder, "patch_size", 1))
+    return size
+
+
+@contextmanager
+def inference(encoder: Encoder) -> Iterator[torch.device]:
+    """Runs the block without gradients and with the encoder in evaluation mode.
+
+    Yields:
+        the device of the encoder's parameters (the CPU when it has none).
+    """
+    module = encoder if isinstance(encoder, nn.Module) else None
+    was_training = module is not None and module.training
+    parameter = next(module.parameters(), None) if module is not None else None
+    if module is not None:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield torch.device("cpu") if parameter is None else parameter.device
+    finally:
+        if module is not None:
+            module.train(was_training)

@@ -1,0 +1,132 @@
+"""Features of images: of folders, files and shards, into memory and into files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from franca_fast.data import Images, eval_transform, open_images
+from franca_fast.errors import InputError
+from franca_fast.evaluation.embeddings import Embeddings, check_output
+from franca_fast.evaluation.encoders import (
+    Encoder,
+    check_pooling,
+    image_size_of,
+    inference,
+    pooled_features,
+)
+from franca_fast.hub import load_model
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+_NamedImage = tuple[str, Image.Image, int | None]
+_NamedTensor = tuple[str, Tensor, int | None]
+
+
+def embed(
+    model: Encoder | str | os.PathLike[str],
+    source: Source,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    img_size: int | None = None,
+    batch_size: int = 64,
+    pooling: str = "cls",
+    num_workers: int = 2,
+    overwrite: bool = False,
+) -> Embeddings:
+    """Computes one feature vector per image, in the source's order.
+
+    Images are scaled and cropped to a square and normalised as in training. Files that cannot be
+    read are left out, and counted in the result.
+
+    Args:
+        model: an encoder (a module with `forward_features`, or any callable [B, 3, S, S] ->
+            [B, d]), used on the device it is on; or what `load_model` takes.
+        source: image files, folders (their sub-folders are classes) or shards; or several.
+        output: also write `.npz`, `.parquet` or `.safetensors` (see `Embeddings.save`).
+        img_size: side in pixels; None takes the model's own.
+        batch_size: images at once; changes nothing but speed.
+        pooling: "cls", "patch_mean" or "cls_patch_mean".
+        num_workers: threads that prepare images.
+        overwrite: whether `output` may exist.
+
+    Returns:
+        names, features (float32 [n, d], on the CPU), labels where the source has them.
+
+    Raises:
+        InputError: wrong arguments, a missing source, or not one readable image in it.
+
+    Example:
+        >>> model = load_model("vit_tiny", weights="random", architecture={"patch_size": 7})
+        >>> embed(model, "FashionMNIST:split=TEST", img_size=28).features.shape
+        torch.Size([1000, 192])
+    """
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    check_pooling(pooling)
+    if batch_size < 1 or num_workers < 0:
+        raise InputError(
+            f"batch_size {batch_size} and num_workers {num_workers}: at least 1 and 0 expected"
+        )
+    encoder = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    transform = eval_transform(image_size_of(encoder, img_size))
+    opened = open_images(source)
+    prepared = _prepare(opened, transform, num_workers)
+    names: list[str] = []
+    labels: list[int] = []
+    parts: list[Tensor] = []
+    with inference(encoder) as device:
+        for batch in _batches(prepared, batch_size):
+            images = torch.stack([image for _, image, _ in batch]).to(device)
+            parts.append(pooled_features(encoder, images, pooling).cpu())
+            names += [name for name, _, _ in batch]
+            labels += [-1 if label is None else label for _, _, label in batch]
+    check_any(opened, len(names), source)
+    embeddings = Embeddings(names, torch.cat(parts), _known(labels), dict(opened.skipped))
+    if output is not None:
+        embeddings.save(output, overwrite=overwrite)
+    return embeddings
+
+
+def check_any(images: Images, used: int, source: Source) -> None:
+    """Refuses a source none of whose images could be read.
+
+    Raises:
+        InputError: says what was wrong with them.
+    """
+    if used == 0:
+        raise InputError(f"no readable image in '{source}': {images.skipped.summary() or 'empty'}")
+
+
+def _known(labels: list[int]) -> Tensor | None:
+    return torch.tensor(labels) if max(labels) >= 0 else None
+
+
+def _prepare(
+    images: Iterable[_NamedImage], transform: Callable[[Image.Image], Tensor], num_workers: int
+) -> Iterator[_NamedTensor]:
+    """Transforms images in threads, a few ahead, keeping their order."""
+
+    def work(item: _NamedImage) -> _NamedTensor:
+        name, image, label = item
+        return name, transform(image), label
+
+    if num_workers == 0:
+        yield from map(work, images)
+        return
+    source = iter(images)
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting = [pool.submit(work, item) for item in islice(source, 2 * num_workers)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(work, item) for item in islice(source, 1)]
+
+
+def _batches(items: Iterator[_NamedTensor], size: int) -> Iterator[list[_NamedTensor]]:
+    while batch := list(islice(items, size)):
+        yield batch

@@ -1,0 +1,127 @@
+"""Pictures of patch tokens: their three principal components as red, green and blue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from franca_fast.data import CropSettings, eval_transform, open_images
+from franca_fast.evaluation.encoders import Encoder, image_size_of, inference, patch_token_grid
+from franca_fast.evaluation.features import Source, check_any
+from franca_fast.evaluation.pictures import save_png, sheet
+from franca_fast.files import check_folder
+
+_COLOUR_QUANTILES = (0.01, 0.99)  # what maps to 0 and 255; the rest of the range saturates
+
+
+def visualize_pca(
+    model: Encoder,
+    images: Source,
+    output: str | os.PathLike[str],
+    *,
+    img_size: int | None = None,
+    limit: int = 16,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes one picture per image: the image, and beside it its patch tokens as colours.
+
+    The components are those of all patch tokens of all the images together, so equal colours mean
+    similar tokens, across images too.
+
+    Args:
+        model: an encoder with patch tokens (see `patch_token_grid`).
+        images: image files, folders or shards, as `franca_fast.data.open_images` takes them.
+        output: folder for the pictures; it must be absent or empty.
+        img_size: side in pixels to which images are scaled; None takes the model's own.
+        limit: number of images at most.
+        overwrite: whether the folder may hold files; those of the same name are replaced.
+
+    Returns:
+        paths of the PNG files, `<index>_<name>.png`.
+
+    Raises:
+        InputError: no readable images, a folder in use, or an image size that does not fit.
+
+    Example:
+        >>> visualize_pca(model, "images/", "pca/")  # doctest: +SKIP
+        [PosixPath('pca/000_cat.png'), PosixPath('pca/001_dog.png')]
+    """
+    folder = check_folder(output, overwrite=overwrite)
+    size = image_size_of(model, img_size)
+    opened = open_images(images)
+    chosen = list(islice(opened, max(1, limit)))
+    check_any(opened, len(chosen), images)
+    coloured = pca_pictures(model, [image for _, image, _ in chosen], size)
+    paths = []
+    for i, ((name, image, _), colours) in enumerate(zip(chosen, coloured, strict=True)):
+        path = folder / f"{i:03d}_{Path(name).stem}.png"
+        save_png(sheet({"": [as_seen(image, size), colours]}, cell=max(size, 224)), path)
+        paths.append(path)
+    return paths
+
+
+def pca_pictures(model: Encoder, images: Sequence[Image.Image], size: int) -> list[Image.Image]:
+    """Colours the patches of images by the principal components of all their tokens.
+
+    Args:
+        model: an encoder with patch tokens.
+        images: RGB images of any sizes.
+        size: side in pixels to which images are scaled before the model sees them.
+
+    Returns:
+        one RGB image per input, one pixel per patch.
+    """
+    transform = eval_transform(size)
+    with inference(model) as device:
+        grids = torch.cat(
+            [patch_token_grid(model, transform(i).unsqueeze(0).to(device)).cpu() for i in images]
+        )
+    return [Image.fromarray(colours.numpy()) for colours in pca_colours(grids)]
+
+
+def as_seen(image: Image.Image, size: int) -> Image.Image:
+    """The square [size, size] of an image that `eval_transform` gives the model, as a picture."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CropSettings.mean, CropSettings.std))
+    pixels = (eval_transform(size)(image) * std + mean).mul(255).round().clamp(0, 255)
+    return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def pca_colours(tokens: Tensor) -> Tensor:
+    """Maps tokens to colours by their three principal components.
+
+    The covariance is taken over all tokens in float64. A component's sign, which is arbitrary, is
+    chosen so that its largest entry is positive; with fewer than three dimensions the remaining
+    colours are 0.
+
+    Args:
+        tokens: [N, H, W, d].
+
+    Returns:
+        uint8 [N, H, W, 3]; each colour spans the 1st to the 99th percentile of its component.
+
+    Example:
+        >>> pca_colours(torch.randn(2, 4, 4, 8)).shape
+        torch.Size([2, 4, 4, 3])
+    """
+    flat = tokens.reshape(-1, tokens.shape[-1]).double()
+    flat = flat - flat.mean(0)
+    _, vectors = torch.linalg.eigh(flat.T @ flat)
+    vectors = vectors[:, -3:].flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    components = flat @ (vectors * largest.sign())
+    low, high = (_row_quantile(components, share) for share in _COLOUR_QUANTILES)
+    scaled = ((components - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    colours = scaled.new_zeros(len(flat), 3)
+    colours[:, : scaled.shape[1]] = scaled
+    return (colours * 255).round().to(torch.uint8).reshape(*tokens.shape[:-1], 3)
+
+
+def _row_quantile(values: Tensor, share: float) -> Tensor:
+    """The value of each column below which `share` of the rows lie (torch.quantile has a limit)."""
+    return values.kthvalue(1 + round(share * (len(values) - 1)), dim=0).values

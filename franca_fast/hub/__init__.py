@@ -1,0 +1,19 @@
+"""Names and files of weights: foreign and our own formats in, our own out."""
+
+from __future__ import annotations
+
+from franca_fast.hub.load import check_img_size, load_head, load_model
+from franca_fast.hub.released import ModelInfo, list_models
+from franca_fast.hub.save import save_backbone
+from franca_fast.hub.state_dict import normalize_backbone_keys, read_state_dict
+
+__all__ = [
+    "ModelInfo",
+    "check_img_size",
+    "list_models",
+    "load_head",
+    "load_model",
+    "normalize_backbone_keys",
+    "read_state_dict",
+    "save_backbone",
+]

@@ -1,0 +1,259 @@
+"""Building models from names and from files of weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from franca_fast.errors import InputError, did_you_mean
+from franca_fast.hub.infer import infer_backbone, infer_head
+from franca_fast.hub.released import RELEASED_MODELS
+from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
+from franca_fast.hub.state_dict import (
+    SAFETENSORS_SUFFIX,
+    TORCH_SUFFIXES,
+    head_keys,
+    load_strict,
+    normalize_backbone_keys,
+    read_state_dict,
+    shorten,
+)
+from franca_fast.models import NestedPrototypeHead, VisionTransformer
+from franca_fast.models.architectures import ARCHITECTURES, build_backbone
+
+RANDOM = "random"
+_RELEASED_NAMES = tuple(dict.fromkeys(model.name for model in RELEASED_MODELS))
+_FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".json", *TORCH_SUFFIXES)
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    img_size: int | None = None,
+    rasa: str | os.PathLike[str] | None = None,
+    *,
+    architecture: Mapping[str, Any] | None = None,
+) -> VisionTransformer:
+    """Loads a backbone for inference; every key and shape must match.
+
+    What `name_or_path` may be:
+
+    - a `.safetensors` file with its `.json` beside it (either path, or their common stem), as
+      `save_backbone` and the pretraining write them;
+    - a run directory of `pretrain`, whose `exported/` folder is used;
+    - a `.pth` file as released (`{"teacher": ...}` or flat, any key spelling that
+      `normalize_backbone_keys` knows), with the architecture read from the shapes;
+    - a released name ("franca_vitb14") or an architecture ("vit_base"), with `weights` naming a
+      local file, or `weights="random"` for an untrained network.
+
+    Args:
+        name_or_path: as above.
+        weights: a local file, or "random"; only with a name.
+        img_size: side in pixels of the images to use. Other sizes than the weights' own work by
+            interpolating the position embedding when the model runs, so this only checks that
+            the size is a multiple of the patch; with weights="random" it is the native size.
+        rasa: a file for the removal of absolute spatial attributes; not supported yet.
+        architecture: constructor arguments of `VisionTransformer` that overrule those read from
+            the file or the name, for instance {"num_heads": 4}, which no shape tells.
+
+    Returns:
+        the model in evaluation mode, on the CPU, float32.
+
+    Raises:
+        InputError: unknown name, no such file, or weights that do not fit (all keys named).
+
+    Example:
+        >>> model = load_model("vit_small", weights="random")
+        >>> model(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 384])
+    """
+    if rasa is not None:
+        raise InputError(
+            f"rasa '{os.fspath(rasa)}': removing positions while loading is not supported yet"
+        )
+    name, overrides = os.fspath(name_or_path), dict(architecture or {})
+    if name in ARCHITECTURES or name in _RELEASED_NAMES:
+        model = _load_named(name, weights, img_size, overrides)
+    elif weights is not None:
+        raise InputError(
+            f"weights '{os.fspath(weights)}' need the name of an architecture or of a released "
+            f"model, not '{name}'{did_you_mean(name, _known_names())}"
+        )
+    else:
+        model = _load_path(_find_file(name), overrides)
+    check_img_size(img_size, model.patch_size)
+    return model.eval()
+
+
+def load_head(
+    path: str | os.PathLike[str],
+    head: str = "dino_head",
+    *,
+    in_dim: int | None = None,
+    normalize: bool = False,
+) -> NestedPrototypeHead:
+    """Loads one nested prototype head from a file that holds it.
+
+    Sizes and the kind of projection ("slice" or "full") are read from the shapes.
+
+    Args:
+        path: a weight file (see `read_state_dict`).
+        head: "dino_head" (image-level) or "ibot_head" (patch-level).
+        in_dim: width of the backbone, when the widest slice does not reach it.
+        normalize: whether the bottleneck is L2-normalised, which no shape tells.
+
+    Returns:
+        the head in evaluation mode, on the CPU, float32.
+
+    Raises:
+        InputError: no such head in the file, or keys or shapes that do not fit.
+
+    Example:
+        >>> head = load_head("franca_vitb14_In21K.pth", "ibot_head")  # doctest: +SKIP
+        >>> len(head.out_dims)  # doctest: +SKIP
+        5
+    """
+    if head not in ("dino_head", "ibot_head"):
+        raise InputError(f"head '{head}': accepted are dino_head and ibot_head")
+    state = head_keys(read_state_dict(path), head)
+    if not state:
+        raise InputError(f"weights '{os.fspath(path)}': no keys that start with {head}.")
+    source = f"{os.fspath(path)}:{head}"
+    with torch.device("meta"):
+        module = NestedPrototypeHead(**infer_head(state, source, in_dim), normalize=normalize)
+    load_strict(module, state, source)
+    return module.eval()
+
+
+def check_img_size(img_size: int | None, patch_size: int) -> None:
+    """Refuses an image size that is no positive multiple of the patch.
+
+    Raises:
+        InputError: names the nearest sizes that fit.
+    """
+    if img_size is None or (img_size > 0 and img_size % patch_size == 0):
+        return
+    below = max(1, img_size // patch_size) * patch_size
+    raise InputError(
+        f"image size {img_size} is not a positive multiple of the patch size {patch_size}; "
+        f"the nearest are {below} and {below + patch_size}"
+    )
+
+
+def _known_names() -> tuple[str, ...]:
+    return (*_RELEASED_NAMES, *ARCHITECTURES)
+
+
+def _load_named(
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    img_size: int | None,
+    overrides: dict[str, Any],
+) -> VisionTransformer:
+    arch = next((m.architecture for m in RELEASED_MODELS if m.name == name), name)
+    if weights == RANDOM:
+        size = {} if img_size is None else {"img_size": img_size}
+        return build_backbone(arch, **(size | overrides))
+    if weights is None or not Path(weights).is_file():
+        raise InputError(_which_weights(name, weights))
+    state = normalize_backbone_keys(read_state_dict(weights))
+    found = infer_backbone(state, os.fspath(weights))
+    for dimension in ("embed_dim", "depth"):
+        if found[dimension] != ARCHITECTURES[arch][dimension]:
+            raise InputError(
+                f"weights '{os.fspath(weights)}' are not of {arch}: {dimension} is "
+                f"{found[dimension]} instead of {ARCHITECTURES[arch][dimension]}"
+            )
+    return _build(ARCHITECTURES[arch] | found | overrides, state, os.fspath(weights))
+
+
+def _which_weights(name: str, weights: str | os.PathLike[str] | None) -> str:
+    """Says what to pass as `weights` for a name, given that `weights` is no file."""
+    files = {m.weights: m for m in RELEASED_MODELS if m.name == name}
+    if weights is not None and weights not in files:
+        known = (*(key for key in files if key), RANDOM)
+        return (
+            f"weights '{os.fspath(weights)}': no such file{did_you_mean(os.fspath(weights), known)}"
+        )
+    if not files:
+        return f"model '{name}' needs weights: a file, or '{RANDOM}' for an untrained network"
+    wanted = [str(m.file) for key, m in files.items() if weights in (None, key)]
+    return (
+        f"model '{name}' needs weights: pass the path of {' or '.join(wanted)} "
+        "(franca-fast models tells where they are; unpack a .tar.gz first)"
+    )
+
+
+def _find_file(name: str) -> Path:
+    """Finds the weight file that a path means: itself, its stem, or a run's exported model."""
+    path = Path(name)
+    if path.is_dir():
+        folder = path / "exported" if (path / "exported").is_dir() else path
+        found = sorted(folder.glob(f"*{SAFETENSORS_SUFFIX}"))
+        if len(found) == 1:
+            return found[0]
+        raise InputError(
+            f"model '{name}': the folder holds {len(found) or 'no'} exported models"
+            + (f" ({shorten(file.name for file in found)}); name one" if found else "")
+        )
+    weights, _ = backbone_files(name)
+    if weights.is_file() and path.suffix not in TORCH_SUFFIXES:
+        return weights
+    if path.is_file():
+        return path
+    if path.suffix in _FILE_SUFFIXES or os.sep in name:
+        raise InputError(f"model '{name}': no such file or folder")
+    raise InputError(
+        f"unknown model '{name}'{did_you_mean(name, _known_names())}; accepted are "
+        f"{', '.join(_known_names())}, a weight file or a run directory"
+    )
+
+
+def _load_path(path: Path, overrides: dict[str, Any]) -> VisionTransformer:
+    state = normalize_backbone_keys(read_state_dict(path))
+    if path.suffix == SAFETENSORS_SUFFIX:
+        config = _read_architecture(backbone_files(path)[1])
+    else:
+        config = infer_backbone(state, str(path))
+    config |= overrides
+    if "num_heads" not in config:
+        raise InputError(
+            f"weights '{path}': width {config['embed_dim']} and depth {config['depth']} are no "
+            "known architecture's; pass architecture={'num_heads': ...}"
+        )
+    return _build(config, state, str(path))
+
+
+def _read_architecture(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(
+            f"architecture '{path}': no such file; it belongs beside the .safetensors file "
+            "(or load the file as weights of a named architecture)"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"architecture '{path}': no JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != ARCHITECTURE_FORMAT:
+        raise InputError(f"architecture '{path}': \"format\" must be '{ARCHITECTURE_FORMAT}'")
+    if not isinstance(content.get("architecture"), dict):
+        raise InputError(f"architecture '{path}': lacks the dictionary \"architecture\"")
+    return content["architecture"]
+
+
+def _build(
+    config: dict[str, Any], state: Mapping[str, torch.Tensor], source: str
+) -> VisionTransformer:
+    try:
+        # Without storage: the weights are about to be assigned, and a large random init is slow.
+        with torch.device("meta"):
+            model = VisionTransformer(**config)
+    except TypeError as error:
+        raise InputError(f"architecture of '{source}': {error}") from error
+    load_strict(model, state, source)
+    return model

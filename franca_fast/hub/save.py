@@ -1,0 +1,47 @@
+"""Writing a backbone: weights as safetensors, the architecture as JSON beside them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from franca_fast.files import atomic_path, save_safetensors, write_json
+from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
+from franca_fast.models import VisionTransformer
+
+ARCHITECTURE_FORMAT = "franca_fast.backbone/1"
+
+
+def save_backbone(model: VisionTransformer, path_stem: str | os.PathLike[str]) -> Path:
+    """Writes `<stem>.safetensors` and `<stem>.json`, each complete or not at all.
+
+    The JSON holds {"format": ..., "architecture": the constructor arguments}, so that
+    `load_model(<stem>)` needs nothing else.
+
+    Args:
+        model: the backbone; its weights keep their dtypes.
+        path_stem: path without suffix (a `.safetensors` suffix is accepted).
+
+    Returns:
+        the path of the safetensors file.
+
+    Raises:
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> model = build_backbone("vit_tiny")  # doctest: +SKIP
+        >>> save_backbone(model, "run/exported/teacher")  # doctest: +SKIP
+        PosixPath('run/exported/teacher.safetensors')
+    """
+    weights, architecture = backbone_files(path_stem)
+    tensors = {key: t.detach().contiguous().cpu() for key, t in model.state_dict().items()}
+    with atomic_path(weights) as temporary:
+        save_safetensors(tensors, temporary, {"format": "pt"})
+    write_json(architecture, {"format": ARCHITECTURE_FORMAT, "architecture": model.config})
+    return weights
+
+
+def backbone_files(path_stem: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Returns the paths of the weights and of the architecture that belong to a stem."""
+    stem = os.fspath(path_stem).removesuffix(SAFETENSORS_SUFFIX).removesuffix(".json")
+    return Path(f"{stem}{SAFETENSORS_SUFFIX}"), Path(f"{stem}.json")

@@ -1,0 +1,181 @@
+"""Weight files: reading them without running code, and the one spelling of their keys."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from franca_fast.errors import InputError
+
+SAFETENSORS_SUFFIX = ".safetensors"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+HEAD_PREFIXES = ("dino_head.", "ibot_head.", "rasa_head.")
+_WRAPPER_PREFIXES = ("module.", "backbone.", "teacher.")
+_UNREADABLE = "damaged, or not a file of PyTorch tensors"
+_WRAPPER_ENTRIES = ("teacher", "model", "state_dict")
+_CHUNKED_BLOCK = re.compile(r"^blocks\.\d+\.(\d+)\.")
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads the tensors of a weight file, running no code that it may hold.
+
+    A `.pth`/`.pt` file is read with `torch.load(weights_only=True)` and may be flat or hold its
+    tensors under "teacher" (as released), "model" or "state_dict". Keys are returned as spelt.
+
+    Args:
+        path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
+
+    Returns:
+        key -> tensor on the CPU, dtypes and shapes as stored.
+
+    Raises:
+        InputError: no such file, another format, damaged, or it holds anything but tensors.
+
+    Example:
+        >>> state = read_state_dict("franca_vitb14_In21K.pth")  # doctest: +SKIP
+        >>> state["backbone.cls_token"].shape  # doctest: +SKIP
+        torch.Size([1, 1, 768])
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"weights '{file}': no such file")
+    if file.suffix == SAFETENSORS_SUFFIX:
+        return _read_safetensors(file)
+    if file.suffix not in TORCH_SUFFIXES:
+        accepted = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
+        raise InputError(f"weights '{file}': unknown kind of file; accepted are {accepted}")
+    return _tensors_of(_read_torch(file), file)
+
+
+def normalize_backbone_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the backbone's keys the one spelling that `VisionTransformer` uses.
+
+    Removes the prefixes `module.`, `backbone.` and `teacher.` (in any order and depth), turns the
+    chunked `blocks.<chunk>.<index>.` into `blocks.<index>.`, and leaves out the heads that may
+    stand beside the backbone (`dino_head.`, `ibot_head.`, `rasa_head.`). Every other key stays, so
+    that a strict load can name it.
+
+    Args:
+        state: key -> tensor, as read from a file.
+
+    Returns:
+        normalised key -> the same tensor.
+
+    Raises:
+        InputError: two keys become the same one.
+
+    Example:
+        >>> list(normalize_backbone_keys({"module.backbone.blocks.1.7.ls1.gamma": torch.ones(4)}))
+        ['blocks.7.ls1.gamma']
+    """
+    normalized: dict[str, Tensor] = {}
+    spelt: dict[str, str] = {}
+    for key, tensor in state.items():
+        name = _without_wrappers(key)
+        if name.startswith(HEAD_PREFIXES):
+            continue
+        name = _CHUNKED_BLOCK.sub(r"blocks.\1.", name)
+        if name in normalized:
+            raise InputError(f"weights: '{spelt[name]}' and '{key}' are both '{name}'")
+        normalized[name], spelt[name] = tensor, key
+    return normalized
+
+
+def head_keys(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """Returns the entries of one head ("dino_head" or "ibot_head"), without its prefix."""
+    prefix = f"{head}."
+    names = {_without_wrappers(key): tensor for key, tensor in state.items()}
+    return {name[len(prefix) :]: t for name, t in names.items() if name.startswith(prefix)}
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Fills `module` with `state`; every key and every shape must match.
+
+    The module may have been built on the meta device. Tensors become float32.
+
+    Args:
+        module: what to fill; nothing in it changes when this raises.
+        state: key -> tensor with the module's own key names.
+        source: what the message calls the weights, for instance the path.
+
+    Raises:
+        InputError: names the missing and unexpected keys and the wrong shapes.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    faults = _mismatches(expected, state)
+    if faults:
+        raise InputError(f"weights '{source}' do not fit: {'; '.join(faults)}")
+    module.load_state_dict({k: t.float() for k, t in state.items()}, strict=True, assign=True)
+
+
+def shorten(names: Iterable[str], limit: int = 4) -> str:
+    """Joins the first names with commas and counts the rest: 'a, b, c, d and 8 more'."""
+    listed = list(names)
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _mismatches(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[str]:
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    wrong = [
+        f"{key} is {list(tensor.shape)} instead of {list(expected[key])}"
+        for key, tensor in state.items()
+        if key in expected and tuple(tensor.shape) != expected[key]
+    ]
+    kinds = (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", wrong))
+    return [f"{len(names)} {kind}: {shorten(names)}" for kind, names in kinds if names]
+
+
+def _without_wrappers(key: str) -> str:
+    while key.startswith(_WRAPPER_PREFIXES):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise InputError(f"weights '{file}': damaged or no safetensors file ({error})") from error
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked_for = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked_for is None:
+            raise InputError(f"weights '{file}': {_UNREADABLE}") from error
+        raise InputError(
+            f"weights '{file}': refused, the file asks for the Python object "
+            f"'{asked_for.group(1)}'; only tensors are loaded and nothing in it was run"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise InputError(f"weights '{file}': {_UNREADABLE}") from error
+
+
+def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:
+    for entry in _WRAPPER_ENTRIES:
+        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
+            content = content[entry]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"weights '{file}': holds no dictionary of tensors")
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise InputError(f"weights '{file}': not tensors: {shorten(others)}")
+    return {str(key): tensor for key, tensor in content.items()}

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from franca_fast.errors import InputError
+from franca_fast.evaluation.embeddings import Embeddings, check_output
+
+SUFFIXES = [".npz", ".parquet", ".safetensors"]
+NAMES = ["a/1.png", "a/2, two.png", "b/ü\n3.png"]
+
+
+def example(labelled: bool = True) -> Embeddings:
+    features = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    return Embeddings(
+        NAMES, features, torch.tensor([0, 0, 1]) if labelled else None, {"damaged": 2}
+    )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_round_trip(tmp_path: Path, suffix: str, labelled: bool) -> None:
+    saved = example(labelled)
+    saved.save(tmp_path / f"e{suffix}")
+    loaded = Embeddings.load(tmp_path / f"e{suffix}")
+    assert loaded.names == NAMES
+    assert torch.equal(loaded.features, saved.features)
+    assert loaded.features.dtype == torch.float32
+    assert (loaded.labels is None) == (not labelled)
+    if labelled:
+        assert loaded.labels.tolist() == [0, 0, 1]
+    assert [p.name for p in tmp_path.iterdir()] == [f"e{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_images(tmp_path: Path, suffix: str) -> None:
+    Embeddings([], torch.zeros(0, 5)).save(tmp_path / f"e{suffix}")
+    assert Embeddings.load(tmp_path / f"e{suffix}").features.shape == (0, 5)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_existing_file_is_kept_unless_asked(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"e{suffix}"
+    file.write_text("precious")
+    with pytest.raises(InputError, match="exists"):
+        example().save(file)
+    assert file.read_text() == "precious"
+    example().save(file, overwrite=True)
+    assert Embeddings.load(file).names == NAMES
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("content", [b"", b"no embeddings"])
+def test_damaged_file_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    (tmp_path / f"e{suffix}").write_bytes(content)
+    with pytest.raises(InputError, match="damaged, or no embeddings"):
+        Embeddings.load(tmp_path / f"e{suffix}")
+
+
+def test_unknown_suffix_and_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"one of \.npz, \.parquet, \.safetensors"):
+        check_output(tmp_path / "e.csv")
+    with pytest.raises(InputError, match="no such file"):
+        Embeddings.load(tmp_path / "e.npz")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match="pip install pyarrow"):
+        check_output(tmp_path / "e.parquet")
+
+
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [(torch.zeros(2, 5), None), (torch.zeros(3), None), (torch.zeros(3, 5), torch.zeros(2))],
+)
+def test_lengths_must_agree(features: torch.Tensor, labels: torch.Tensor | None) -> None:
+    with pytest.raises(InputError, match="expected"):
+        Embeddings(NAMES, features, labels)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from franca_fast.errors import InputError
+from franca_fast.evaluation import Embeddings, embed
+from franca_fast.hub import save_backbone
+from franca_fast.models import VisionTransformer
+
+
+@pytest.fixture
+def model() -> VisionTransformer:
+    return VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=2)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    generator = torch.Generator().manual_seed(0)
+    for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png", "dog/e.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (40, 33, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / name)
+    return folder
+
+
+def test_names_labels_and_features_of_a_folder(model: VisionTransformer, images: Path) -> None:
+    result = embed(model, images)
+    assert result.names == ["cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png", "dog/e.png"]
+    assert result.labels.tolist() == [0, 0, 1, 1, 1]
+    assert result.features.shape == (5, 32)
+    assert result.features.dtype == torch.float32
+    assert not result.features.requires_grad
+    assert result.skipped == {}
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (2, 3), (64, 1)])
+def test_batches_and_threads_change_nothing(
+    model: VisionTransformer, images: Path, batch_size: int, num_workers: int
+) -> None:
+    result = embed(model, images, batch_size=batch_size, num_workers=num_workers)
+    expected = embed(model, images)
+    assert result.names == expected.names
+    torch.testing.assert_close(result.features, expected.features)
+
+
+def test_poolings(model: VisionTransformer, images: Path) -> None:
+    cls = embed(model, images, pooling="cls").features
+    patches = embed(model, images, pooling="patch_mean").features
+    both = embed(model, images, pooling="cls_patch_mean").features
+    assert not torch.allclose(cls, patches)
+    torch.testing.assert_close(both, torch.cat([cls, patches], 1))
+
+
+def test_any_callable_is_an_encoder(images: Path) -> None:
+    def mean_colour(batch: Tensor) -> Tensor:
+        return batch.mean((2, 3))
+
+    assert embed(mean_colour, images, img_size=16).features.shape == (5, 3)
+    with pytest.raises(InputError, match="no forward_features"):
+        embed(mean_colour, images, img_size=16, pooling="patch_mean")
+
+
+def test_mode_of_the_model_is_restored(model: VisionTransformer, images: Path) -> None:
+    model.train()
+    embed(model, images)
+    assert model.training
+
+
+def test_model_by_path(model: VisionTransformer, images: Path, tmp_path: Path) -> None:
+    save_backbone(model, tmp_path / "teacher")
+    expected = embed(model, images).features
+    torch.testing.assert_close(embed(tmp_path / "teacher", images).features, expected)
+
+
+def test_output_file_holds_the_result(
+    model: VisionTransformer, images: Path, tmp_path: Path
+) -> None:
+    result = embed(model, images, output=tmp_path / "e.npz")
+    loaded = Embeddings.load(tmp_path / "e.npz")
+    assert loaded.names == result.names
+    assert torch.equal(loaded.features, result.features)
+
+
+def test_bad_files_are_left_out_and_counted(model: VisionTransformer, images: Path) -> None:
+    whole = (images / "cat/a.png").read_bytes()
+    (images / "cat/b.png").write_bytes(whole[: len(whole) // 2])
+    (images / "dog/d.png").write_text("no image")
+    result = embed(model, images)
+    assert result.names == ["cat/a.png", "dog/c.png", "dog/e.png"]
+    assert result.labels.tolist() == [0, 1, 1]
+    assert sum(result.skipped.values()) == 2
+
+
+def test_only_bad_files_is_an_error(model: VisionTransformer, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(InputError, match=r"no readable image in .* 1 skipped"):
+        embed(model, tmp_path)
+
+
+def test_images_without_classes_have_no_labels(
+    model: VisionTransformer, images: Path, tmp_path: Path
+) -> None:
+    result = embed(model, [images / "cat/a.png", images / "dog/c.png"])
+    assert len(result) == 2
+    assert result.labels is None
+
+
+def test_bundled_shards(model: VisionTransformer) -> None:
+    result = embed(model, "FashionMNIST:split=TEST")
+    assert len(result) == 1000
+    assert set(result.labels.tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"img_size": 30}, "multiple of the patch size 7; the nearest are 28 and 35"),
+        ({"pooling": "clss"}, "did you mean 'cls'"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"output": "features.csv"}, "suffix"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    model: VisionTransformer, images: Path, options: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        embed(model, images, **options)

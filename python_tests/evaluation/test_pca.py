@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from franca_fast.errors import InputError
+from franca_fast.evaluation import visualize_pca
+from franca_fast.evaluation.pca import as_seen, pca_colours, pca_pictures
+from franca_fast.models import VisionTransformer
+
+
+@pytest.fixture
+def model() -> VisionTransformer:
+    return VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=2)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, colour in [("a", "red"), ("b", "green"), ("c", "blue")]:
+        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
+    return folder
+
+
+def test_components_are_those_of_the_covariance() -> None:
+    tokens = torch.randn(3, 4, 5, 8) @ torch.diag(torch.arange(1.0, 9.0))
+    flat = tokens.reshape(-1, 8).double()
+    flat = flat - flat.mean(0)
+    _, _, directions = torch.linalg.svd(flat, full_matrices=False)
+    colours = pca_colours(tokens).reshape(-1, 3).double()
+    for i in range(3):
+        projected = flat @ directions[i]
+        inside = (colours[:, i] > 0) & (colours[:, i] < 255)
+        pair = torch.stack([projected[inside], colours[inside, i]])
+        assert torch.corrcoef(pair)[0, 1].abs() > 0.9999
+
+
+def test_colours_span_the_range() -> None:
+    colours = pca_colours(torch.randn(2, 16, 16, 6))
+    assert colours.amin((0, 1, 2)).tolist() == [0, 0, 0]
+    assert colours.amax((0, 1, 2)).tolist() == [255, 255, 255]
+
+
+def test_signs_are_fixed() -> None:
+    tokens = torch.randn(1, 6, 6, 5)
+    assert torch.equal(pca_colours(tokens), pca_colours(tokens.clone()))
+    shifted = pca_colours(tokens + 3.0).int() - pca_colours(tokens).int()
+    assert shifted.abs().max() <= 1
+
+
+@pytest.mark.parametrize("tokens", [torch.ones(1, 2, 2, 4), torch.randn(1, 2, 2, 1)])
+def test_tokens_without_three_components(tokens: torch.Tensor) -> None:
+    assert pca_colours(tokens).shape == (1, 2, 2, 3)
+
+
+def test_one_pixel_per_patch_and_the_model_s_size(model: VisionTransformer) -> None:
+    pictures = pca_pictures(model, [Image.new("RGB", (90, 60), "red")] * 2, 35)
+    assert [picture.size for picture in pictures] == [(5, 5), (5, 5)]
+
+
+def test_image_as_the_model_sees_it() -> None:
+    seen = as_seen(Image.new("RGB", (50, 40), (200, 10, 99)), 28)
+    assert seen.size == (28, 28)
+    assert seen.getpixel((14, 14)) == (200, 10, 99)
+
+
+def test_one_picture_per_image(model: VisionTransformer, images: Path, tmp_path: Path) -> None:
+    paths = visualize_pca(model, images, tmp_path / "out")
+    assert [path.name for path in paths] == ["000_a.png", "001_b.png", "002_c.png"]
+    assert sorted((tmp_path / "out").iterdir()) == paths
+    picture = Image.open(paths[0])
+    assert picture.width > 1.9 * picture.height
+
+
+def test_limit(model: VisionTransformer, images: Path, tmp_path: Path) -> None:
+    assert len(visualize_pca(model, images, tmp_path / "out", limit=2)) == 2
+
+
+def test_folder_in_use_is_kept(model: VisionTransformer, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="in use"):
+        visualize_pca(model, images, images)
+    assert len(list(images.iterdir())) == 3
+
+
+def test_nothing_is_made_when_no_image_is_readable(
+    model: VisionTransformer, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(InputError, match="no readable image"):
+        visualize_pca(model, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_encoder_without_patches_is_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no patch tokens"):
+        visualize_pca(lambda x: x.mean((2, 3)), images, tmp_path / "out")

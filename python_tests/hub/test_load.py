@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from franca_fast.errors import InputError
+from franca_fast.hub import list_models, load_head, load_model, read_state_dict, save_backbone
+from franca_fast.models import ARCHITECTURES, VisionTransformer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CHECKPOINT = GOLDEN / "teacher_checkpoint.pth"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=28, embed_dim=32, depth=2, num_heads=2).eval()
+
+
+def state_of(
+    model: VisionTransformer, prefix: str = "", chunk: int | None = None
+) -> dict[str, Tensor]:
+    state = {}
+    for key, tensor in model.state_dict().items():
+        if chunk and key.startswith("blocks."):
+            index = int(key.split(".")[1])
+            key = key.replace("blocks.", f"blocks.{index // chunk}.", 1)
+        state[prefix + key] = tensor
+    return state
+
+
+def assert_same_weights(model: VisionTransformer, other: VisionTransformer) -> None:
+    assert model.state_dict().keys() == other.state_dict().keys()
+    for key, tensor in other.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone.", "teacher.backbone."])
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_every_spelling_loads(
+    tmp_path: Path, backbone: VisionTransformer, prefix: str, chunk: int | None, wrapped: bool
+) -> None:
+    state = state_of(backbone, prefix, chunk)
+    torch.save({"teacher": state} if wrapped else state, tmp_path / "w.pth")
+    model = load_model(tmp_path / "w.pth", architecture={"num_heads": 2})
+    assert_same_weights(model, backbone)
+    assert not model.training
+
+
+def test_golden_checkpoint_gives_the_golden_architecture() -> None:
+    model = load_model(CHECKPOINT, architecture={"num_heads": 4})
+    described = json.loads((GOLDEN / "golden.json").read_text())["backbone"]
+    for key in ("embed_dim", "depth", "patch_size", "img_size", "ffn_layer", "mlp_ratio"):
+        assert model.config[key] == described[key], key
+
+
+def test_unknown_number_of_heads_is_asked_for() -> None:
+    with pytest.raises(InputError, match="num_heads"):
+        load_model(CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ffn_layer": "mlp", "mlp_ratio": 3.0},
+        {"ffn_layer": "swiglu", "mlp_ratio": 2.0},
+        {"num_register_tokens": 4},
+        {"layerscale": None},
+        {"qkv_bias": False, "proj_bias": False, "ffn_bias": False},
+        {"patch_size": 7, "in_chans": 1},
+    ],
+)
+def test_shapes_tell_the_architecture(tmp_path: Path, options: dict[str, object]) -> None:
+    model = VisionTransformer(
+        **{"img_size": 28, "embed_dim": 48, "depth": 1, "num_heads": 3} | options
+    )
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    assert_same_weights(load_model(tmp_path / "w.pth", architecture={"num_heads": 3}), model)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> VisionTransformer:
+    return VisionTransformer(img_size=14, **ARCHITECTURES["vit_tiny"])
+
+
+def test_named_architecture_with_weights(tmp_path: Path, tiny: VisionTransformer) -> None:
+    torch.save({"teacher": state_of(tiny, "backbone.")}, tmp_path / "w.pth")
+    assert_same_weights(load_model("vit_tiny", weights=tmp_path / "w.pth"), tiny)
+    assert load_model(tmp_path / "w.pth").num_heads == 3
+
+
+def test_weights_of_another_architecture_are_refused(
+    tmp_path: Path, tiny: VisionTransformer
+) -> None:
+    torch.save(tiny.state_dict(), tmp_path / "w.pth")
+    for name in ("vit_small", "franca_vitb14"):
+        with pytest.raises(InputError, match="embed_dim is 192 instead of"):
+            load_model(name, weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda s: s.pop("blocks.1.ls2.gamma"), r"missing keys: blocks\.1\.ls2\.gamma"),
+        (lambda s: s.update(surprise=torch.zeros(1)), "unexpected keys: surprise"),
+        (lambda s: s.update(cls_token=torch.zeros(1, 1, 9)), r"cls_token is \[1, 1, 9\]"),
+    ],
+)
+def test_loading_is_strict(tmp_path: Path, backbone: VisionTransformer, change, complaint) -> None:
+    state = dict(backbone.state_dict())
+    change(state)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=complaint):
+        load_model(tmp_path / "w.pth", architecture={"num_heads": 2})
+
+
+def test_save_and_load(tmp_path: Path, backbone: VisionTransformer) -> None:
+    weights = save_backbone(backbone, tmp_path / "exported" / "teacher")
+    stem, architecture = weights.with_suffix(""), weights.with_suffix(".json")
+    for path in (weights, stem, architecture, tmp_path / "exported", tmp_path):
+        model = load_model(path)
+        assert_same_weights(model, backbone)
+        assert model.config == backbone.config
+    assert sorted(p.name for p in weights.parent.iterdir()) == [
+        "teacher.json",
+        "teacher.safetensors",
+    ]
+
+
+def test_stem_with_a_dot(tmp_path: Path, backbone: VisionTransformer) -> None:
+    save_backbone(backbone, tmp_path / "step.100")
+    assert_same_weights(load_model(tmp_path / "step.100"), backbone)
+
+
+def test_failed_save_keeps_the_old_files(
+    tmp_path: Path, backbone: VisionTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = save_backbone(backbone, tmp_path / "teacher")
+    before = weights.read_bytes()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_backbone(backbone, tmp_path / "teacher")
+    assert weights.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_safetensors_without_json_is_refused(tmp_path: Path, backbone: VisionTransformer) -> None:
+    save_backbone(backbone, tmp_path / "teacher").with_suffix(".json").unlink()
+    with pytest.raises(InputError, match=r"teacher\.json': no such file"):
+        load_model(tmp_path / "teacher.safetensors")
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", '{"architecture": {}}'])
+def test_wrong_json_is_refused(tmp_path: Path, backbone: VisionTransformer, text: str) -> None:
+    save_backbone(backbone, tmp_path / "teacher").with_suffix(".json").write_text(text)
+    with pytest.raises(InputError, match=r"teacher\.json"):
+        load_model(tmp_path)
+
+
+def test_unknown_argument_in_the_json_is_named(tmp_path: Path, backbone: VisionTransformer) -> None:
+    file = save_backbone(backbone, tmp_path / "teacher").with_suffix(".json")
+    content = json.loads(file.read_text())
+    content["architecture"]["windows"] = 7
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="windows"):
+        load_model(tmp_path)
+
+
+def test_random_weights_are_asked_for_explicitly() -> None:
+    model = load_model("vit_tiny", weights="random", img_size=28, architecture={"depth": 1})
+    assert model.config["img_size"] == 28
+    assert not model.training
+    with pytest.raises(InputError, match="'random' for an untrained network"):
+        load_model("vit_tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "complaint"),
+    [
+        ("vit_bose", None, "did you mean 'vit_base'"),
+        ("franca_vitb41", None, "did you mean 'franca_vitb14'"),
+        ("franca_vitb14", None, r"franca_vitb14_In21K\.pth or .*Dinov2_In21K_518\.pth"),
+        ("franca_vitl14", "LAION_518", r"franca_vitl14_Laion_518\.pth"),
+        ("franca_vitb14", "IN21", "no such file, did you mean 'IN21K'"),
+        ("missing.pth", None, "no such file or folder"),
+        ("nowhere/run", None, "no such file or folder"),
+        (str(CHECKPOINT), "random", "need the name of an architecture"),
+        (str(GOLDEN), None, '"format" must be'),
+        (str(GOLDEN / "rasa.pth"), None, "no vision transformer"),
+    ],
+)
+def test_wrong_names_say_what_is_accepted(name: str, weights: str | None, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        load_model(name, weights=weights)
+
+
+def test_empty_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no exported models"):
+        load_model(tmp_path)
+
+
+def test_image_size_must_fit_the_patch(tmp_path: Path, backbone: VisionTransformer) -> None:
+    save_backbone(backbone, tmp_path / "teacher")
+    assert load_model(tmp_path, img_size=42).patch_size == 14
+    with pytest.raises(InputError, match="the nearest are 28 and 42"):
+        load_model(tmp_path, img_size=30)
+
+
+def test_rasa_is_refused_clearly() -> None:
+    with pytest.raises(InputError, match="rasa"):
+        load_model(CHECKPOINT, rasa=GOLDEN / "rasa.pth", architecture={"num_heads": 4})
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "projection", "in_features"),
+    [("teacher_checkpoint", "dino_head", "full", 64), ("slice_head", "ibot_head", "slice", 4)],
+)
+def test_golden_heads_load(file: str, name: str, projection: str, in_features: int) -> None:
+    head = load_head(GOLDEN / f"{file}.pth", name)
+    assert head.projection == projection
+    assert head.out_dims == (32, 64, 128, 256, 512)
+    assert head.matryoshka_projections[0].in_features == in_features
+    state = read_state_dict(GOLDEN / f"{file}.pth")
+    assert torch.equal(head.last_layers[2].weight_v, state[f"{name}.last_layers.2.weight_v"])
+
+
+def test_head_of_narrow_slices_takes_the_backbone_width(tmp_path: Path) -> None:
+    state = read_state_dict(GOLDEN / "slice_head.pth")
+    narrow = {k: t for k, t in state.items() if k.split(".")[2] in "0123"}
+    torch.save(narrow, tmp_path / "w.pth")
+    head = load_head(tmp_path / "w.pth", "ibot_head", in_dim=64)
+    assert head.nesting_dims == (4, 8, 16, 32)
+    assert head.out_dims == (32, 64, 128, 256)
+
+
+def test_absent_or_unknown_head_is_named() -> None:
+    with pytest.raises(InputError, match="no keys that start with ibot_head"):
+        load_head(CHECKPOINT, "ibot_head")
+    with pytest.raises(InputError, match="accepted are dino_head and ibot_head"):
+        load_head(CHECKPOINT, "head")
+
+
+def test_head_loading_is_strict(tmp_path: Path) -> None:
+    state = read_state_dict(GOLDEN / "slice_head.pth")
+    state["ibot_head.mlps.3.9.weight"] = torch.zeros(1)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"unexpected keys: mlps\.3\.9\.weight"):
+        load_head(tmp_path / "w.pth", "ibot_head")
+
+
+def test_list_of_models() -> None:
+    models = list_models()
+    released = [m for m in models if m.weights]
+    assert len(released) == 9
+    assert all(m.architecture in ARCHITECTURES for m in models)
+    laion = next(m for m in released if (m.name, m.weights) == ("franca_vitl14", "LAION"))
+    assert laion.img_size == 518
+    assert laion.address == (
+        "https://github.com/valeoai/Franca/releases/download/v1.0.0/franca_vitl14_Laion600M.pth"
+    )
+    assert {m.name for m in models if not m.weights} == set(ARCHITECTURES)
