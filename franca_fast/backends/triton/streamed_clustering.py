@@ -1,0 +1,323 @@
+"""The clustering operators on scores that are never stored, as Triton kernels.
+
+The functions are those of `backends.torch.streamed_clustering`, which says what they compute. The
+gradient of the scores exists one chunk of columns at a time, in a buffer whose size depends neither
+on the number of rows nor on that of prototypes, and enters two matrix products of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import triton
+from torch import Tensor
+
+from . import _streamed_kernels as kernels
+from ._heads import Heads, count_units, on_device_of, pack, unit_width
+from ._reductions import RowSums, combine_columns, combine_losses, combine_rows
+from .sinkhorn import split_rows_of
+
+# Features [N, C], prototypes [K, C] and float32 scales [K], one entry of each for each head.
+Side: TypeAlias = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
+
+_PROGRAMS = 512  # a program here is several times the work of one that reads stored logits
+_CHUNK_ELEMENTS = 1 << 24  # of the gradient of the scores: 32 MiB in 16 bits
+
+
+class _Tile(NamedTuple):
+    """Rows, columns and depth of the matrix products of a program."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        """The kernels' keyword arguments."""
+        return {
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "DEPTH": self.depth,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+class _Packed(NamedTuple):
+    features: Heads
+    prototypes: Heads
+    scales: tuple[Tensor, ...]
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Columns of each head's scores: its prototypes."""
+        return tuple(v.shape[0] for v in self.prototypes.matrices)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The side as the kernels take it."""
+        return (*self.features, *self.prototypes[:2], self.scales)
+
+
+def _pack(side: Side) -> _Packed:
+    features, prototypes, scales = side
+    return _Packed(pack(features), pack(prototypes), tuple(s.contiguous() for s in scales))
+
+
+# The tiles of 16-bit features. One product leaves registers for a large tile; those with more tiles
+# or row vectors at a time get a smaller one, long where sums are taken (see _streamed_kernels).
+_ONE_PRODUCT = _Tile(128, 128, 64, 8, 3)
+_ALONG_ROWS = _Tile(128, 64, 64, 8, 3)
+_ALONG_COLUMNS = _Tile(64, 128, 64, 8, 3)
+# Exact float32 products run without tensor cores.
+_FLOAT32 = _Tile(64, 32, 32, 4, 2)
+
+
+def _tile(features: Tensor, n_rows: int, preferred: _Tile) -> _Tile:
+    if features.dtype == torch.float32:
+        return _FLOAT32
+    return preferred if n_rows > _ALONG_COLUMNS.rows else _ALONG_COLUMNS
+
+
+def column_logsumexp(
+    features: Sequence[Tensor],
+    prototypes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    temperature: float,
+    n_valid: int,
+) -> tuple[Tensor, Tensor]:
+    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
+    side = _pack((features, prototypes, scales))
+    columns, like = side.columns, scales[0]
+    n_columns = sum(columns)
+    if n_valid == 0:
+        maximum = like.new_full((n_columns,), float("-inf"))
+        return maximum, torch.zeros_like(maximum)
+    tile = _tile(features[0], n_valid, _ONE_PRODUCT)
+    units, n_splits, split_rows = split_rows_of(columns, n_valid, tile.columns)
+    partial = like.new_empty((2, n_splits, n_columns))
+    with on_device_of(like):
+        kernels.column_logsumexp_kernel[(units, n_splits)](
+            columns,
+            *side.arguments(),
+            partial[0],
+            partial[1],
+            n_columns,
+            n_valid,
+            split_rows,
+            1.0 / temperature,
+            HEADS=len(columns),
+            **tile.options(),
+        )
+        return combine_columns(partial[0], partial[1])
+
+
+def row_step(
+    features: Sequence[Tensor],
+    prototypes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    temperature: float,
+    prototype: Tensor,
+    n_valid: int,
+    with_mass: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Row potentials [H, N] for given prototype potentials and, on request, the mass [sum K]."""
+    side, prototype = _pack((features, prototypes, scales)), prototype.contiguous()
+    with on_device_of(prototype):
+        row, maximum, total = _row_logsumexp(side, temperature, prototype, n_valid)
+        if not with_mass:
+            return row, None
+        if n_valid == 0:
+            return row, torch.zeros_like(prototype)
+        columns, tile = side.columns, _tile(features[0], n_valid, _ALONG_COLUMNS)
+        units, n_splits, split_rows = split_rows_of(columns, n_valid, tile.columns)
+        partial = prototype.new_empty((n_splits, prototype.shape[0]))
+        kernels.mass_kernel[(units, n_splits)](
+            columns,
+            *side.arguments(),
+            prototype,
+            maximum,
+            total,
+            partial,
+            prototype.shape[0],
+            row.shape[1],
+            n_valid,
+            split_rows,
+            1.0 / temperature,
+            HEADS=len(columns),
+            **tile.options(),
+        )
+        return row, partial[0] if n_splits == 1 else partial.sum(dim=0)
+
+
+def _row_logsumexp(
+    side: _Packed, temperature: float, prototype: Tensor, n_valid: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row potential, and maximum and sum of exponentials of z/T + a in each row; all [H, N]."""
+    features, columns = side.features.matrices, side.columns
+    tile = _tile(features[0], n_valid, _ONE_PRODUCT)
+    row_blocks = triton.cdiv(n_valid, tile.rows)
+    width = unit_width(columns, row_blocks, tile.columns, _PROGRAMS)
+    units = count_units(columns, width)
+    parts = RowSums(units, n_valid, prototype)
+    if n_valid:
+        kernels.row_partials_kernel[(row_blocks, units)](
+            columns,
+            *side.arguments(),
+            prototype,
+            parts.maximum,
+            parts.total,
+            width,
+            parts.maximum.stride(0),
+            n_valid,
+            1.0 / temperature,
+            HEADS=len(columns),
+            **tile.options(),
+        )
+    return combine_rows(parts, columns, width, features[0].shape[0], n_valid)
+
+
+def forward(
+    student: Side,
+    teacher: Side,
+    prototype: Tensor,
+    row: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    teacher_rows: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Loss [H] and log-sum-exp of the student rows [H, M]."""
+    students, teachers = _pack(student), _pack(teacher)
+    n_rows, n_targets = teacher_rows.shape
+    columns, tile = students.columns, _tile(student[0][0], n_rows, _ALONG_ROWS)
+    row_blocks = triton.cdiv(n_rows, tile.rows)
+    width = unit_width(columns, row_blocks, tile.columns, _PROGRAMS)
+    units = count_units(columns, width)
+    parts = RowSums(units, n_rows, weights)
+    agreement = torch.empty_like(parts.maximum)
+    with on_device_of(weights):
+        if n_rows:
+            kernels.forward_kernel[(row_blocks, units)](
+                columns,
+                *students.arguments(),
+                *teachers.arguments(),
+                prototype.contiguous(),
+                row.contiguous(),
+                teacher_rows.contiguous(),
+                parts.maximum,
+                parts.total,
+                agreement,
+                width,
+                parts.maximum.stride(0),
+                n_rows,
+                row.shape[1],
+                n_targets,
+                1.0 / student_temperature,
+                1.0 / teacher_temperature,
+                HEADS=len(columns),
+                **tile.options(),
+            )
+        return combine_losses(parts, agreement, columns, width, weights.contiguous(), n_targets)
+
+
+def backward(
+    grad_loss: Tensor,
+    student: Side,
+    teacher: Side,
+    prototype: Tensor,
+    row: Tensor,
+    lse: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    teacher_rows: Tensor,
+    weights: Tensor,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of the student's features, prototypes and scales, for each head."""
+    students, teachers = _pack(student), _pack(teacher)
+    columns = students.columns
+    teacher_rows, weights = teacher_rows.contiguous(), weights.contiguous()
+    temperatures = 1.0 / student_temperature, 1.0 / teacher_temperature
+    gradients = []
+    with on_device_of(weights):
+        for head, potential in enumerate(prototype.contiguous().split(list(columns))):
+            vectors = potential, row[head].contiguous(), lse[head].contiguous()
+            gradients.append(
+                _head_backward(
+                    grad_loss[head],
+                    _head(students, head),
+                    _head(teachers, head),
+                    vectors,
+                    temperatures,
+                    teacher_rows,
+                    weights,
+                )
+            )
+    dfeatures, dprototypes, dscales = (list(parts) for parts in zip(*gradients, strict=True))
+    return dfeatures, dprototypes, dscales
+
+
+def _head(side: _Packed, head: int) -> tuple[Tensor, Tensor, Tensor]:
+    return side.features.matrices[head], side.prototypes.matrices[head], side.scales[head]
+
+
+def _head_backward(
+    grad_loss: Tensor,
+    student: tuple[Tensor, Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor, Tensor],
+    vectors: tuple[Tensor, Tensor, Tensor],
+    inverse_temperatures: tuple[float, float],
+    teacher_rows: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one head; `vectors` are prototype potential, row potential and log-sum-exp."""
+    (x, v, scale), (x_teacher, v_teacher, scale_teacher) = student, teacher
+    potential, row, lse = vectors
+    (n_rows, n_targets), n_columns = teacher_rows.shape, v.shape[0]
+    tile = _tile(x, n_rows, _ALONG_COLUMNS)
+    row_blocks = triton.cdiv(n_rows, tile.rows)
+    dv, dscale = v.new_empty(v.shape), torch.empty_like(scale)
+    dx = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    if n_rows == 0:
+        return dx.to(x.dtype), dv.zero_(), dscale.zero_()
+    blocks = max(1, _CHUNK_ELEMENTS // (n_rows * tile.columns))
+    for start in range(0, n_columns, blocks * tile.columns):
+        chunk = slice(start, min(start + blocks * tile.columns, n_columns))
+        width = chunk.stop - chunk.start
+        # ds * scale: the gradient of the products <x, v>. Rows begin on 16 bytes, for the library.
+        product_grad = x.new_empty((width, -(-n_rows // 8) * 8))[:, :n_rows]
+        scale_grad = scale.new_empty((row_blocks, width))
+        kernels.gradient_kernel[(row_blocks, triton.cdiv(width, tile.columns))](
+            grad_loss,
+            x,
+            x.stride(0),
+            x.shape[1],
+            v[chunk],
+            v.stride(0),
+            scale[chunk],
+            x_teacher,
+            x_teacher.stride(0),
+            x_teacher.shape[1],
+            v_teacher[chunk],
+            v_teacher.stride(0),
+            scale_teacher[chunk],
+            potential[chunk],
+            row,
+            lse,
+            teacher_rows,
+            weights,
+            product_grad,
+            scale_grad,
+            n_rows,
+            width,
+            n_targets,
+            *inverse_temperatures,
+            product_grad.stride(0),
+            **tile.options(),
+        )
+        dx += product_grad.t() @ v[chunk]
+        torch.mm(product_grad, x, out=dv[chunk])
+        torch.sum(scale_grad, dim=0, out=dscale[chunk])
+    return dx.to(x.dtype), dv, dscale

@@ -1,0 +1,346 @@
+"""The Triton kernels in Triton's interpreter on the CPU; run by test_triton.py.
+
+What python_tests/ops checks of every backend is not repeated here: these are the tile boundaries,
+the two-stage reductions, the memory that kernels find, and the streamed operators.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import franca_fast as ff
+from franca_fast.backends import choose
+from franca_fast.backends.torch import clustering_cross_entropy as reference_loss
+from franca_fast.backends.torch import sinkhorn as reference
+from franca_fast.backends.triton import clustering_cross_entropy, sinkhorn, streamed_clustering
+
+EPS = torch.finfo(torch.float32).eps
+TEACHER, STUDENT = 0.05, 0.1  # temperatures
+
+
+def double(tensors):
+    return [x.double() for x in tensors]
+
+
+def close(ours, expected, factor=1.0):
+    """Within a few float32 roundings of the largest element."""
+    for a, b in zip(ours, expected, strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(
+            a.double(),
+            b,
+            rtol=factor * 32 * EPS,
+            atol=factor * 32 * EPS * (1 + float(b.abs().max())),
+        )
+
+
+def passes(module, scores, prototype, n_valid):
+    """All results of the Sinkhorn half-steps of one backend, as a list of tensors."""
+    column = module.column_logsumexp(*scores, TEACHER, n_valid)
+    return [*column, *module.row_step(*scores, TEACHER, prototype, n_valid, True)]
+
+
+def potential(z):
+    """The prototype potential after the first column pass, float64."""
+    maximum, total = reference.column_logsumexp(z, TEACHER, z[0].shape[0])
+    return -(maximum + total.log())
+
+
+# Stored logits
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "columns", "programs"),
+    [
+        (130, (5, 30), 2048),  # splits of the rows
+        (3, (4500, 7, 2100), 2048),  # several units in a head
+        (3, (4500, 7, 2100), 1),  # several blocks in a unit
+        (2, (64,), 2048),  # one head
+    ],
+)
+def test_sinkhorn_equals_float64_across_tiles(n_rows, columns, programs, monkeypatch):
+    monkeypatch.setattr(sinkhorn, "_PROGRAMS", programs)
+    z = [torch.randn(n_rows, k) for k in columns]
+    a = potential(double(z))
+    ours = passes(sinkhorn, (z,), a.float(), n_rows)
+    close(ours, passes(reference, (double(z),), a, n_rows))
+
+
+def test_assignments_equal_float64_across_tiles():
+    z = [torch.randn(6, k) for k in (2100, 3)]
+    a = potential(double(z))
+    ours = sinkhorn.assignments(z, TEACHER, a.float(), 5)
+    close(ours, reference.assignments(double(z), TEACHER, a, 5))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda z: z[:, 3:],  # rows that begin anywhere
+        lambda z: z[::2],
+        lambda z: z.t().contiguous().t(),  # strided columns
+        lambda z: z[:1].expand(4, -1),  # rows of stride 0
+    ],
+)
+def test_any_strides(view):
+    z = [view(torch.randn(4, k)) for k in (9, 33)]
+    a = torch.randn(sum(x.shape[1] for x in z))
+    n_rows = z[0].shape[0]
+    ours = passes(sinkhorn, (z,), a, n_rows)
+    expected = passes(sinkhorn, ([x.clone() for x in z],), a, n_rows)
+    assert all(torch.equal(x, y) for x, y in zip(ours, expected, strict=True))
+
+
+def test_huge_logits_keep_the_mass_in_bounds():
+    z = [torch.randn(9, 40).clamp(-1, 1) * 1e4]
+    a = potential(double(z)).float()
+    _, mass = sinkhorn.row_step(z, TEACHER, a, 9, True)
+    assert mass.isfinite().all()
+    torch.testing.assert_close(mass.sum(), torch.tensor(9.0), rtol=1e-5, atol=0)
+
+
+def loss_problem(n_student=5, n_teacher=3, n_targets=3, columns=(2100, 6), dtype=torch.float32):
+    teacher = [torch.randn(n_teacher, k).to(dtype) for k in columns]
+    student = [torch.randn(n_student, k).to(dtype) for k in columns]
+    a = potential(double(teacher))
+    b, _ = reference.row_step(double(teacher), TEACHER, a, n_teacher, False)
+    rows = torch.randint(n_teacher, (n_student, n_targets))
+    return student, teacher, a, b, rows, torch.rand(n_student)
+
+
+@pytest.mark.parametrize("programs", [2048, 1])
+def test_loss_equals_float64_across_tiles(programs, monkeypatch):
+    monkeypatch.setattr(clustering_cross_entropy, "_PROGRAMS", programs)
+    student, teacher, a, b, rows, weights = loss_problem()
+    ours = clustering_cross_entropy.forward(
+        student, teacher, a.float(), b.float(), STUDENT, TEACHER, rows, weights
+    )
+    expected = reference_loss.forward(
+        double(student), double(teacher), a, b, STUDENT, TEACHER, rows, weights.double()
+    )
+    close(ours, expected)
+
+
+def test_loss_gradient_equals_float64_across_tiles():
+    student, teacher, a, b, rows, weights = loss_problem()
+    grad, lse = torch.randn(2), torch.logsumexp(student[0].double() / STUDENT, dim=1)
+    lse = torch.stack([lse, torch.logsumexp(student[1].double() / STUDENT, dim=1)])
+    ours = clustering_cross_entropy.backward(
+        grad, student, teacher, a.float(), b.float(), lse.float(), STUDENT, TEACHER, rows, weights
+    )
+    expected = reference_loss.backward(
+        grad.double(),
+        double(student),
+        double(teacher),
+        a,
+        b,
+        lse,
+        STUDENT,
+        TEACHER,
+        rows,
+        weights.double(),
+    )
+    close(ours, expected)
+
+
+# Streamed scores
+
+COLUMNS = (2, 7, 200, 130)
+DEPTHS = (40, 8, 70, 16)
+
+
+def side(n_rows, dtype=torch.float32):
+    """Features, prototypes and scales whose scores have about unit variance."""
+    features = [torch.randn(n_rows, c).to(dtype) for c in DEPTHS]
+    prototypes = [torch.randn(k, c).to(dtype) for k, c in zip(COLUMNS, DEPTHS, strict=True)]
+    scales = [torch.rand(k) / c**0.5 for k, c in zip(COLUMNS, DEPTHS, strict=True)]
+    return features, prototypes, scales
+
+
+def exact_scores(features, prototypes, scales):
+    heads = zip(double(features), double(prototypes), double(scales), strict=True)
+    return [(x @ v.t()) * scale for x, v, scale in heads]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_valid", "dtype"),
+    [
+        (1, 1, torch.float32),
+        (70, 68, torch.float32),
+        (70, 68, torch.bfloat16),
+        (2, 2, torch.float16),
+        (150, 150, torch.bfloat16),  # splits of the rows
+    ],
+)
+def test_streamed_sinkhorn_equals_float64(n_rows, n_valid, dtype):
+    scores = side(n_rows, dtype)
+    z = exact_scores(*scores)
+    a = potential(z)
+    ours = passes(streamed_clustering, scores, a.float(), n_valid)
+    expected = passes(reference, (z,), a, n_valid)
+    assert torch.equal(ours[2] == -math.inf, expected[2] == -math.inf)
+    ours[2], expected[2] = ours[2][:, :n_valid], expected[2][:, :n_valid]
+    close(ours, expected)
+
+
+def test_streamed_padding_rows_may_hold_nan():
+    scores = side(6)
+    padded = [torch.cat([x, torch.full((2, x.shape[1]), math.nan)]) for x in scores[0]]
+    a = potential(exact_scores(*scores)).float()
+    plain = passes(streamed_clustering, scores, a, 6)
+    ours = passes(streamed_clustering, (padded, *scores[1:]), a, 6)
+    ours[2] = ours[2][:, :6]
+    assert all(torch.equal(x, y) for x, y in zip(ours, plain, strict=True))
+
+
+@pytest.mark.parametrize(("n_rows", "n_valid"), [(0, 0), (3, 0)])
+def test_streamed_sinkhorn_without_rows(n_rows, n_valid):
+    maximum, total, row, mass = passes(
+        streamed_clustering, side(n_rows), torch.zeros(sum(COLUMNS)), n_valid
+    )
+    assert (maximum == -math.inf).all() and (row == -math.inf).all()
+    assert not total.any() and not mass.any()
+
+
+def streamed_problem(n_student, n_teacher, n_targets, dtype=torch.float32):
+    student, teacher = side(n_student, dtype), side(n_teacher, dtype)
+    z = exact_scores(*teacher)
+    a = potential(z)
+    b, _ = reference.row_step(z, TEACHER, a, n_teacher, False)
+    rows = torch.randint(n_teacher, (n_student, n_targets))
+    return student, teacher, a, b, rows, torch.rand(n_student)
+
+
+def streamed_results(student, teacher, a, b, rows, weights, grad):
+    """Loss, log-sum-exp and all gradients, as a list of tensors."""
+    arguments = (student, teacher, a.float(), b.float())
+    rest = (STUDENT, TEACHER, rows, weights)
+    loss, lse = streamed_clustering.forward(*arguments, *rest)
+    gradients = streamed_clustering.backward(grad, *arguments, lse, *rest)
+    return [loss, lse, *(g for kind in gradients for g in kind)]
+
+
+def exact_results(student, teacher, a, b, rows, weights, grad):
+    """The same in float64, by autograd from the definition of the scores."""
+    leaves = [[x.double().requires_grad_() for x in kind] for kind in student]
+    scores = exact_scores(*leaves)
+    rest = (STUDENT, TEACHER, rows, weights.double())
+    detached, z = [s.detach() for s in scores], exact_scores(*teacher)
+    loss, lse = reference_loss.forward(detached, z, a, b, *rest)
+    gradients = reference_loss.backward(grad.double(), detached, z, a, b, lse, *rest)
+    torch.autograd.backward(scores, gradients)
+    return [loss, lse, *(x.grad for kind in leaves for x in kind)]
+
+
+@pytest.mark.parametrize("shape", [(9, 4, 2), (1, 1, 1), (70, 3, 1)])
+def test_streamed_loss_equals_float64(shape):
+    problem, grad = streamed_problem(*shape), torch.randn(len(COLUMNS))
+    close(streamed_results(*problem, grad), exact_results(*problem, grad), factor=4)
+
+
+def test_streamed_gradient_in_chunks_equals_float64(monkeypatch):
+    monkeypatch.setattr(streamed_clustering, "_CHUNK_ELEMENTS", 1)  # one block of columns each
+    problem, grad = streamed_problem(5, 3, 2), torch.randn(len(COLUMNS))
+    close(streamed_results(*problem, grad), exact_results(*problem, grad), factor=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_streamed_low_precision_error_is_at_most_twice_that_of_torch(dtype):
+    problem, grad = streamed_problem(70, 3, 2, dtype), torch.ones(len(COLUMNS))
+    student, teacher, a, b, rows, weights = problem
+    expected = exact_results(*problem, grad)
+    leaves = [[x.clone().requires_grad_() for x in kind] for kind in student]
+    scores = [
+        ((x @ v.t()) * scale.to(dtype)).requires_grad_()
+        for x, v, scale in zip(*leaves, strict=True)
+    ]
+    stored = [((x @ v.t()) * s.to(dtype)) for x, v, s in zip(*teacher, strict=True)]
+    rest = (STUDENT, TEACHER, rows, weights)
+    detached = [s.detach() for s in scores]
+    loss, lse = reference_loss.forward(detached, stored, a.float(), b.float(), *rest)
+    gradients = reference_loss.backward(grad, detached, stored, a.float(), b.float(), lse, *rest)
+    torch.autograd.backward(scores, gradients)
+    theirs = [loss, lse, *(x.grad for kind in leaves for x in kind)]
+    for ours, low, exact in zip(streamed_results(*problem, grad), theirs, expected, strict=True):
+        error = (ours.double() - exact).abs().max()
+        allowed = 2 * (low.double() - exact).abs().max()
+        assert error <= allowed + 32 * EPS * exact.abs().max()
+
+
+def test_streamed_loss_equals_stored():
+    problem, grad = streamed_problem(6, 4, 2), torch.randn(len(COLUMNS))
+    student, teacher, a, b, rows, weights = problem
+    s, z = ([x.float() for x in exact_scores(*given)] for given in (student, teacher))
+    loss, lse = clustering_cross_entropy.forward(
+        s, z, a.float(), b.float(), STUDENT, TEACHER, rows, weights
+    )
+    ours = streamed_results(*problem, grad)
+    torch.testing.assert_close(ours[0], loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[1], lse, rtol=1e-6, atol=1e-5)
+
+
+def test_streamed_loss_without_student_rows():
+    student, teacher, a, b, _, _ = streamed_problem(1, 2, 1)
+    none = ([x[:0] for x in student[0]], *student[1:])
+    rows, weights = torch.empty(0, 1, dtype=torch.int64), torch.empty(0)
+    results = streamed_results(none, teacher, a, b, rows, weights, torch.ones(len(COLUMNS)))
+    assert not any(result.any() for result in results)
+
+
+# Memory and repeatability
+
+
+def everything():
+    """Results of every operator on the same inputs, at sizes with a second stage."""
+    torch.manual_seed(1)
+    z = [torch.randn(67, k) for k in (5, 30)]
+    results = passes(sinkhorn, (z,), torch.randn(35), 66)
+    results += sinkhorn.assignments([x[:3] for x in z], TEACHER, torch.randn(35), 2)
+    student, teacher, a, b, rows, weights = loss_problem(columns=(1100, 6))
+    arguments = (student, teacher, a.float(), b.float())
+    rest = (STUDENT, TEACHER, rows, weights)
+    loss, lse = clustering_cross_entropy.forward(*arguments, *rest)
+    results += [loss, lse]
+    results += clustering_cross_entropy.backward(torch.ones(2), *arguments, lse, *rest)
+    results += passes(streamed_clustering, side(70), torch.randn(sum(COLUMNS)), 69)
+    for dtype in (torch.float32, torch.bfloat16):
+        problem = streamed_problem(5, 3, 2, dtype)
+        results += streamed_results(*problem, torch.ones(len(COLUMNS)))
+    return results
+
+
+@pytest.fixture
+def _poisoned_memory():
+    """New memory holds NaN instead of what was there before."""
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory, as a side effect
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def first_results():
+    return everything()
+
+
+def test_nothing_is_read_before_it_is_written(first_results, _poisoned_memory):
+    for ours, first in zip(everything(), first_results, strict=True):
+        assert torch.equal(ours, first)
+
+
+def test_same_bits_on_repeated_calls(first_results):
+    for ours, first in zip(everything(), first_results, strict=True):
+        assert torch.equal(ours, first)
+
+
+# Selection
+
+
+def test_the_interpreter_runs_only_where_it_is_asked_for():
+    tensor = torch.zeros(1, 1)
+    assert "triton" not in choose("sinkhorn", tensor).__name__
+    with ff.use_backend("triton"):
+        assert choose("sinkhorn", tensor) is sinkhorn
