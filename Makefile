@@ -38,7 +38,8 @@ lint: $(VENV)/.tested
 
 native-test: $(VENV)/.tested
 	$(BIN)/cmake -S . -B build/native -G Ninja -DFRANCA_FAST_TESTS=ON -DFRANCA_FAST_WERROR=ON \
-		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+		-DFRANCA_FAST_CUDA=$(if $(shell command -v nvcc),on,auto)
 	$(BIN)/cmake --build build/native
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 

@@ -1,0 +1,75 @@
+// What the vector types of all instruction sets share. Included by their source files only; see
+// tile_kernels_impl.hpp for why everything is in an anonymous namespace.
+//
+// A vector type offers: kWidth; load(const T*) of float, BFloat16 and Float16; store(T*, v);
+// set(float); fma(a, b, c) = a b + c; add; sub; mul; max; sum; maximum; and exp, which gives 0
+// below the normal floats, NaN for NaN, and from kExpLargest on something above 2^127 or NaN.
+#include <cstdint>
+
+namespace franca::cpu {
+namespace {
+
+// bfloat16 and float16 as stored.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// exp(x) = 2^n e^r with n = round(x log2 e) and |r| <= log(2)/2. The minimax relative error of the
+// polynomial is 4e-9, so the result is within about 1 ulp.
+constexpr float kLog2E = 0x1.715476p+0f;
+constexpr float kLn2High = 0x1.62e4p-1f;  // few bits, so that products with n are exact
+constexpr float kLn2Low = 0x1.7f7d1cp-20f;
+constexpr float kExpC2 = 0x1.fffffcp-2f, kExpC3 = 0x1.555492p-3f, kExpC4 = 0x1.5558f2p-5f,
+                kExpC5 = 0x1.1239d6p-7f, kExpC6 = 0x1.6a2448p-10f;
+constexpr float kExpSmallest = -87.33654f;  // below it exp(x) is no normal float: 0
+constexpr float kExpLargest = 88.37f;       // above it 2^n is no float
+// Added, it leaves the nearest integer in the lowest bits, and that plus the bias of the exponent.
+constexpr float kRound = 0x1.8p23f + 127.0f;
+
+// x log2 e + kRound: n is this minus kRound, and its bits moved left by 23 are those of 2^n.
+template <class V>
+inline V exp_power(V x) {
+  return V::fma(x, V::set(kLog2E), V::set(kRound));
+}
+
+// e^r = 1 + r + r^2 (c2 + c3 r + ...).
+template <class V>
+inline V exp_reduced(V x, V n) {
+  const V r = V::fma(n, V::set(-kLn2Low), V::fma(n, V::set(-kLn2High), x));
+  V p = V::fma(V::set(kExpC6), r, V::set(kExpC5));
+  p = V::fma(p, r, V::set(kExpC4));
+  p = V::fma(p, r, V::set(kExpC3));
+  p = V::fma(p, r, V::set(kExpC2));
+  p = V::fma(p, r, V::set(1.0f));
+  return V::fma(p, r, V::set(1.0f));
+}
+
+// The ends of rows go through a buffer of one vector.
+template <class V, class T>
+inline V load_partial(const T* source, int64_t count) {
+  T buffer[V::kWidth] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = source[i];
+  return V::load(buffer);
+}
+
+template <class V, class T>
+inline void store_partial(T* target, int64_t count, V value) {
+  T buffer[V::kWidth];
+  V::store(buffer, value);
+  for (int64_t i = 0; i < count; ++i) target[i] = buffer[i];
+}
+
+// The first `count` elements of a vector, `fill` behind them.
+template <class V>
+inline V first(V value, int64_t count, float fill) {
+  float buffer[V::kWidth];
+  V::store(buffer, value);
+  for (int64_t i = count; i < V::kWidth; ++i) buffer[i] = fill;
+  return V::load(buffer);
+}
+
+}  // namespace
+}  // namespace franca::cpu

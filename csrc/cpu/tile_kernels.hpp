@@ -1,0 +1,77 @@
+// The inner loops, one set for each instruction set. A tile is a piece of one row of logits.
+//
+// Everything above them (threads, order of sums, shifts against overflow) is written once, in plain
+// C++; only these functions differ between machines.
+#pragma once
+
+#include <cstdint>
+
+#include "franca/views.hpp"
+
+namespace franca::cpu {
+
+// 1/T as the sum of two floats, so that z/T is exact to the last bit of a float.
+struct Scale {
+  explicit Scale(double temperature)
+      : high(static_cast<float>(1.0 / temperature)),
+        low(static_cast<float>(1.0 / temperature - static_cast<double>(high))) {}
+  float high;
+  float low;
+};
+
+struct StudentSums {
+  float total;      // sum_k exp(s[k]/t - shift)
+  float agreement;  // sum_k q[k] s[k]
+};
+
+constexpr int kDTypes = 3;
+
+// Arrays are indexed by DType. x: logits; n: their number; scale: the inverse temperature.
+// exp(...) of arguments below the range of normal floats is 0.
+struct TileKernels {
+  // Returns sum_k exp(x[k]/T + potential[k] - shift).
+  float (*exp_sum[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential,
+                            float shift);
+  // out[k] += factor exp(x[k]/T + potential[k] - shift)
+  void (*add_exp[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential,
+                           float shift, float factor, float* out);
+  // out[k] = the same
+  void (*write_exp[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential,
+                             float shift, float factor, float* out);
+  // Returns max_k x[k]/T + potential[k]; potential may be null.
+  float (*maximum[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential);
+  // maximum[k] = max(maximum[k], x[k]/T); `next` is fetched into the cache.
+  void (*column_maximum[kDTypes])(const void* x, const void* next, int64_t n, Scale scale,
+                                  float* maximum);
+  // total[k] += exp(x[k]/T - maximum[k])
+  void (*column_exp_sum[kDTypes])(const void* x, int64_t n, Scale scale, const float* maximum,
+                                  float* total);
+  // Sums of a piece of a student row; q are its targets.
+  StudentSums (*student_sums[kDTypes])(const void* x, int64_t n, Scale scale, float shift,
+                                       const float* q);
+  // gradient[k] = softmax_factor exp(x[k]/t - lse) - target_factor q[k], in the dtype of x, which
+  // may be the same memory.
+  void (*student_gradient[kDTypes])(const void* x, int64_t n, Scale scale, float lse,
+                                    float softmax_factor, float target_factor, const float* q,
+                                    void* gradient);
+  // total[k] = total[k] exp(old_maximum[k] - new_maximum[k]) + addend[k]
+  void (*merge_totals)(const float* old_maximum, const float* new_maximum, const float* addend,
+                       int64_t n, float* total);
+};
+
+namespace portable {
+const TileKernels& tile_kernels();
+}
+#if defined(FRANCA_X86_KERNELS)
+namespace avx2 {
+const TileKernels& tile_kernels();
+}
+namespace avx512 {
+const TileKernels& tile_kernels();
+}
+#endif
+
+// The set for the instruction set in use.
+const TileKernels& tile_kernels();
+
+}  // namespace franca::cpu

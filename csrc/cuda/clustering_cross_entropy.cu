@@ -1,0 +1,100 @@
+#include "franca/cuda/clustering_cross_entropy.hpp"
+
+#include "cuda/clustering_kernels.cuh"
+#include "cuda/merges.cuh"
+#include "cuda/primitives/launch.cuh"
+
+namespace franca::cuda {
+namespace {
+
+constexpr std::size_t kSliceBytes = kSliceColumns * sizeof(float);
+
+ClusteringParameters parameters_of(const ClusteringProblem& problem) {
+  ClusteringParameters p{};
+  p.student = make_heads(problem.student);
+  p.teacher = make_heads(problem.teacher);
+  bool same = p.student.n_heads == p.teacher.n_heads;
+  for (int h = 0; same && h < p.student.n_heads; ++h) {
+    same = p.student.head[h].columns == p.teacher.head[h].columns;
+  }
+  if (!same) throw std::invalid_argument("student and teacher differ in their columns");
+  if (problem.n_targets < 1 || problem.n_targets > INT32_MAX) {
+    throw std::invalid_argument("teacher_rows: at least one row is needed");
+  }
+  if (p.teacher.n_rows < 1 && p.student.n_rows > 0) {
+    throw std::invalid_argument("teacher: no rows for the student to meet");
+  }
+  p.prototype = problem.prototype;
+  p.row = problem.row;
+  p.student_scale = inverse(problem.student_temperature);
+  p.teacher_scale = inverse(problem.teacher_temperature);
+  p.teacher_rows = problem.teacher_rows;
+  p.weights = problem.weights;
+  p.n_targets = static_cast<int>(problem.n_targets);
+  return p;
+}
+
+LaunchShape slice_shape(ClusteringParameters& p) {
+  const Chunks chunks = share_rows(p.student.n_rows, p.student.n_slices, multiprocessors());
+  p.rows_per_chunk = chunks.rows;
+  return {grid_of(p.student.n_slices, chunks.count), kThreads, kSliceBytes};
+}
+
+template <class Body>
+void with_types(const ClusteringProblem& problem, Body body) {
+  with_type(problem.student.dtype, [&](auto* student) {
+    with_type(problem.teacher.dtype, [&](auto* teacher) { body(student, teacher); });
+  });
+}
+
+struct ForwardMemory {
+  float4* partial;
+  float* value;
+};
+
+ForwardMemory forward_memory(Workspace& memory, const Heads& student) {
+  auto* partial = memory.take<float4>(student.n_rows * student.n_slices);
+  return {partial, memory.take<float>(student.n_heads * student.n_rows)};
+}
+
+}  // namespace
+
+std::size_t clustering_forward_workspace(const ClusteringProblem& problem) {
+  Workspace memory(nullptr, 0);
+  forward_memory(memory, make_heads(problem.student));
+  return memory.used();
+}
+
+void clustering_forward(const ClusteringProblem& problem, float* loss, float* lse, void* workspace,
+                        std::size_t workspace_bytes, void* stream) {
+  ClusteringParameters p = parameters_of(problem);
+  Workspace memory(workspace, workspace_bytes);
+  const ForwardMemory temporary = forward_memory(memory, p.student);
+  const int64_t n_rows = p.student.n_rows;
+  if (n_rows > 0) {
+    const LaunchShape shape = slice_shape(p);
+    with_types(problem, [&](auto* student, auto* teacher) {
+      using S = std::remove_pointer_t<decltype(student)>;
+      using Z = std::remove_pointer_t<decltype(teacher)>;
+      launch(clustering_forward_kernel<S, Z>, shape, stream, p, temporary.partial);
+    });
+  }
+  merge_losses(p.student, p.student_scale, p.n_targets, p.weights, temporary.partial, lse,
+               temporary.value, loss, stream);
+}
+
+void clustering_backward(const ClusteringProblem& problem, const float* grad_loss, const float* lse,
+                         const Head* gradient, void* stream) {
+  ClusteringParameters p = parameters_of(problem);
+  if (p.student.n_rows == 0) return;
+  const Heads out = make_heads(
+      {gradient, problem.student.n_heads, problem.student.n_rows, problem.student.dtype});
+  const LaunchShape shape = slice_shape(p);
+  with_types(problem, [&](auto* student, auto* teacher) {
+    using S = std::remove_pointer_t<decltype(student)>;
+    using Z = std::remove_pointer_t<decltype(teacher)>;
+    launch(clustering_backward_kernel<S, Z>, shape, stream, p, out, grad_loss, lse);
+  });
+}
+
+}  // namespace franca::cuda

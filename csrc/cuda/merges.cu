@@ -1,0 +1,133 @@
+#include "cuda/merges.cuh"
+
+#include "cuda/primitives/block.cuh"
+#include "cuda/primitives/launch.cuh"
+
+namespace franca::cuda {
+namespace {
+
+// Merges the chunks of column_logsumexp_kernel.
+__global__ void __launch_bounds__(kThreads)
+    merge_columns_kernel(int64_t n_columns, int64_t n_chunks, const float* chunk_maximum,
+                         const float* chunk_total, float* maximum, float* total) {
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (k >= n_columns) return;
+  LogSumExp sum;
+  for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
+    sum.merge({chunk_maximum[chunk * n_columns + k], chunk_total[chunk * n_columns + k]});
+  }
+  maximum[k] = sum.maximum;
+  total[k] = sum.total;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    merge_mass_kernel(const __grid_constant__ Heads heads,
+                      const __grid_constant__ GroupCounts counts, const float* partial,
+                      float* mass) {
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (k >= heads.n_columns) return;
+  int h = heads.n_heads - 1;
+  while (heads.head[h].first_column > k) --h;
+  float sum = 0.0f;
+  for (int group = 0; group < counts.groups[h]; ++group)
+    sum += partial[group * heads.n_columns + k];
+  mass[k] = sum;
+}
+
+// Merges the slices of each row, one warp for each: row[h, n] = -logsumexp, -inf for padding.
+// Unless null, normaliser[h, n] keeps maximum and total.
+__global__ void __launch_bounds__(kThreads)
+    merge_rows_kernel(const __grid_constant__ Heads heads, int64_t n_valid, const float2* partial,
+                      float* row, float2* normaliser) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
+  if (index >= heads.n_heads * heads.n_rows) return;
+  const int h = static_cast<int>(index / heads.n_rows);
+  const int64_t n = index % heads.n_rows;
+  const int64_t end = h + 1 < heads.n_heads ? heads.head[h + 1].first_slice : heads.n_slices;
+  LogSumExp sum;
+  if (n < n_valid) {
+    for (int64_t s = heads.head[h].first_slice + lane_index(); s < end; s += kWarpSize) {
+      const float2 part = partial[n * heads.n_slices + s];
+      sum.merge({part.x, part.y});
+    }
+  }
+  sum.merge_warp();
+  if (lane_index() != 0) return;
+  if (row != nullptr) row[index] = n < n_valid ? -(sum.maximum + logf(sum.total)) : -kInfinity;
+  if (normaliser != nullptr) normaliser[index] = make_float2(sum.maximum, sum.total);
+}
+
+// One warp for each row of each head: lse[h, m] and value[h, m] = w (P lse - sum_k q s/t).
+__global__ void __launch_bounds__(kThreads)
+    merge_clustering_rows_kernel(const __grid_constant__ Heads heads, InverseTemperature scale,
+                                 int n_targets, const float* weights, const float4* partial,
+                                 float* lse, float* value) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
+  if (index >= heads.n_heads * heads.n_rows) return;
+  const int h = static_cast<int>(index / heads.n_rows);
+  const int64_t m = index % heads.n_rows;
+  const int64_t end = h + 1 < heads.n_heads ? heads.head[h + 1].first_slice : heads.n_slices;
+  LogSumExp sum;
+  float agreement = 0.0f;
+  for (int64_t s = heads.head[h].first_slice + lane_index(); s < end; s += kWarpSize) {
+    const float4 part = partial[m * heads.n_slices + s];
+    sum.merge({part.x, part.y});
+    agreement += part.z;
+  }
+  sum.merge_warp();
+  agreement = warp_sum(agreement);
+  if (lane_index() != 0) return;
+  const float logsumexp = sum.maximum + logf(sum.total);
+  const auto targets = static_cast<float>(n_targets);
+  lse[index] = logsumexp;
+  value[index] = weights[m] * (targets * logsumexp - exponent(agreement, scale, 0.0f));
+}
+
+// out[h] = sum_m value[h, m], one block for each head, in an order that never changes.
+__global__ void __launch_bounds__(kThreads)
+    sum_rows_kernel(int64_t n_rows, const float* value, float* out) {
+  float* warps = reinterpret_cast<float*>(shared_memory());
+  const float* from = value + static_cast<int64_t>(blockIdx.x) * n_rows;
+  float sum = 0.0f;
+  for (int64_t m = threadIdx.x; m < n_rows; m += kThreads) sum += from[m];
+  sum = warp_sum(sum);
+  if (lane_index() == 0) warps[warp_index()] = sum;
+  block_barrier();
+  if (threadIdx.x != 0) return;
+  sum = 0.0f;
+  for (int w = 0; w < kWarps; ++w) sum += warps[w];
+  out[blockIdx.x] = sum;
+}
+
+}  // namespace
+
+void merge_columns(int64_t n_columns, int64_t n_chunks, const float* chunk_maximum,
+                   const float* chunk_total, float* maximum, float* total, void* stream) {
+  launch(merge_columns_kernel, {grid_of(divide_up(n_columns, kThreads)), kThreads}, stream,
+         n_columns, n_chunks, chunk_maximum, chunk_total, maximum, total);
+}
+
+void merge_mass(const Heads& heads, const GroupCounts& counts, const float* partial, float* mass,
+                void* stream) {
+  launch(merge_mass_kernel, {grid_of(divide_up(heads.n_columns, kThreads)), kThreads}, stream,
+         heads, counts, partial, mass);
+}
+
+void merge_rows(const Heads& heads, int64_t n_valid, const float2* partial, float* row,
+                float2* normaliser, void* stream) {
+  launch(merge_rows_kernel, {grid_of(divide_up(heads.n_heads * heads.n_rows, kWarps)), kThreads},
+         stream, heads, n_valid, partial, row, normaliser);
+}
+
+void merge_losses(const Heads& heads, InverseTemperature scale, int n_targets, const float* weights,
+                  const float4* partial, float* lse, float* value, float* loss, void* stream) {
+  const int64_t n_values = heads.n_heads * heads.n_rows;
+  if (n_values > 0) {
+    launch(merge_clustering_rows_kernel, {grid_of(divide_up(n_values, kWarps)), kThreads}, stream,
+           heads, scale, n_targets, weights, partial, lse, value);
+  }
+  launch(sum_rows_kernel, {grid_of(heads.n_heads), kThreads, kWarps * sizeof(float)}, stream,
+         heads.n_rows, value, loss);
+}
+
+}  // namespace franca::cuda

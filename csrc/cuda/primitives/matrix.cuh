@@ -1,0 +1,95 @@
+// Tensor core tiles: m16n8k16 with 16-bit factors and float accumulators (sm_80 and later).
+//
+// With group = lane / 4 and pair = lane % 4 a lane holds, of a 16x8 accumulator, the columns
+// 2 pair and 2 pair + 1 of row `group` in [0] and [1], and of row `group` + 8 in [2] and [3].
+#pragma once
+
+#include "cuda/primitives/numbers.cuh"
+
+namespace franca::cuda {
+
+// 16x16 factor, or two neighbouring 8x16 factors of which [0] and [1] are the first.
+struct Fragment {
+  uint32_t word[4];
+};
+
+#if defined(FRANCA_EMULATION)
+
+// Loads four 8x8 matrices: lane 8 i + r gives the address of row r of matrix i, and lane l gets the
+// elements 2 (l % 4) and the next of row l / 4 of each.
+inline Fragment load_fragment(const void* row) {
+  emulation::check_aligned(row, 16);
+  const auto* slots = emulation::exchange(&row, sizeof(row));
+  Fragment fragment;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned char* from;
+    std::memcpy(&from, slots[8 * i + lane_index() / 4], sizeof(from));
+    std::memcpy(&fragment.word[i], from + 4 * (lane_index() % 4), 4);
+  }
+  return fragment;
+}
+
+template <class T>
+inline float element(uint32_t word, int index) {
+  return to_float(T{static_cast<uint16_t>(word >> (16 * index))});
+}
+
+// c += a b^T
+template <class T>
+inline void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
+  const uint32_t own[6] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
+  const auto* slots = emulation::exchange(own, sizeof(own));
+  const int group = lane_index() / 4, pair = lane_index() % 4;
+  for (int p = 0; p < 4; ++p) {
+    uint32_t from_a[6], from_b[2][6];
+    std::memcpy(from_a, slots[4 * group + p], sizeof(from_a));
+    std::memcpy(from_b[0], slots[4 * (2 * pair) + p], sizeof(from_b[0]));
+    std::memcpy(from_b[1], slots[4 * (2 * pair + 1) + p], sizeof(from_b[1]));
+    for (int half = 0; half < 2; ++half) {  // rows group and group + 8
+      for (int column = 0; column < 2; ++column) {
+        for (int k = 0; k < 4; ++k) {  // elements 2 p, 2 p + 1, and those 8 further on
+          const float x = element<T>(from_a[half + 2 * (k / 2)], k % 2);
+          c[2 * half + column] += x * element<T>(from_b[column][4 + k / 2], k % 2);
+        }
+      }
+    }
+  }
+}
+
+#else
+
+__device__ __forceinline__ Fragment load_fragment(const void* row) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  Fragment f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.word[0]), "=r"(f.word[1]), "=r"(f.word[2]), "=r"(f.word[3])
+               : "r"(address)
+               : "memory");
+  return f;
+}
+
+__device__ __forceinline__ void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0,
+                                             uint32_t b1, const BFloat16*) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0,
+                                             uint32_t b1, const Float16*) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
+}
+
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0,
+                                             uint32_t b1) {
+  multiply_add(c, a, b0, b1, static_cast<const T*>(nullptr));
+}
+
+#endif
+
+}  // namespace franca::cuda

@@ -1,0 +1,229 @@
+#include "franca/cuda/streamed_clustering.hpp"
+
+#include "cuda/merges.cuh"
+#include "cuda/primitives/launch.cuh"
+#include "cuda/streamed_loss.cuh"
+
+namespace franca::cuda {
+namespace {
+
+template <class Body>
+void with_factor_type(DType dtype, Body body) {
+  if (dtype == DType::bfloat16) return body(static_cast<BFloat16*>(nullptr));
+  if (dtype == DType::float16) return body(static_cast<Float16*>(nullptr));
+  throw std::invalid_argument("matrix instructions read bfloat16 and float16");
+}
+
+ScoreFactors factors_of(const ScoreSide& side) {
+  ScoreFactors factors{};
+  for (int64_t h = 0; h < side.n_heads; ++h) {
+    if (side.features[h].columns != side.prototypes[h].columns) {
+      throw std::invalid_argument("features and prototypes differ in their columns");
+    }
+    factors.features[h] = make_matrix(side.features[h], side.dtype);
+    factors.prototypes[h] = make_matrix(side.prototypes[h], side.dtype);
+    factors.scale[h] = side.scales[h];
+  }
+  return factors;
+}
+
+// The scores as if they were stored: only their sizes count.
+Heads scores_of(const ScoreSide& side, const Head* out = nullptr) {
+  if (side.n_heads < 1 || side.n_heads > kMaxHeads)
+    make_heads({nullptr, side.n_heads, 0, side.dtype});
+  Head heads[kMaxHeads] = {};
+  for (int64_t h = 0; h < side.n_heads; ++h) {
+    heads[h] = out != nullptr ? out[h] : Head{nullptr, side.n_prototypes[h], side.n_prototypes[h]};
+    if (heads[h].columns != side.n_prototypes[h]) throw std::invalid_argument("out: columns");
+  }
+  return make_heads({heads, side.n_heads, side.n_rows, side.dtype});
+}
+
+void check_rows(const ScoreSide& side, int64_t n_valid) {
+  if (n_valid < 0 || n_valid > side.n_rows) {
+    throw std::invalid_argument("n_valid " + std::to_string(n_valid) + "; accepted: 0 to " +
+                                std::to_string(side.n_rows));
+  }
+}
+
+// Chunks of whole tiles of rows.
+Chunks tile_chunks(const Heads& scores, int64_t n_rows) {
+  const Chunks chunks = share_rows(n_rows, scores.n_slices * kTilesPerSlice, multiprocessors());
+  const int64_t rows = divide_up(chunks.rows, kTileRows) * kTileRows;
+  return {rows, n_rows > 0 ? divide_up(n_rows, rows) : 1};
+}
+
+dim3 tile_grid(const Heads& scores, int64_t y) {
+  return grid_of(scores.n_slices * kTilesPerSlice, y);
+}
+
+struct RowStepMemory {
+  float2* rows;
+  float* mass;
+};
+
+RowStepMemory row_step_memory(Workspace& memory, const Heads& scores, int64_t n_valid) {
+  auto* rows = memory.take<float2>(n_valid * scores.n_slices);
+  return {rows, memory.take<float>(tile_chunks(scores, n_valid).count * scores.n_columns)};
+}
+
+StreamedLoss loss_of(const StreamedProblem& problem) {
+  StreamedLoss p{};
+  p.student = factors_of(problem.student);
+  p.teacher = factors_of(problem.teacher);
+  p.scores = scores_of(problem.student);
+  bool same = problem.student.n_heads == problem.teacher.n_heads &&
+              problem.student.dtype == problem.teacher.dtype;
+  for (int64_t h = 0; same && h < problem.student.n_heads; ++h) {
+    same = problem.student.n_prototypes[h] == problem.teacher.n_prototypes[h];
+  }
+  if (!same) throw std::invalid_argument("student and teacher differ in heads or type");
+  if (problem.n_targets < 1 || problem.n_targets > INT32_MAX) {
+    throw std::invalid_argument("teacher_rows: at least one row is needed");
+  }
+  p.n_teacher_rows = problem.teacher.n_rows;
+  p.prototype = problem.prototype;
+  p.row = problem.row;
+  p.student_scale = inverse(problem.student_temperature);
+  p.teacher_scale = inverse(problem.teacher_temperature);
+  p.teacher_rows = problem.teacher_rows;
+  p.weights = problem.weights;
+  p.n_targets = static_cast<int>(problem.n_targets);
+  return p;
+}
+
+struct ForwardMemory {
+  float4* partial;
+  float* value;
+};
+
+ForwardMemory forward_memory(Workspace& memory, const Heads& scores) {
+  auto* partial = memory.take<float4>(scores.n_rows * scores.n_slices);
+  return {partial, memory.take<float>(scores.n_heads * scores.n_rows)};
+}
+
+}  // namespace
+
+int64_t streamed_row_tiles(int64_t n_rows) {
+  return divide_up(n_rows, kTileRows);
+}
+
+void prototype_scores(const ScoreSide& side, const Head* out, void* stream) {
+  const Heads scores = scores_of(side, out);
+  const ScoreFactors factors = factors_of(side);
+  if (side.n_rows == 0) return;
+  with_factor_type(side.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(scores_kernel<T>,
+           {tile_grid(scores, streamed_row_tiles(side.n_rows)), kThreads, kTileBytes}, stream,
+           factors, scores);
+  });
+}
+
+std::size_t streamed_column_workspace(const ScoreSide& side, int64_t n_valid) {
+  const Heads scores = scores_of(side);
+  Workspace memory(nullptr, 0);
+  memory.take<float>(2 * tile_chunks(scores, n_valid).count * scores.n_columns);
+  return memory.used();
+}
+
+void streamed_column_logsumexp(const ScoreSide& side, double temperature, int64_t n_valid,
+                               float* maximum, float* total, void* workspace,
+                               std::size_t workspace_bytes, void* stream) {
+  check_rows(side, n_valid);
+  const Heads scores = scores_of(side);
+  const ScoreFactors factors = factors_of(side);
+  const InverseTemperature scale = inverse(temperature);
+  const Chunks chunks = tile_chunks(scores, n_valid);
+  Workspace memory(workspace, workspace_bytes);
+  float* chunk_maximum = memory.take<float>(2 * chunks.count * scores.n_columns);
+  float* chunk_total = chunk_maximum + chunks.count * scores.n_columns;
+  const bool direct = chunks.count == 1;
+  with_factor_type(side.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(streamed_columns_kernel<T, false>,
+           {tile_grid(scores, chunks.count), kThreads, kTileBytes}, stream, factors, scores, scale,
+           n_valid, chunks.rows, static_cast<const float*>(nullptr),
+           static_cast<const float*>(nullptr), direct ? maximum : chunk_maximum,
+           direct ? total : chunk_total);
+  });
+  if (direct) return;
+  merge_columns(scores.n_columns, chunks.count, chunk_maximum, chunk_total, maximum, total, stream);
+}
+
+std::size_t streamed_row_step_workspace(const ScoreSide& side, int64_t n_valid) {
+  Workspace memory(nullptr, 0);
+  row_step_memory(memory, scores_of(side), n_valid);
+  return memory.used();
+}
+
+void streamed_row_step(const ScoreSide& side, double temperature, const float* prototype,
+                       int64_t n_valid, float* row, float* mass, void* workspace,
+                       std::size_t workspace_bytes, void* stream) {
+  check_rows(side, n_valid);
+  const Heads scores = scores_of(side);
+  const ScoreFactors factors = factors_of(side);
+  const InverseTemperature scale = inverse(temperature);
+  Workspace memory(workspace, workspace_bytes);
+  const RowStepMemory partial = row_step_memory(memory, scores, n_valid);
+  const Chunks chunks = tile_chunks(scores, n_valid);
+  with_factor_type(side.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (n_valid > 0) {
+      launch(streamed_rows_kernel<T>,
+             {grid_of(scores.n_slices, streamed_row_tiles(n_valid)), kThreads, kTileBytes}, stream,
+             factors, scores, scale, n_valid, prototype, partial.rows);
+    }
+    if (side.n_rows > 0) merge_rows(scores, n_valid, partial.rows, row, nullptr, stream);
+    if (mass == nullptr) return;
+    launch(streamed_columns_kernel<T, true>,
+           {tile_grid(scores, chunks.count), kThreads, kTileBytes}, stream, factors, scores, scale,
+           n_valid, chunks.rows, prototype, static_cast<const float*>(row),
+           static_cast<float*>(nullptr), chunks.count > 1 ? partial.mass : mass);
+  });
+  if (mass == nullptr || chunks.count == 1) return;
+  GroupCounts counts{};
+  for (int h = 0; h < scores.n_heads; ++h) counts.groups[h] = static_cast<int>(chunks.count);
+  merge_mass(scores, counts, partial.mass, mass, stream);
+}
+
+std::size_t streamed_forward_workspace(const StreamedProblem& problem) {
+  Workspace memory(nullptr, 0);
+  forward_memory(memory, scores_of(problem.student));
+  return memory.used();
+}
+
+void streamed_forward(const StreamedProblem& problem, float* loss, float* lse, void* workspace,
+                      std::size_t workspace_bytes, void* stream) {
+  const StreamedLoss p = loss_of(problem);
+  Workspace memory(workspace, workspace_bytes);
+  const ForwardMemory temporary = forward_memory(memory, p.scores);
+  if (p.scores.n_rows > 0) {
+    const LaunchShape shape{grid_of(p.scores.n_slices, streamed_row_tiles(p.scores.n_rows)),
+                            kThreads, kTileBytes};
+    with_factor_type(problem.student.dtype, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      launch(streamed_forward_kernel<T>, shape, stream, p, temporary.partial);
+    });
+  }
+  merge_losses(p.scores, p.student_scale, p.n_targets, p.weights, temporary.partial, lse,
+               temporary.value, loss, stream);
+}
+
+void streamed_gradient(const StreamedProblem& problem, const float* grad_loss, const float* lse,
+                       void* out, int64_t out_stride, float* scale_partial, void* stream) {
+  const StreamedLoss p = loss_of(problem);
+  if (p.scores.n_heads != 1) throw std::invalid_argument("one head at a time");
+  if (out_stride % 2 != 0 || reinterpret_cast<std::uintptr_t>(out) % 4 != 0) {
+    throw std::invalid_argument("out: rows must start at multiples of 4 bytes");
+  }
+  if (p.scores.n_rows == 0) return;
+  with_factor_type(problem.student.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch(streamed_gradient_kernel<T>,
+           {tile_grid(p.scores, streamed_row_tiles(p.scores.n_rows)), kThreads, kTileBytes}, stream,
+           p, grad_loss, lse, static_cast<T*>(out), out_stride, scale_partial);
+  });
+}
+
+}  // namespace franca::cuda

@@ -1,0 +1,151 @@
+"""The wrappers in backends/compiled/cuda on a module whose kernels run on the emulated device.
+
+Compares them with the torch backend, on CPU tensors: to the wrappers an address is an address.
+
+Usage: test_python.py PATH_OF_MODULE
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+TEMPERATURE = 0.07
+
+
+def install(path: Path) -> None:
+    """Makes the module at `path` the compiled core of franca_fast."""
+    import franca_fast
+
+    spec = importlib.util.spec_from_file_location("franca_fast._C", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["franca_fast._C"] = module
+    franca_fast._C = module
+    # The reference is plain torch all the way down.
+    franca_fast.use_backend("torch")
+
+
+def backends(operator: str) -> tuple[ModuleType, ModuleType]:
+    """The wrappers under test and the reference."""
+    own = importlib.import_module(f"franca_fast.backends.compiled.cuda.{operator}")
+    return own, importlib.import_module(f"franca_fast.backends.torch.{operator}")
+
+
+def close(value: Tensor, expected: Tensor, tolerance: float = 2e-4) -> None:
+    """Fails unless the two agree."""
+    torch.testing.assert_close(value.float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+def check_sinkhorn() -> None:
+    """Passes, assignments and the joined passes."""
+    own, reference = backends("sinkhorn")
+    # Rows further apart than they are long, and columns that are not adjacent.
+    logits = [torch.randn(9, 40)[:, :24], torch.randn(13, 9).t()]
+    for x, y in zip(
+        own.column_logsumexp(logits, TEMPERATURE, 7),
+        reference.column_logsumexp(logits, TEMPERATURE, 7),
+        strict=True,
+    ):
+        close(x, y)
+    maximum, total = reference.column_logsumexp(logits, TEMPERATURE, 7)
+    prototype = -(maximum + total.log())
+    row, mass = own.row_step(logits, TEMPERATURE, prototype, 7, True)
+    expected_row, expected_mass = reference.row_step(logits, TEMPERATURE, prototype, 7, True)
+    close(row, expected_row)
+    close(mass, expected_mass)
+    assert own.row_step(logits, TEMPERATURE, prototype, 7, False)[1] is None
+    for x, y in zip(
+        own.assignments(logits, TEMPERATURE, prototype, 7),
+        reference.assignments(logits, TEMPERATURE, prototype, 7),
+        strict=True,
+    ):
+        close(x, y)
+    joined_prototype, joined_row = own.potentials(logits, TEMPERATURE, 2, 7)
+    second = prototype - expected_mass.log()
+    close(joined_prototype, second)
+    close(joined_row, reference.row_step(logits, TEMPERATURE, second, 7, False)[0])
+    assert own.potentials([torch.randn(100, 4)], TEMPERATURE, 2, 100) is None
+
+
+def check_clustering() -> None:
+    """Loss and gradient, also over the student's own memory."""
+    own, reference = backends("clustering_cross_entropy")
+    student, teacher = [torch.randn(6, k) for k in (20, 33)], [torch.randn(4, k) for k in (20, 33)]
+    prototype, weights = -torch.rand(53), torch.rand(6)
+    row, _ = backends("sinkhorn")[1].row_step(teacher, TEMPERATURE, prototype, 4, False)
+    rows = torch.randint(4, (6, 2))
+    arguments = (student, teacher, prototype, row)
+    rest = (0.1, TEMPERATURE, rows, weights)
+    loss, lse = own.forward(*arguments, *rest)
+    expected_loss, expected_lse = reference.forward(*arguments, *rest)
+    close(loss, expected_loss)
+    close(lse, expected_lse)
+    grad = torch.rand(2)
+    expected = reference.backward(grad, *arguments, lse, *rest)
+    for x, y in zip(own.backward(grad, *arguments, lse, *rest), expected, strict=True):
+        close(x, y)
+    for x, y in zip(own.backward(grad, *arguments, lse, *rest, out=student), expected, strict=True):
+        close(x, y)
+
+
+def make_side(n_rows: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Random factors of two heads."""
+    features = [torch.randn(n_rows, c, dtype=dtype) for c in (24, 40)]
+    prototypes = [torch.randn(k, c, dtype=dtype) / c**0.5 for k, c in ((21, 24), (66, 40))]
+    return features, prototypes, [torch.rand(k) + 0.5 for k in (21, 66)]
+
+
+def check_scores() -> None:
+    """Scores with and without scales."""
+    own, reference = backends("prototype_scores")
+    x, v, scales = make_side(5, torch.bfloat16)
+    for given in (scales, None):
+        for a, b in zip(own.forward(x, v, given), reference.forward(x, v, given), strict=True):
+            close(a, b, 2e-2)
+
+
+def check_streamed() -> None:
+    """Passes, loss and gradients of scores that are never stored."""
+    own, reference = backends("streamed_clustering")
+    student, teacher = make_side(6, torch.float16), make_side(4, torch.float16)
+    wide = [tuple([m.float() for m in part] for part in side) for side in (student, teacher)]
+    maximum, total = own.column_logsumexp(*teacher, TEMPERATURE, 4)
+    expected_maximum, expected_total = reference.column_logsumexp(*wide[1], TEMPERATURE, 4)
+    close(maximum, expected_maximum)
+    close(total, expected_total, 2e-3)
+    prototype = -(expected_maximum + expected_total.log())
+    row, mass = own.row_step(*teacher, TEMPERATURE, prototype, 4, True)
+    expected_row, expected_mass = reference.row_step(*wide[1], TEMPERATURE, prototype, 4, True)
+    close(row, expected_row, 1e-3)
+    close(mass, expected_mass, 1e-3)
+    rest = (0.1, TEMPERATURE, torch.randint(4, (6, 2)), torch.rand(6))
+    loss, lse = own.forward(student, teacher, prototype, row, *rest)
+    expected_loss, expected_lse = reference.forward(*wide, prototype, row, *rest)
+    close(loss, expected_loss, 1e-3)
+    close(lse, expected_lse, 1e-3)
+    grad = torch.rand(2)
+    gradients = own.backward(grad, student, teacher, prototype, row, lse, *rest)
+    expected = reference.backward(grad, *wide, prototype, row, lse, *rest)
+    for part, expected_part in zip(gradients, expected, strict=True):
+        for a, b in zip(part, expected_part, strict=True):
+            close(a, b, 1e-2)
+
+
+def main() -> None:
+    """Runs all checks; an exception is a failure."""
+    install(Path(sys.argv[1]).resolve())
+    for check in (check_sinkhorn, check_clustering, check_scores, check_streamed):
+        torch.manual_seed(0)
+        check()
+        print(f"{check.__name__}: passed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The operators on CUDA tensors in the compiled core, `franca_fast._C.cuda`.
+
+Kernels run on the current stream of the tensors' device, take their workspaces from PyTorch's
+allocator and never synchronise with the host, so they can be captured in CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from franca_fast.backends import compiled
+
+_OLDEST_CAPABILITY = (8, 0)
+# Matrix instructions multiply 16-bit numbers; float32 is left to the other backends.
+_MATRIX_OPERATORS = ("prototype_scores", "streamed_clustering")
+
+
+def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None:
+    """Why the kernels cannot run `operator` on tensors like `tensor`, or None when they can."""
+    reason = compiled.unavailable(backend, operator, tensor)
+    if reason is not None:
+        return reason
+    if operator in _MATRIX_OPERATORS and tensor.dtype == torch.float32:
+        return "its matrix instructions read bfloat16 and float16"
+    return _too_old(tensor.device.index or 0)
+
+
+@functools.cache
+def _too_old(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _OLDEST_CAPABILITY:
+        return "compute capability {}.{} is below {}.{}".format(*capability, *_OLDEST_CAPABILITY)
+    return None

@@ -1,0 +1,250 @@
+"""The clustering operators on scores that are never stored, on tensor cores.
+
+The functions are those of `backends.torch.streamed_clustering`, which says what they compute. The
+gradient of the scores exists one chunk of prototypes at a time, in a buffer whose size depends
+neither on the number of rows nor on that of prototypes, and enters two matrix products of the
+library.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from franca_fast import _C
+from franca_fast.backends.compiled.views import vector
+from franca_fast.backends.torch import streamed_clustering as reference
+
+from ._device import on_device_of, stream_of, workspace
+from ._factors import Factors, Side, pack_factors
+
+_CHUNK_ELEMENTS = 1 << 24  # of the gradient of the scores: 32 MiB in 16 bits
+_CHUNK_COLUMNS = 2048
+
+
+def column_logsumexp(
+    features: list[Tensor],
+    prototypes: list[Tensor],
+    scales: list[Tensor],
+    temperature: float,
+    n_valid: int,
+) -> tuple[Tensor, Tensor]:
+    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
+    factors, device = pack_factors(features, prototypes, scales), features[0].device
+    result = torch.empty(2, sum(factors.columns), device=device)
+    maximum, total = result.unbind(0)
+    with on_device_of(result):
+        n_bytes = _C.cuda.streamed_column_workspace(*factors.arguments, n_valid)
+        memory = workspace(n_bytes, device)
+        _C.cuda.streamed_column_logsumexp(
+            *factors.arguments,
+            temperature,
+            n_valid,
+            maximum.data_ptr(),
+            total.data_ptr(),
+            memory.data_ptr(),
+            n_bytes,
+            stream_of(result),
+        )
+    return maximum, total
+
+
+def row_step(
+    features: list[Tensor],
+    prototypes: list[Tensor],
+    scales: list[Tensor],
+    temperature: float,
+    prototype: Tensor,
+    n_valid: int,
+    with_mass: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Row potentials [H, N] for given prototype potentials and, on request, the mass [sum K]."""
+    factors, device = pack_factors(features, prototypes, scales), features[0].device
+    prototype = vector(prototype, "prototype", (sum(factors.columns),), torch.float32, device)
+    row = torch.empty(len(features), factors.n_rows, device=device)
+    mass = torch.empty_like(prototype) if with_mass else None
+    with on_device_of(row):
+        n_bytes = _C.cuda.streamed_row_step_workspace(*factors.arguments, n_valid)
+        memory = workspace(n_bytes, device)
+        _C.cuda.streamed_row_step(
+            *factors.arguments,
+            temperature,
+            prototype.data_ptr(),
+            n_valid,
+            row.data_ptr(),
+            0 if mass is None else mass.data_ptr(),
+            memory.data_ptr(),
+            n_bytes,
+            stream_of(row),
+        )
+    return row, mass
+
+
+class _Problem(NamedTuple):
+    view: Any  # the inputs as the core takes them
+    student: Factors
+    alive: tuple[Any, ...]
+
+
+def _problem(
+    student: Side,
+    teacher: Side,
+    prototype: Tensor,
+    row: Tensor,
+    temperatures: tuple[float, float],
+    teacher_rows: Tensor,
+    weights: Tensor,
+) -> _Problem:
+    own, other = pack_factors(*student), pack_factors(*teacher)
+    device = weights.device
+    n_targets = teacher_rows.shape[1]
+    vectors = (
+        vector(prototype, "prototype", (sum(other.columns),), torch.float32, device),
+        vector(row, "row", (len(other.columns), other.n_rows), torch.float32, device),
+        vector(teacher_rows, "teacher_rows", (own.n_rows, n_targets), torch.int64, device),
+        vector(weights, "weights", (own.n_rows,), torch.float32, device),
+    )
+    prototype, row, teacher_rows, weights = vectors
+    view = _C.cuda.StreamedProblem(
+        own.arguments,
+        other.arguments,
+        prototype.data_ptr(),
+        row.data_ptr(),
+        *temperatures,
+        teacher_rows.data_ptr(),
+        n_targets,
+        weights.data_ptr(),
+    )
+    return _Problem(view, own, (other, vectors))
+
+
+def forward(
+    student: Side,
+    teacher: Side,
+    prototype: Tensor,
+    row: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    teacher_rows: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Loss [H] and log-sum-exp of the student rows [H, M]."""
+    temperatures = (student_temperature, teacher_temperature)
+    if student[0][0].dtype != teacher[0][0].dtype:
+        # One kernel holds tiles of both sides, so they share their type.
+        return reference.forward(
+            student, teacher, prototype, row, *temperatures, teacher_rows, weights
+        )
+    problem = _problem(student, teacher, prototype, row, temperatures, teacher_rows, weights)
+    device, n_heads = weights.device, len(student[0])
+    loss = torch.empty(n_heads, device=device)
+    lse = torch.empty(n_heads, problem.student.n_rows, device=device)
+    with on_device_of(loss):
+        n_bytes = _C.cuda.streamed_forward_workspace(problem.view)
+        memory = workspace(n_bytes, device)
+        _C.cuda.streamed_forward(
+            problem.view,
+            loss.data_ptr(),
+            lse.data_ptr(),
+            memory.data_ptr(),
+            n_bytes,
+            stream_of(loss),
+        )
+    return loss, lse
+
+
+def backward(
+    grad_loss: Tensor,
+    student: Side,
+    teacher: Side,
+    prototype: Tensor,
+    row: Tensor,
+    lse: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    teacher_rows: Tensor,
+    weights: Tensor,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of the student's features, prototypes and scales, for each head."""
+    temperatures = (student_temperature, teacher_temperature)
+    if student[0][0].dtype != teacher[0][0].dtype:
+        return reference.backward(
+            grad_loss, student, teacher, prototype, row, lse, *temperatures, teacher_rows, weights
+        )
+    potentials = prototype.split([v.shape[0] for v in teacher[1]])
+    gradients = []
+    with on_device_of(weights):
+        for h, potential in enumerate(potentials):
+            head = _Head(
+                (student[0][h], student[1][h], student[2][h]),
+                (teacher[0][h], teacher[1][h], teacher[2][h]),
+                potential,
+                row[h : h + 1],
+                lse[h].contiguous(),
+                grad_loss[h : h + 1].float(),
+            )
+            gradients.append(_head_backward(head, temperatures, teacher_rows, weights))
+    dfeatures, dprototypes, dscales = (list(parts) for parts in zip(*gradients, strict=True))
+    return dfeatures, dprototypes, dscales
+
+
+class _Head(NamedTuple):
+    """One head: factors of both sides, its potentials, log-sum-exp [M] and loss gradient [1]."""
+
+    student: tuple[Tensor, Tensor, Tensor]
+    teacher: tuple[Tensor, Tensor, Tensor]
+    prototype: Tensor
+    row: Tensor
+    lse: Tensor
+    grad_loss: Tensor
+
+
+def _head_backward(
+    head: _Head, temperatures: tuple[float, float], teacher_rows: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, v, scale = head.student
+    x_teacher, v_teacher, scale_teacher = head.teacher
+    n_rows, n_columns = x.shape[0], v.shape[0]
+    dx = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    dv, dscale = torch.empty_like(v), torch.empty_like(scale)
+    if n_rows == 0:
+        return dx.to(x.dtype), dv.zero_(), dscale.zero_()
+    width = max(1, _CHUNK_ELEMENTS // (n_rows * _CHUNK_COLUMNS)) * _CHUNK_COLUMNS
+    for start in range(0, n_columns, width):
+        chunk = slice(start, min(start + width, n_columns))
+        problem = _problem(
+            ([x], [v[chunk]], [scale[chunk]]),
+            ([x_teacher], [v_teacher[chunk]], [scale_teacher[chunk]]),
+            head.prototype[chunk],
+            head.row,
+            temperatures,
+            teacher_rows,
+            weights,
+        )
+        products, scale_partial = _product_gradient(problem, head, x.dtype)
+        dx += products @ v[chunk]
+        torch.mm(products.t(), x, out=dv[chunk])
+        torch.sum(scale_partial, dim=0, out=dscale[chunk])
+    return dx.to(x.dtype), dv, dscale
+
+
+def _product_gradient(problem: _Problem, head: _Head, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gradient of the products <x, v> [M, K] and, in parts to be summed, of the scales."""
+    (n_columns,), n_rows = problem.student.columns, problem.student.n_rows
+    device = head.lse.device
+    # Rows begin on 16 bytes, for the library.
+    padded = torch.empty(n_rows, -(-n_columns // 8) * 8, dtype=dtype, device=device)
+    tiles = _C.cuda.streamed_row_tiles(n_rows)
+    scale_partial = torch.empty(tiles, n_columns, device=device)
+    _C.cuda.streamed_gradient(
+        problem.view,
+        head.grad_loss.data_ptr(),
+        head.lse.data_ptr(),
+        padded.data_ptr(),
+        padded.stride(0),
+        scale_partial.data_ptr(),
+        stream_of(head.lse),
+    )
+    return padded[:, :n_columns], scale_partial

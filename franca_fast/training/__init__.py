@@ -1,0 +1,9 @@
+"""Pretraining: configuration, the training loop and its checkpoints."""
+
+from __future__ import annotations
+
+from .config import Config
+from .config_files import list_recipes, load_config, to_yaml
+from .loop import PretrainResult, pretrain
+
+__all__ = ["Config", "PretrainResult", "list_recipes", "load_config", "pretrain", "to_yaml"]

@@ -1,0 +1,154 @@
+"""Figures of a run: from tensors to numbers, to metrics.jsonl and to TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from franca_fast.files import atomic_path
+from franca_fast.training.step import StepOutput
+
+
+def to_numbers(outputs: Sequence[StepOutput]) -> list[dict[str, Any]]:
+    """Reads the results of several steps from the device in one transfer.
+
+    Returns:
+        for each step a dictionary: "loss", the sum of each term under its name, the terms of the
+        nested heads as lists under "<term>_heads", "grad_norm/<module>", "finite", and the
+        statistics as lists.
+    """
+    rows = [_tensors(output) for output in outputs]
+    flat = [tensor.detach().double().flatten() for row in rows for tensor in row.values()]
+    values = iter(torch.cat(flat).tolist())
+    numbers = []
+    for row in rows:
+        line: dict[str, Any] = {}
+        for name, tensor in row.items():
+            taken = [next(values) for _ in range(tensor.numel())]
+            if tensor.ndim == 0:
+                line[name] = taken[0]
+            elif name in ("dino_global", "dino_local", "ibot"):
+                line[name], line[f"{name}_heads"] = math.fsum(taken), taken
+            else:
+                line[name] = taken
+        line["finite"] = bool(line["finite"])
+        numbers.append(line)
+    return numbers
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, in the order of the steps.
+
+    Args:
+        path: the file; it may be missing.
+        last_step: lines of later steps, which a resumed run is about to repeat, are cut.
+
+    Attributes:
+        last: the last step's line that was kept; empty when there is none.
+    """
+
+    def __init__(self, path: Path, *, last_step: int) -> None:
+        kept = [
+            line for line in map(json.loads, _complete_lines(path)) if line["step"] <= last_step
+        ]
+        with atomic_path(path) as temporary:
+            temporary.write_text(
+                "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
+            )
+        self.last: dict[str, Any] = next((line for line in reversed(kept) if "loss" in line), {})
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line; numbers that JSON lacks (nan, inf) become null."""
+        self._file.write(json.dumps({key: _finite(value) for key, value in line.items()}) + "\n")
+        self._file.flush()
+
+    def force(self) -> None:
+        """Waits until everything written is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """TensorBoard scalars; does nothing where tensorboard is not installed or not wanted.
+
+    Args:
+        folder: of the event files.
+        first_step: points from here on, left by a run that was killed, are hidden.
+        enabled: false writes nothing.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, enabled: bool) -> None:
+        self._writer: Any = None
+        if not enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Adds every number, and every entry of a list of numbers, as a scalar."""
+        if self._writer is None:
+            return
+        for name, value in numbers.items():
+            if isinstance(value, list):
+                for i, entry in enumerate(value):
+                    self._writer.add_scalar(f"{name}/{i}", entry, step)
+            elif isinstance(value, (int, float)):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory in use so far: of the GPU, or of this process on the CPU. In 10^9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _tensors(output: StepOutput) -> dict[str, Tensor]:
+    norms = {f"grad_norm/{name}": norm for name, norm in output.norms.items()}
+    return {
+        "loss": output.loss,
+        **output.terms,
+        **norms,
+        "finite": output.finite,
+        **output.statistics,
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a file without a last one that a killed process left unfinished."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return lines[:-1]

@@ -1,0 +1,81 @@
+"""Number formats of the forward and backward pass, and the scaler that fp16 needs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from franca_fast.errors import InputError
+from franca_fast.training.config import Config
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What matrix products run in, on one device.
+
+    Attributes:
+        device: where the model is.
+        dtype: bfloat16, float16 or float32; parameters are float32 in any case.
+        scale_loss: whether the loss is scaled so that fp16 gradients do not underflow.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    scale_loss: bool
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context in which the forward pass runs."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler, which does nothing unless `scale_loss`."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.scale_loss)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `train.device` names.
+
+    Raises:
+        InputError: an unknown device, or one that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"train.device: '{name}' is not accepted; expected auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"train.device: '{name}' is not on this machine; expected auto or cpu")
+    return device
+
+
+def choose_precision(config: Config, device: torch.device) -> Precision:
+    """The precision that `compute_precision` asks for; "auto" depends on the device alone.
+
+    It does not depend on a measurement, so that a run that starts again computes the same bits.
+    """
+    name = config.compute_precision.autocast
+    if name == "auto":
+        name = _fastest(device)
+    scale = config.compute_precision.grad_scaler and name == "fp16"
+    return Precision(device, _DTYPES[name], scale)
+
+
+def _fastest(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if _has_matrix_units() else "fp32"
+
+
+def _has_matrix_units() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (AMX); elsewhere bf16 is slower."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "amx_bf16" in flags.read_text(errors="replace")

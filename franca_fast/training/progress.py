@@ -1,0 +1,121 @@
+"""What a run tells its user: a live bar on a terminal, plain lines elsewhere, and train.log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from franca_fast.errors import FrancaError
+
+_PACKAGE = logging.getLogger("franca_fast")
+_PLAIN_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def run_log(path: Path, *, verbose: bool) -> Iterator[None]:
+    """Sends the package's log messages to a file, and to stderr too, during a block.
+
+    Args:
+        path: the file, appended to.
+        verbose: also show information on stderr; warnings are shown in any case. An exception
+            that ends the block goes to the file alone, as the caller sees it anyway.
+    """
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_screen = _ScreenHandler(logging.INFO if verbose else logging.WARNING)
+    # A program that has set up logging of its own decides itself what is shown.
+    handlers = [to_file] if _PACKAGE.hasHandlers() else [to_file, to_screen]
+    level = _PACKAGE.level
+    _PACKAGE.setLevel(logging.INFO)
+    for handler in handlers:
+        _PACKAGE.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        trace = not isinstance(error, FrancaError)
+        _PACKAGE.error("%s", error, exc_info=trace, extra={"only_in_file": True})
+        raise
+    finally:
+        for handler in handlers:
+            _PACKAGE.removeHandler(handler)
+            handler.close()
+        _PACKAGE.setLevel(level)
+
+
+class Progress:
+    """Shows the latest figures of a run.
+
+    Args:
+        step: steps done before.
+        total: steps of the run.
+        bar: draw a live bar; otherwise a line is logged at most every ten seconds.
+    """
+
+    def __init__(self, step: int, total: int, *, bar: bool) -> None:
+        self._total, self._bar = total, None
+        self._last_line = -_PLAIN_SECONDS
+        if bar:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr
+            )
+
+    def show(self, step: int, figures: Mapping[str, Any], *, remaining: float) -> None:
+        """Shows the figures of a step.
+
+        Args:
+            step: steps done.
+            figures: as in metrics.jsonl, with those of a log interval.
+            remaining: seconds to the end of the run, estimated.
+        """
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.set_postfix_str(_short(figures))
+        now = time.monotonic()
+        if now - self._last_line >= _PLAIN_SECONDS or step >= self._total:
+            self._last_line = now
+            message = f"step {step}/{self._total}  {_short(figures)}  ETA {_duration(remaining)}"
+            logger.info(message, extra={"only_in_file": self._bar is not None})
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _ScreenHandler(logging.Handler):
+    """Writes to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "only_in_file", False):
+            return
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        text = prefix + record.getMessage()
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            tqdm.tqdm.write(text, file=sys.stderr)
+
+
+def _short(figures: Mapping[str, Any]) -> str:
+    norm = max((v for k, v in figures.items() if k.startswith("grad_norm/")), default=0.0)
+    return (
+        f"loss {figures['loss']:.3f}, grad {norm:.2f}, "
+        f"{figures['images_per_second']:.1f} images/s, data {figures['data_wait']:.0%}, "
+        f"{figures['peak_memory_gb']:.1f} GB"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

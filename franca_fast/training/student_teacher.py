@@ -1,0 +1,227 @@
+"""Student and teacher: the networks of a run and the loss of a batch.
+
+Nothing here knows of devices, precision, sharding or the optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from franca_fast.losses import ClusteringTargets, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
+from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
+from franca_fast.training.config import Config, DinoConfig, IbotConfig
+from franca_fast.training.config_checks import nesting_dims
+
+if TYPE_CHECKING:
+    from franca_fast.data import Batch
+
+Logits = tuple[Tensor, ...]
+
+
+@dataclass
+class Losses:
+    """The loss of a batch.
+
+    Attributes:
+        total: scalar to differentiate, the sum of all terms.
+        terms: weighted terms without gradient: "dino_global", "dino_local" and "ibot", one value
+            for each nested head [H], and the scalar "koleo"; those with weight 0 are left out.
+        targets: the teacher's assignments behind them, "dino" and "ibot".
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    targets: dict[str, ClusteringTargets]
+
+
+class Network(nn.Module):
+    """A backbone with the nested heads that the losses need, with random weights.
+
+    Attributes:
+        backbone: the vision transformer.
+        dino_head: scores CLS tokens, and patches where the head is shared; None when not needed.
+        ibot_head: scores patches; None when they are not scored or share `dino_head`.
+    """
+
+    dino_head: NestedPrototypeHead | None
+    ibot_head: NestedPrototypeHead | None
+
+    def __init__(self, config: Config, *, drop_path_rate: float) -> None:
+        super().__init__()
+        separate = config.ibot.loss_weight > 0 and config.ibot.separate_head
+        self.backbone = build_student_backbone(config, drop_path_rate=drop_path_rate)
+        needed = config.dino.loss_weight > 0 or not separate
+        self.dino_head = _build_head(config, config.dino) if needed else None
+        self.ibot_head = _build_head(config, config.ibot) if separate else None
+
+    def image_head(self) -> NestedPrototypeHead:
+        """The head of CLS tokens."""
+        assert self.dino_head is not None
+        return self.dino_head
+
+    def patch_head(self) -> NestedPrototypeHead:
+        """The head of patch tokens, of their own or the shared one."""
+        return self.ibot_head if self.ibot_head is not None else self.image_head()
+
+
+class StudentTeacher(nn.Module):
+    """Two networks of one shape, and the losses between them.
+
+    The teacher starts as a copy of the student, has no gradients and no stochastic depth.
+
+    Args:
+        config: architecture, heads, losses and weights.
+
+    Attributes:
+        student: the network that is trained.
+        teacher: the network that follows it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.image_weight = config.dino.loss_weight
+        self.patch_weight = config.ibot.loss_weight
+        self.koleo_weight = config.dino.koleo_loss_weight
+        self.student = Network(config, drop_path_rate=config.student.drop_path_rate)
+        # Without storage first: initialising 250,000 prototypes only to overwrite them is slow.
+        with torch.device("meta"):
+            self.teacher = Network(config, drop_path_rate=0.0)
+        self.teacher.to_empty(device="cpu").requires_grad_(False)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.eval()
+        self.koleo_loss = KoLeoLoss()
+        if self.image_weight:
+            out_dims = self.student.image_head().out_dims
+            self.dino_loss = NestedDINOLoss(out_dims, centering=config.train.centering)
+        if self.patch_weight:
+            out_dims = self.student.patch_head().out_dims
+            self.ibot_loss = NestedIBOTLoss(out_dims, centering=config.train.centering)
+
+    def forward(self, batch: Batch, teacher_temp: float) -> Losses:
+        """The loss of a batch at a teacher temperature."""
+        targets = self._targets(batch, teacher_temp)
+        crops = [batch.global_crops]
+        masks: list[Tensor | None] = [batch.masks]
+        if batch.local_crops is not None:
+            crops.append(batch.local_crops)
+            masks.append(None)
+        outputs = self.student.backbone.forward_features(crops, masks)
+        cls_tokens = [output["x_norm_clstoken"] for output in outputs]
+        patches = _masked_patches(outputs[0], batch)
+        image_scores, patch_scores = self._scores(self.student, cls_tokens, patches)
+        terms: dict[str, Tensor] = {}
+        if self.image_weight:
+            local = image_scores[1] if len(image_scores) > 1 else None
+            parts = self.dino_loss(image_scores[0], local, targets["dino"])
+            terms["dino_global"] = self.image_weight * parts["global"]
+            terms["dino_local"] = self.image_weight * parts["local"]
+        if self.patch_weight:
+            n_crops = batch.global_crops.shape[0]
+            per_head = self.ibot_loss(patch_scores, targets["ibot"], batch.mask_weights, n_crops)
+            terms["ibot"] = self.patch_weight * per_head
+        if self.koleo_weight:
+            # The two crops of an image are meant to be close, so each crop is spread on its own.
+            spread = torch.stack([self.koleo_loss(crop) for crop in cls_tokens[0].chunk(2)])
+            terms["koleo"] = self.koleo_weight * spread.sum()
+        total = torch.stack([term.sum() for term in terms.values()]).sum()
+        return Losses(total, {name: term.detach() for name, term in terms.items()}, targets)
+
+    @torch.no_grad()
+    def update_centers(self, losses: Losses, finite: Tensor) -> None:
+        """Moves the centres of "centering" towards this batch, if `finite` (0-dim bool) holds."""
+        for name, targets in losses.targets.items():
+            loss = self.dino_loss if name == "dino" else self.ibot_loss
+            if loss.center is not None:
+                before = loss.center.clone()
+                loss.update_center(targets)
+                loss.center.copy_(torch.where(finite, loss.center, before))
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the student's mode; the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def compile_blocks(self) -> None:
+        """Compiles the blocks of both backbones with torch.compile, on their next call."""
+        for network in (self.student, self.teacher):
+            for module in network.backbone.blocks:
+                block: Any = module
+                block.forward_packed = torch.compile(block.forward_packed)
+                block.compile()
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch, teacher_temp: float) -> dict[str, ClusteringTargets]:
+        output = self.teacher.backbone.forward_features(batch.global_crops)
+        patches = _masked_patches(output, batch)
+        image_scores, patch_scores = self._scores(
+            self.teacher, [output["x_norm_clstoken"]], patches
+        )
+        targets = {}
+        if self.image_weight:
+            targets["dino"] = self.dino_loss.targets(image_scores[0], teacher_temp)
+        if self.patch_weight:
+            targets["ibot"] = self.ibot_loss.targets(patch_scores, teacher_temp)
+        return targets
+
+    def _scores(
+        self, network: Network, cls_tokens: list[Tensor], patches: Tensor
+    ) -> tuple[list[Logits], Logits]:
+        """Scores of each list entry of CLS tokens, and of the patches; empty where not needed.
+
+        Everything that one head sees goes through it in one call.
+        """
+        shared = self.patch_weight > 0 and network.ibot_head is None
+        inputs = (cls_tokens if self.image_weight else []) + ([patches] if shared else [])
+        scores: list[Logits] = []
+        if inputs:
+            sizes = [tokens.shape[0] for tokens in inputs]
+            per_head = [logits.split(sizes) for logits in network.image_head()(torch.cat(inputs))]
+            scores = list(zip(*per_head, strict=True))
+        if shared:
+            return scores[:-1], scores[-1]
+        return scores, network.patch_head()(patches) if self.patch_weight else ()
+
+
+def build_student_backbone(config: Config, **overrides: Any) -> VisionTransformer:
+    """The backbone of a configuration, with random weights; `overrides` win over it."""
+    student = config.student
+    arguments: dict[str, Any] = {
+        "img_size": config.crops.global_crops_size,
+        "patch_size": student.patch_size,
+        "drop_path_rate": student.drop_path_rate,
+        "drop_path_uniform": student.drop_path_uniform,
+        "layerscale": student.layerscale,
+        "ffn_layer": student.ffn_layer,
+        "qkv_bias": student.qkv_bias,
+        "proj_bias": student.proj_bias,
+        "ffn_bias": student.ffn_bias,
+        "num_register_tokens": student.num_register_tokens,
+        "interpolate_antialias": student.interpolate_antialias,
+        "interpolate_offset": student.interpolate_offset,
+    }
+    return build_backbone(student.arch, **{**arguments, **overrides})
+
+
+def _build_head(config: Config, head: DinoConfig | IbotConfig) -> NestedPrototypeHead:
+    dims = nesting_dims(config)
+    return NestedPrototypeHead(
+        dims[-1],
+        head.head_n_prototypes,
+        nesting_dims=dims,
+        n_layers=head.head_nlayers,
+        hidden_dim=head.head_hidden_dim,
+        bottleneck_dim=head.head_bottleneck_dim,
+        projection=config.dino.projection,
+        normalize=config.dino.normalize_bottleneck,
+    )
+
+
+def _masked_patches(output: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Tokens [M, d] of the masked patches, in the order of `batch.mask_indices`."""
+    return output["x_norm_patchtokens"].flatten(0, 1).index_select(0, batch.mask_indices)

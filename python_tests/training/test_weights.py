@@ -1,0 +1,123 @@
+"""Starting from the weights of another run: every key must match."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from franca_fast.errors import InputError
+from franca_fast.hub import save_backbone
+from franca_fast.training.checkpoint import save_checkpoint
+from franca_fast.training.state import networks_state
+from franca_fast.training.student_teacher import StudentTeacher
+from franca_fast.training.weights import load_initial_weights
+from python_tests.training.tiny import tiny_config
+
+
+def another_model(*overrides: str) -> StudentTeacher:
+    torch.manual_seed(123)
+    model = StudentTeacher(tiny_config(*overrides))
+    for parameter in model.teacher.parameters():
+        parameter.data.add_(0.01)
+    return model
+
+
+def write_run(model: StudentTeacher, folder: Path) -> Path:
+    state = networks_state(model)
+    return save_checkpoint(folder / "checkpoints", 5, model=state, training={}, config="", keep=1)
+
+
+def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
+
+
+def test_nothing_asked_for_loads_nothing() -> None:
+    config = tiny_config()
+    assert load_initial_weights(StudentTeacher(config), config) is None
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_backbone_weights_reach_student_and_teacher(tmp_path: Path, kind: str) -> None:
+    source = another_model().teacher.backbone
+    path = tmp_path / f"teacher.{kind}"
+    if kind == "pth":
+        prefixed = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items()}
+        torch.save({"teacher": prefixed}, path)
+    else:
+        save_backbone(source, tmp_path / "teacher")
+    config = tiny_config(f"student.pretrained_weights={path}")
+    model = StudentTeacher(config)
+    assert str(path) in (load_initial_weights(model, config) or "")
+    assert equal(model.student.backbone.state_dict(), source.state_dict())
+    assert equal(model.teacher.backbone.state_dict(), source.state_dict())
+
+
+def test_loaded_student_and_teacher_share_no_storage(tmp_path: Path) -> None:
+    save_backbone(another_model().teacher.backbone, tmp_path / "teacher")
+    config = tiny_config(f"student.pretrained_weights={tmp_path / 'teacher.safetensors'}")
+    model = StudentTeacher(config)
+    load_initial_weights(model, config)
+    assert model.student.backbone.norm.weight.data_ptr() != (
+        model.teacher.backbone.norm.weight.data_ptr()
+    )
+    assert model.student.backbone.norm.weight.requires_grad
+    assert not model.teacher.backbone.norm.weight.requires_grad
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/5"])
+def test_a_whole_run_brings_its_heads(tmp_path: Path, part: str) -> None:
+    source = another_model()
+    write_run(source, tmp_path)
+    config = tiny_config(f"MODEL.WEIGHTS={tmp_path / part}")
+    model = StudentTeacher(config)
+    load_initial_weights(model, config)
+    assert equal(model.student.state_dict(), source.student.state_dict())
+    assert equal(model.teacher.state_dict(), source.teacher.state_dict())
+
+
+def test_positions_are_resampled_to_another_size(tmp_path: Path) -> None:
+    source = another_model()
+    write_run(source, tmp_path)
+    config = tiny_config(f"MODEL.WEIGHTS={tmp_path}", "crops.global_crops_size=56")
+    model = StudentTeacher(config)
+    load_initial_weights(model, config)
+    images = torch.randn(1, 3, 56, 56)
+    assert model.teacher.backbone.pos_embed.shape == (1, 65, 32)
+    assert torch.allclose(
+        model.teacher.backbone(images), source.teacher.backbone(images), atol=1e-5
+    )
+
+
+def test_another_architecture_is_refused_by_the_names_that_do_not_match(tmp_path: Path) -> None:
+    save_backbone(another_model("student.ffn_layer=swiglu").teacher.backbone, tmp_path / "teacher")
+    config = tiny_config(f"student.pretrained_weights={tmp_path / 'teacher.safetensors'}")
+    with pytest.raises(InputError, match=r"missing keys: blocks\.0\.mlp\.fc1\.weight"):
+        load_initial_weights(StudentTeacher(config), config)
+
+
+def test_other_heads_are_refused_by_name(tmp_path: Path) -> None:
+    write_run(another_model("dino.nesting_dims=[8,32]"), tmp_path)
+    config = tiny_config(f"MODEL.WEIGHTS={tmp_path}")
+    with pytest.raises(InputError, match=r"dino_head\."):
+        load_initial_weights(StudentTeacher(config), config)
+
+
+@pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "student.pretrained_weights"])
+def test_a_missing_file_is_an_input_error(tmp_path: Path, key: str) -> None:
+    config = tiny_config(f"{key}={tmp_path / 'absent.pth'}")
+    with pytest.raises(InputError, match=r"absent\.pth"):
+        load_initial_weights(StudentTeacher(config), config)
+
+
+def test_environment_variables_are_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(another_model(), tmp_path)
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    config = tiny_config("MODEL.WEIGHTS=$RUNS")
+    assert str(tmp_path) in (load_initial_weights(StudentTeacher(config), config) or "")
