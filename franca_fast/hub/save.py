@@ -29,8 +29,8 @@ def save_backbone(model: VisionTransformer, path_stem: str | os.PathLike[str]) -
         OSError: the folder cannot be written.
 
     Example:
-        >>> model = build_backbone("vit_tiny")  # doctest: +SKIP
-        >>> save_backbone(model, "run/exported/teacher")  # doctest: +SKIP
+        >>> model = build_backbone("vit_tiny")
+        >>> save_backbone(model, "run/exported/teacher")
         PosixPath('run/exported/teacher.safetensors')
     """
     weights, architecture = backbone_files(path_stem)
