@@ -15,19 +15,11 @@ namespace {
 
 // Rows that the column pass reads twice in a row, the second time from cache.
 constexpr int64_t kColumnBlockRows = 32;
-// Columns that it takes at once: wide, so that it enters fewer pages of memory, but not so wide
-// that threads run out of work. Columns do not depend on each other, so neither do their bits.
-constexpr int64_t kMaxStripColumns = 2048;
-
-int64_t strip_columns(int64_t total_columns, int threads) {
-  return std::clamp(total_columns / (4 * threads), kTileColumns, kMaxStripColumns);
-}
-
-// log-sum-exp over the rows of one strip: for each block of rows the maximum first, then the sum.
-void column_strip(const RaggedLogits& logits, const Tile& tile, Scale scale, int64_t n_valid,
-                  const TileKernels& kernels, float* maximum, float* total) {
+// log-sum-exp over the rows of one tile: for each block of rows the maximum first, then the sum.
+void column_tile(const RaggedLogits& logits, const Tile& tile, Scale scale, int64_t n_valid,
+                 const TileKernels& kernels, float* maximum, float* total) {
   const int dtype = static_cast<int>(logits.dtype);
-  float before[kMaxStripColumns], addend[kMaxStripColumns];
+  float before[kTileColumns], addend[kTileColumns];
   std::fill_n(maximum, tile.columns, -std::numeric_limits<float>::infinity());
   std::fill_n(total, tile.columns, 0.0f);
   for (int64_t begin = 0; begin < n_valid; begin += kColumnBlockRows) {
@@ -74,7 +66,8 @@ int64_t mass_chunks(int64_t n_valid) {
   return n_valid < 16 ? 1 : std::max<int64_t>(2, n_valid / 64);
 }
 
-// Logits in rows that are read together, so that the second look finds them in cache.
+// Rows are read together as far as the second look finds them in cache: potentials and masses are
+// then fetched once for all of them, and memory serves several streams at a time.
 constexpr int64_t kCachedBytes = 1 << 20;
 
 // The pass over the rows of one task: row potentials and, unless mass is null, the masses.
@@ -149,13 +142,12 @@ void column_logsumexp(const RaggedLogits& logits, double temperature, int64_t n_
   check_pointer(total, columns, "total");
 
   threads = useful_threads(threads, n_valid * columns);
-  const Tiling strips(logits, strip_columns(columns, threads));
+  const Tiling tiling(logits);
   const TileKernels& kernels = tile_kernels();
   const Scale scale(temperature);
-  run_tasks(static_cast<int64_t>(strips.tiles.size()), threads, [&](int64_t i) {
-    const Tile& strip = strips.tiles[i];
-    column_strip(logits, strip, scale, n_valid, kernels, maximum + strip.offset,
-                 total + strip.offset);
+  run_tasks(static_cast<int64_t>(tiling.tiles.size()), threads, [&](int64_t i) {
+    const Tile& tile = tiling.tiles[i];
+    column_tile(logits, tile, scale, n_valid, kernels, maximum + tile.offset, total + tile.offset);
   });
 }
 

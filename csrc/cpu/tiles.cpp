@@ -13,15 +13,15 @@ namespace {
 
 }  // namespace
 
-Tiling::Tiling(const RaggedLogits& logits, int64_t width) {
-  tiles.reserve(static_cast<std::size_t>(total_columns(logits) / width + logits.n_heads));
+Tiling::Tiling(const RaggedLogits& logits) {
+  tiles.reserve(static_cast<std::size_t>(total_columns(logits) / kTileColumns + logits.n_heads));
   first_of_head.reserve(static_cast<std::size_t>(logits.n_heads) + 1);
   int64_t offset = 0;
   for (int64_t head = 0; head < logits.n_heads; ++head) {
     first_of_head.push_back(static_cast<int64_t>(tiles.size()));
     const int64_t columns = logits.heads[head].columns;
-    for (int64_t begin = 0; begin < columns; begin += width) {
-      tiles.push_back({head, begin, std::min(width, columns - begin), offset + begin});
+    for (int64_t begin = 0; begin < columns; begin += kTileColumns) {
+      tiles.push_back({head, begin, std::min(kTileColumns, columns - begin), offset + begin});
     }
     offset += columns;
   }

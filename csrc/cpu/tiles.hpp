@@ -16,14 +16,14 @@ constexpr int64_t kTileColumns = 512;
 
 struct Tile {
   int64_t head;
-  int64_t begin;  // first column within its head
-  int64_t columns;
-  int64_t offset;  // of the first column in vectors over all prototypes
+  int64_t begin;    // first column within its head
+  int64_t columns;  // at most kTileColumns
+  int64_t offset;   // of the first column in vectors over all prototypes
 };
 
 // All tiles, head by head and left to right.
 struct Tiling {
-  explicit Tiling(const RaggedLogits& logits, int64_t width = kTileColumns);
+  explicit Tiling(const RaggedLogits& logits);
 
   std::vector<Tile> tiles;
   std::vector<int64_t> first_of_head;  // [n_heads + 1], indices into tiles

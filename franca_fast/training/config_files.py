@@ -84,7 +84,7 @@ def to_yaml(config: Config) -> str:
     """The whole configuration as YAML, every key included; `load_config` reads it back."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def flatten(config: Config) -> dict[str, Any]:

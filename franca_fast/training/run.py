@@ -64,6 +64,7 @@ class Run:
                 "process: start it without torchrun"
             )
         self.config = config
+        self._config_text = to_yaml(config)
         self.device = choose_device(config.train.device)
         self.precision = choose_precision(config, self.device)
         self._loader = build_loader(config, self.device)
@@ -138,7 +139,7 @@ class Run:
                 "random": random_state(),
                 "counters": dict(counters),
             },
-            config=to_yaml(self.config),
+            config=self._config_text,
             keep=self.config.train.checkpoint_keep,
         )
 

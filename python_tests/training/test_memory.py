@@ -16,7 +16,7 @@ from franca_fast.training.metrics import peak_memory_gb
 from franca_fast.training.run import Run
 
 overrides = ["train.batch_size_per_gpu=2", "train.num_workers=0", "train.device=cpu",
-             "train.dataset_path=FashionMNIST:split=TRAIN", "optim.lr=1e-3",
+             "train.dataset_path=FashionMNIST:split=TEST", "optim.lr=1e-3",
              "optim.warmup_epochs=0"]
 started = time.perf_counter()
 run = Run(load_config("vitb14_in21k", overrides))

@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     },
     "train": {
         "batch_size_per_gpu": 4,
-        "dataset_path": "FashionMNIST:split=TRAIN",
+        "dataset_path": "FashionMNIST:split=TEST",
         "centering": "sinkhorn_knopp",
         "OFFICIAL_EPOCH_LENGTH": 2,
         "num_workers": 0,
