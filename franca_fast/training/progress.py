@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -64,8 +65,10 @@ class Progress:
         if bar:
             from tqdm import tqdm
 
+            # In a terminal that does not know its size (0 x 0), tqdm's own look would hide the bar.
+            width, height = shutil.get_terminal_size()
             self._bar = tqdm(
-                total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr
+                total=total, initial=step, unit="step", ncols=width, nrows=height, file=sys.stderr
             )
 
     def show(self, step: int, figures: Mapping[str, Any], *, remaining: float) -> None:
