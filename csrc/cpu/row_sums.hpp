@@ -64,13 +64,12 @@ inline ShiftedSum sum_of_tile(const RaggedLogits& logits, const Tile& tile, int6
   return {shift, sum};
 }
 
-// factor * exp(x - shift) = exp(x - lse), with a shift that is a float: rounding the log-sum-exp
-// alone would change the sum of a row.
+// factor * exp(x - shift) = exp(x - lse). The shift is the one of the sum, so that exponents are not
+// rounded once more and the terms of a row add up to 1.
 struct Normalizer {
   Normalizer() = default;
   explicit Normalizer(const RowSum& row)
-      : shift(static_cast<float>(row.logsumexp())),
-        factor(static_cast<float>(std::exp(shift - row.logsumexp()))) {}
+      : shift(static_cast<float>(row.shift)), factor(static_cast<float>(1.0 / row.sum)) {}
   float shift = 0.0f;
   float factor = 0.0f;
 };

@@ -13,10 +13,12 @@ from franca_fast.training.config_checks import check_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
-# Keys that may change when a run is resumed: they alter what is reported and kept, not the result.
+# Keys that may change when a run is resumed: they alter where it runs and what it reports and
+# keeps, not what it computes.
 RESUMABLE_KEYS = frozenset(
     {
         "train.output_dir",
+        "train.device",
         "train.num_workers",
         "train.saveckp_freq",
         "train.checkpoint_every",

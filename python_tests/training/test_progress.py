@@ -48,8 +48,9 @@ def test_lines_come_every_so_often_and_at_the_end(
 
 
 def test_a_bar_is_drawn_and_lines_go_to_the_log_only(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     with run_log(tmp_path / "train.log", verbose=True):
         progress = Progress(2, 4, bar=True)
         progress.show(4, FIGURES, remaining=0.0)

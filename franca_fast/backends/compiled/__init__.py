@@ -10,6 +10,8 @@ import warnings
 
 import torch
 
+from franca_fast.errors import InputError
+
 try:
     from franca_fast import _C
 except ImportError as error:
@@ -41,10 +43,19 @@ def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None
         return f"it runs on {backend} tensors"
     if backend == "cuda" and not _C.has_cuda:
         return "the compiled core was built without CUDA"
+    if backend == "cpu":
+        _check_instruction_set()
     if tensor.dtype not in DTYPE_CODES:
         accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_CODES)
         return f"it reads {accepted}"
     return None
+
+
+def _check_instruction_set() -> None:
+    try:
+        _C.cpu_isa()
+    except ValueError as error:
+        raise InputError(f"FRANCA_FAST_CPU_ISA: {error}") from None
 
 
 def _warn_once() -> None:

@@ -111,9 +111,8 @@ def backward(
 ) -> list[Tensor]:
     """Gradient of the student logits: grad * w/t * (P softmax(s/t) - q), in their dtype.
 
-    Args:
-        out: Where to write the gradients, with adjacent columns; may be `student` itself, whose
-            logits are then lost. Allocated by default.
+    `out` is where to write the gradients, with adjacent columns; it may be `student` itself, whose
+    logits are then lost. By default new memory is taken.
     """
     heads = pack_heads(student, "student")
     problem, alive = _problem(
