@@ -9,6 +9,7 @@ memory beyond inputs and gradients. The two losses must agree.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import subprocess
@@ -29,14 +30,12 @@ def measure(mode: str, rows: int, prototypes: int, dim: int) -> dict[str, float]
 
     torch.manual_seed(0)
     teacher, student = side(False), side(True)
-    for factor in student:
-        for tensor in factor:
-            tensor.grad = torch.zeros_like(tensor)
+    for tensor in _tensors(student):
+        tensor.grad = torch.zeros_like(tensor)
     # A small run first, so that libraries have taken what they keep.
     _loss(mode, *(_rows(s, 16) for s in (teacher, student))).backward()
-    for factor in student:
-        for tensor in factor:
-            tensor.grad.zero_()
+    for tensor in _tensors(student):
+        tensor.grad.zero_()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     loss = _loss(mode, teacher, student)
@@ -44,22 +43,23 @@ def measure(mode: str, rows: int, prototypes: int, dim: int) -> dict[str, float]
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     # Autograd makes the new gradients before it adds them to the old: those are gradients too.
-    gradients = sum(t.numel() * 4 for factor in student for t in factor) / 2**20
+    gradients = sum(t.numel() * 4 for t in _tensors(student)) / 2**20
     return {"loss": loss.item(), "seconds": seconds, "extra_mib": peak - before - gradients}
 
 
 def _rows(scores, n):
-    return scores._replace(features=tuple(x[:n] for x in scores.features))
+    return dataclasses.replace(scores, features=tuple(x[:n] for x in scores.features))
+
+
+def _tensors(scores):
+    return [*scores.features, *scores.prototypes, *scores.scales]
 
 
 def _loss(mode: str, teacher, student):
     import franca_fast as ff
 
     if mode == "stored":
-        teacher, student = (
-            ff.ops.prototype_scores(s.features, s.prototypes, scales=s.scales)
-            for s in (teacher, student)
-        )
+        teacher, student = teacher.stored(), student.stored()
     potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
     return ff.ops.clustering_cross_entropy(
         student, teacher, potentials, teacher_temperature=0.05
@@ -81,7 +81,9 @@ def main() -> None:
     for mode in ("stored", "streamed"):
         command = [sys.executable, *sys.argv, "--mode", mode]
         result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        print(f"{mode:10}{result['loss']:12.5f}{result['seconds']:10.2f}{result['extra_mib']:11.0f}")
+        print(
+            f"{mode:10}{result['loss']:12.5f}{result['seconds']:10.2f}{result['extra_mib']:11.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.ops import clustering_cross_entropy
 
-from .targets import ClusteringLoss, ClusteringTargets
+from .targets import ClusteringLoss, ClusteringTargets, Scores, n_rows
 
 
 class NestedDINOLoss(ClusteringLoss):
@@ -35,35 +33,34 @@ class NestedDINOLoss(ClusteringLoss):
 
     def forward(
         self,
-        student_global: Sequence[Tensor],
-        student_local: Sequence[Tensor] | None,
+        student_global: Scores,
+        student_local: Scores | None,
         targets: ClusteringTargets,
     ) -> dict[str, Tensor]:
         """Loss of each head, already weighted: the total is the sum of all entries.
 
         Args:
-            student_global: For each head [2B, K_i], crop 1 of all images, then crop 2.
+            student_global: For each head [2B, K_i], crop 1 of all images, then crop 2; or factors.
             student_local: For each head [L * B, K_i], crop by crop; None when L = 0.
             targets: Of the teacher's [2B] rows, in the order of `student_global`.
 
         Returns:
             "global" and "local", each [number of heads], float32.
         """
-        n_rows = student_global[0].shape[0]
-        if n_rows < 2 or n_rows % 2 or targets.logits[0].shape[0] != n_rows:
+        rows, teacher_rows = n_rows(student_global), n_rows(targets.logits)
+        if rows < 2 or rows % 2 or teacher_rows != rows:
             raise InputError(
-                f"student_global: {n_rows} rows with {targets.logits[0].shape[0]} teacher rows; "
+                f"student_global: {rows} rows with {teacher_rows} teacher rows; "
                 f"accepted: two crops of every image, the same number of rows in both"
             )
-        n_images = n_rows // 2
-        device = student_global[0].device
+        n_images, device = rows // 2, targets.potentials.row[0].device
         images = torch.arange(n_images, device=device)
-        n_local = 0 if student_local is None else _n_crops(student_local[0], n_images)
+        n_local = 0 if student_local is None else _n_crops(n_rows(student_local), n_images)
         n_terms = 2 + 2 * n_local
         other_crop = torch.cat([images + n_images, images]).unsqueeze(1)
         parts = {
             "global": self._cross_entropy(
-                student_global, targets, other_crop, 2.0 / (n_terms * n_rows)
+                student_global, targets, other_crop, 2.0 / (n_terms * rows)
             )
         }
         if student_local is None:
@@ -73,7 +70,7 @@ class NestedDINOLoss(ClusteringLoss):
         return {**parts, "local": self._cross_entropy(student_local, targets, both_crops, weight)}
 
     def _cross_entropy(
-        self, student: Sequence[Tensor], targets: ClusteringTargets, rows: Tensor, weight: float
+        self, student: Scores, targets: ClusteringTargets, rows: Tensor, weight: float
     ) -> Tensor:
         return clustering_cross_entropy(
             student,
@@ -86,10 +83,9 @@ class NestedDINOLoss(ClusteringLoss):
         )
 
 
-def _n_crops(student_local: Tensor, n_images: int) -> int:
-    n_rows = student_local.shape[0]
-    if n_rows == 0 or n_rows % n_images:
+def _n_crops(rows: int, n_images: int) -> int:
+    if rows == 0 or rows % n_images:
         raise InputError(
-            f"student_local: {n_rows} rows; accepted: a positive multiple of the {n_images} images"
+            f"student_local: {rows} rows; accepted: a positive multiple of the {n_images} images"
         )
-    return n_rows // n_images
+    return rows // n_images

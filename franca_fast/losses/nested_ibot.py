@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.ops import clustering_cross_entropy
 
-from .targets import ClusteringLoss, ClusteringTargets
+from .targets import ClusteringLoss, ClusteringTargets, Scores
 
 
 class NestedIBOTLoss(ClusteringLoss):
@@ -30,7 +28,7 @@ class NestedIBOTLoss(ClusteringLoss):
 
     def forward(
         self,
-        student_logits: Sequence[Tensor],
+        student_logits: Scores,
         targets: ClusteringTargets,
         mask_weights: Tensor,
         n_crops: int,
@@ -38,7 +36,7 @@ class NestedIBOTLoss(ClusteringLoss):
         """Loss of each head, [number of heads], float32.
 
         Args:
-            student_logits: For each head [M, K_i], the masked patches only.
+            student_logits: For each head [M, K_i], the masked patches only; or factors.
             targets: Of the same patches of the teacher.
             mask_weights: w, [M].
             n_crops: Global crops in the batch, masked or not.

@@ -10,7 +10,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.ops import SinkhornPotentials, row_potentials, sinkhorn_potentials
+from franca_fast.ops import (
+    FactoredScores,
+    SinkhornPotentials,
+    row_potentials,
+    sinkhorn_potentials,
+)
+
+# Scores of all nested heads: logits [N, K_i], or their factors, which are never multiplied out.
+Scores = Sequence[Tensor] | FactoredScores
 
 CENTERINGS = ("sinkhorn_knopp", "centering")
 
@@ -19,14 +27,14 @@ class ClusteringTargets(NamedTuple):
     """Teacher assignments Q = exp(z/T + a + b) of every nested head, never written out.
 
     Attributes:
-        logits: Teacher logits z, for each head [N, K_i].
+        logits: Teacher logits z, for each head [N, K_i], or their factors.
         potentials: a and b.
         temperature: T.
         mean_logits: Mean of the valid rows of z over all ranks, for each head [K_i]; None for
             Sinkhorn-Knopp targets, which keep no centre.
     """
 
-    logits: tuple[Tensor, ...]
+    logits: tuple[Tensor, ...] | FactoredScores
     potentials: SinkhornPotentials
     temperature: float
     mean_logits: tuple[Tensor, ...] | None = None
@@ -70,7 +78,7 @@ class ClusteringLoss(nn.Module):
     @torch.no_grad()
     def targets(
         self,
-        teacher_logits: Sequence[Tensor],
+        teacher_logits: Scores,
         teacher_temp: float,
         *,
         n_valid: int | None = None,
@@ -79,12 +87,16 @@ class ClusteringLoss(nn.Module):
         """Assignments of teacher rows to prototypes, balanced over all ranks of `group`.
 
         Args:
-            teacher_logits: For each head, z [N, K_i].
+            teacher_logits: For each head, z [N, K_i], or their factors.
             teacher_temp: Teacher temperature T.
             n_valid: Rows from this one on are padding.
             group: Process group over which the rows are spread.
         """
-        logits = tuple(teacher_logits)
+        logits: tuple[Tensor, ...] | FactoredScores = (
+            teacher_logits
+            if isinstance(teacher_logits, FactoredScores)
+            else tuple(teacher_logits)
+        )
         if self.center is None:
             potentials = sinkhorn_potentials(
                 logits, teacher_temp, self.n_iterations, n_valid=n_valid, group=group
@@ -103,13 +115,23 @@ class ClusteringLoss(nn.Module):
             self.center.lerp_(mean.to(self.center.dtype), 1.0 - self.center_momentum)
 
 
+def n_rows(scores: Scores) -> int:
+    """Number of rows of the scores of every head."""
+    return scores.n_rows if isinstance(scores, FactoredScores) else scores[0].shape[0]
+
+
 def _mean_rows(
-    logits: tuple[Tensor, ...], n_valid: int | None, group: dist.ProcessGroup | None
+    scores: Scores, n_valid: int | None, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, ...]:
-    n_rows = logits[0].shape[0] if n_valid is None else n_valid
-    sums = [z[:n_rows].sum(dim=0, dtype=torch.float32) for z in logits]
-    buffer = torch.cat([*sums, sums[0].new_full((1,), float(n_rows))])
+    count = n_rows(scores) if n_valid is None else n_valid
+    rows = scores.features if isinstance(scores, FactoredScores) else scores
+    sums = [z[:count].sum(dim=0, dtype=torch.float32) for z in rows]
+    if isinstance(scores, FactoredScores):
+        # The scores are linear in the features, and so are their sums.
+        factors = zip(sums, scores.prototypes, scores.scales, strict=True)
+        sums = [scale * (v.float() @ x) for x, v, scale in factors]
+    buffer = torch.cat([*sums, sums[0].new_full((1,), float(count))])
     if group is not None:
         dist.all_reduce(buffer, group=group)
     mean = buffer[:-1] / buffer[-1].clamp(min=1.0)
-    return mean.split([z.shape[1] for z in logits])
+    return mean.split([z.shape[0] for z in sums])

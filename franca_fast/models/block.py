@@ -132,7 +132,7 @@ class Block(nn.Module):
                 x = x + branch(x, everything)
                 continue
             index, seqlens, scale = _draw_subsets(crops, self.drop_path, x.device)
-            residual = branch(x[index], seqlens) * scale.to(x.dtype).unsqueeze(1)
+            residual = branch(x.index_select(0, index), seqlens) * scale.to(x.dtype).unsqueeze(1)
             x = x.index_add(0, index, residual.to(x.dtype))
         return x
 
@@ -151,7 +151,7 @@ def _add_for_subset(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) 
     n_images = x.shape[0]
     n_kept = _subset_size(n_images, rate)
     index = torch.randperm(n_images, device=x.device)[:n_kept]
-    residual = branch(x[index])
+    residual = branch(x.index_select(0, index))
     return x.index_add(0, index, residual.to(x.dtype), alpha=n_images / n_kept)
 
 

@@ -114,7 +114,7 @@ class NestedPrototypeHead(nn.Module):
             self.nesting_dims, self.matryoshka_projections, self.mlps, strict=True
         ):
             x = mlp(project(features[..., :m] if self.projection == "slice" else features))
-            outputs.append(F.normalize(x, dim=-1, eps=1e-6) if self.normalize else x)
+            outputs.append(_normalized(x) if self.normalize else x)
         return outputs
 
     @overload
@@ -145,6 +145,11 @@ class NestedPrototypeHead(nn.Module):
         return FactoredScores(
             tuple(bottlenecks), tuple(v.to(dtype) for v in prototypes), tuple(scales)
         )
+
+
+def _normalized(x: Tensor) -> Tensor:
+    # In float32: the squares of small features underflow in float16, and their gradient is nan.
+    return F.normalize(x.float(), dim=-1, eps=1e-6).to(x.dtype)
 
 
 def _mlp(in_dim: int, widths: list[int], *, last_gelu: bool) -> nn.Sequential:

@@ -243,13 +243,13 @@ class VisionTransformer(nn.Module):
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         cls_token = self.cls_token.to(patches.dtype).expand(x.shape[0], -1, -1)
         tokens = torch.cat([cls_token, patches], dim=1)
-        tokens = tokens + self._position_embedding(height, width).to(tokens.dtype)
+        tokens = tokens + self.position_embedding(height, width).to(tokens.dtype)
         if self.register_tokens is None:
             return tokens
         registers = self.register_tokens.to(tokens.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
 
-    def _position_embedding(self, height: int, width: int) -> Tensor:
+    def position_embedding(self, height: int, width: int) -> Tensor:
         """Position embedding [1, 1 + n, d] of an image of this many pixels."""
         side = math.isqrt(self.pos_embed.shape[1] - 1)
         rows, columns = height // self.patch_size, width // self.patch_size

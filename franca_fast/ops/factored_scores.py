@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from . import _checks
+from .prototype_scores import prototype_scores
 
 
-class FactoredScores(NamedTuple):
+@dataclass(frozen=True)
+class FactoredScores:
     """Scores z[n, k] = scale[k] * <features[n], prototypes[k]> of every head, not multiplied out.
 
     The clustering operators take it wherever they take logits, and then recompute blocks of scores
@@ -37,10 +39,15 @@ class FactoredScores(NamedTuple):
         """Number of rows N."""
         return self.features[0].shape[0]
 
+    def stored(self, max_rows: int | None = None) -> tuple[Tensor, ...]:
+        """The scores multiplied out, [N, K_i] for each head; on request of the first rows only."""
+        features = [x[:max_rows] for x in self.features]
+        return prototype_scores(features, self.prototypes, scales=self.scales)
+
     def split(self, sizes: Sequence[int]) -> list[FactoredScores]:
         """Cuts the rows into parts; the prototypes are shared."""
         parts = zip(*(x.split(list(sizes)) for x in self.features), strict=True)
-        return [self._replace(features=part) for part in parts]
+        return [replace(self, features=part) for part in parts]
 
 
 def lists(name: str, scores: FactoredScores) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

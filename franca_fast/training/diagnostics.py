@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.losses import ClusteringTargets
+from franca_fast.ops import FactoredScores
 
 # Enough rows for a stable figure; all masked patches of a large batch would cost too much.
 _MAX_ROWS = 512
@@ -25,7 +26,10 @@ def assignment_statistics(targets: ClusteringTargets) -> dict[str, Tensor]:
         device, not synchronised.
     """
     entropies, used = [], []
-    heads = zip(targets.logits, targets.potentials.prototype, targets.potentials.row, strict=True)
+    scores = targets.logits
+    if isinstance(scores, FactoredScores):
+        scores = scores.stored(_MAX_ROWS)
+    heads = zip(scores, targets.potentials.prototype, targets.potentials.row, strict=True)
     for logits, prototype, row in heads:
         totals, choices = [], []
         starts = range(0, min(logits.shape[0], _MAX_ROWS), _ROWS_AT_ONCE)

@@ -100,4 +100,4 @@ def _resample(position: Tensor, config: Config) -> Tensor:
         other = build_student_backbone(config, img_size=side * patch)
     other.pos_embed = nn.Parameter(position)
     with torch.no_grad():
-        return other._position_embedding(size, size)
+        return other.position_embedding(size, size)

@@ -112,3 +112,24 @@ def test_rows_that_do_not_fit_are_refused(rows, message):
 def test_unknown_centering_is_refused():
     with pytest.raises(InputError, match="centering: 'mean'"):
         ff.losses.NestedDINOLoss(OUT_DIMS, centering="mean")
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn_knopp", "centering"])
+def test_factored_scores_give_the_loss_of_stored_ones(centering):
+    heads = [ff.models.NestedPrototypeHead(32, 64, hidden_dim=16, bottleneck_dim=8)] * 2
+    teacher, student = torch.randn(6, 32), torch.randn(6 + 12, 32)
+    losses = []
+    for factored in (False, True):
+        loss = ff.losses.NestedDINOLoss(heads[0].out_dims, centering=centering)
+        z, scores = heads[0](teacher, factored=factored), heads[1](student, factored=factored)
+        parts = (
+            scores.split([6, 12])
+            if factored
+            else list(zip(*(s.split([6, 12]) for s in scores), strict=True))
+        )
+        targets = loss.targets(z, 0.05)
+        loss.update_center(targets)
+        losses.append([*loss(*parts, targets).values(), loss.center])
+    for ours, theirs in zip(*losses, strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
