@@ -93,9 +93,7 @@ class ClusteringLoss(nn.Module):
             group: Process group over which the rows are spread.
         """
         logits: tuple[Tensor, ...] | FactoredScores = (
-            teacher_logits
-            if isinstance(teacher_logits, FactoredScores)
-            else tuple(teacher_logits)
+            teacher_logits if isinstance(teacher_logits, FactoredScores) else tuple(teacher_logits)
         )
         if self.center is None:
             potentials = sinkhorn_potentials(

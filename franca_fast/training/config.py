@@ -146,6 +146,10 @@ class TrainConfig:
     cache_dataset: bool = True
     # Targets: sinkhorn_knopp, or centering (softmax minus a running mean).
     centering: str = "centering"
+    # Ours: the prototype scores of a step are "stored", or "streamed": recomputed block by block,
+    # forward and backward, for little memory and more time. "auto" streams what would take more
+    # than a quarter of the device's memory.
+    scores: str = "auto"
     # Which patches are masked. All three true is Franca's CyclicMask: everything but a block, and
     # all rolled around the image. use_inverse_block false masks the block itself; use_block_masking
     # false masks single patches at random.

@@ -13,6 +13,7 @@ from franca_fast.training.data_settings import crop_settings, mask_settings
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "train.centering": ("centering", "sinkhorn_knopp"),
+    "train.scores": ("auto", "stored", "streamed"),
     "dino.projection": ("slice", "full"),
     "student.ffn_layer": ("mlp", "swiglu", "swiglufused"),
     "optim.scaling_rule": ("sqrt_wrt_1024", "linear_wrt_256"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from franca_fast.backends import backend_table
 from franca_fast.errors import InputError
 from franca_fast.training.checkpoint import Checkpoint, save_checkpoint
 from franca_fast.training.config import Config
@@ -19,6 +20,7 @@ from franca_fast.training.data_settings import build_loader
 from franca_fast.training.optimizer import build_optimizer
 from franca_fast.training.precision import choose_device, choose_precision
 from franca_fast.training.schedules import Schedules, StepValues
+from franca_fast.training.score_memory import choose_score_memory
 from franca_fast.training.state import (
     load_networks_state,
     load_optimizer_state,
@@ -71,6 +73,14 @@ class Run:
         torch.manual_seed(config.train.seed)
         self.model = StudentTeacher(config)
         self._origin = load_initial_weights(self.model, config) if fresh else None
+        self.score_memory = choose_score_memory(
+            config,
+            self.device,
+            self.precision.dtype,
+            self.model.student.image_head() if self.model.image_weight else None,
+            self.model.student.patch_head() if self.model.patch_weight else None,
+        )
+        self.model.streamed_scores = self.score_memory.streamed
         self.model.to(self.device).train()
         if config.train.compile:
             self.model.compile_blocks()
@@ -168,3 +178,9 @@ class Run:
             str(self.precision.dtype).removeprefix("torch."),
             self.config.train.batch_size_per_gpu,
         )
+        chosen = (
+            f"{row.operator} {row.backend}"
+            for row in backend_table()
+            if row.chosen and row.device == self.device.type
+        )
+        logger.info("%s; operators: %s", self.score_memory, ", ".join(chosen))

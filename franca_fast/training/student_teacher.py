@@ -14,13 +14,14 @@ from typing_extensions import Self
 
 from franca_fast.losses import ClusteringTargets, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
+from franca_fast.ops import FactoredScores
 from franca_fast.training.config import Config, DinoConfig, IbotConfig
 from franca_fast.training.config_checks import nesting_dims
 
 if TYPE_CHECKING:
     from franca_fast.data import Batch
 
-Logits = tuple[Tensor, ...]
+Scores = tuple[Tensor, ...] | FactoredScores
 
 
 @dataclass
@@ -80,10 +81,12 @@ class StudentTeacher(nn.Module):
     Attributes:
         student: the network that is trained.
         teacher: the network that follows it.
+        streamed_scores: whether scores are recomputed block by block instead of stored.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.streamed_scores = config.train.scores == "streamed"
         self.image_weight = config.dino.loss_weight
         self.patch_weight = config.ibot.loss_weight
         self.koleo_weight = config.dino.koleo_loss_weight
@@ -171,21 +174,25 @@ class StudentTeacher(nn.Module):
 
     def _scores(
         self, network: Network, cls_tokens: list[Tensor], patches: Tensor
-    ) -> tuple[list[Logits], Logits]:
+    ) -> tuple[list[Scores], Scores]:
         """Scores of each list entry of CLS tokens, and of the patches; empty where not needed.
 
         Everything that one head sees goes through it in one call.
         """
         shared = self.patch_weight > 0 and network.ibot_head is None
         inputs = (cls_tokens if self.image_weight else []) + ([patches] if shared else [])
-        scores: list[Logits] = []
-        if inputs:
-            sizes = [tokens.shape[0] for tokens in inputs]
-            per_head = [logits.split(sizes) for logits in network.image_head()(torch.cat(inputs))]
-            scores = list(zip(*per_head, strict=True))
+        scores = self._score(network.image_head(), inputs) if inputs else []
         if shared:
             return scores[:-1], scores[-1]
-        return scores, network.patch_head()(patches) if self.patch_weight else ()
+        return scores, self._score(network.patch_head(), [patches])[0] if self.patch_weight else ()
+
+    def _score(self, head: NestedPrototypeHead, inputs: list[Tensor]) -> list[Scores]:
+        sizes = [tokens.shape[0] for tokens in inputs]
+        features = torch.cat(inputs)
+        if self.streamed_scores:
+            return list(head(features, factored=True).split(sizes))
+        per_head = [logits.split(sizes) for logits in head(features)]
+        return list(zip(*per_head, strict=True))
 
 
 def build_student_backbone(config: Config, **overrides: Any) -> VisionTransformer:
