@@ -3,14 +3,14 @@
     python bench/cpu.py [--threads 2] [--seconds 2] [--compile] [--out bench/results/cpu.json]
 
 The variants of a case take turns in one process, so that what else the machine does hits all of
-them. The table shows medians; the file has every measurement. Memory is the peak beyond the inputs,
-results and gradients included, as a share of the logits of one side in float32.
+them. The table shows medians; the file has every measurement. Memory is the peak beyond the inputs
+and the part of it that is the result (assignments, potentials, gradients), as shares of the logits
+of one side in float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -28,31 +28,39 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 
 
-def memory_kib(field: str) -> int:
-    """A line of /proc/self/status, e.g. VmRSS or VmHWM."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise ValueError(field)
+def peak_and_result_bytes(call: Callable[[], object]) -> tuple[int, int]:
+    """Peak of what a call holds at a time, and what it returns, as PyTorch's allocator sees it.
+
+    The kernels get all their memory from PyTorch, so it sees everything; the resident size of the
+    process would also show what the C library keeps for later.
+    """
+    call()  # compiles what is to be compiled
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        result = call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    result_bytes = sum(t.numel() * t.element_size() for t in tensors_in(result))
+    return peak, result_bytes
 
 
-def peak_extra_bytes(call: Callable[[], object]) -> int:
-    """How far the resident memory of this process rises during a call (Linux only)."""
-    call()  # what libraries keep, they have taken after this
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = memory_kib("VmRSS")
-    result = call()
-    peak = memory_kib("VmHWM")
-    del result
-    return max(peak - before, 0) * 1024
+def tensors_in(result: Any) -> list[torch.Tensor]:
+    """All tensors of nested tuples and lists."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in result for tensor in tensors_in(part)]
 
 
 def measure(case: Any, seconds: float) -> dict[str, Any]:
     """Times of all variants of one case, taking turns, and their memory."""
     inputs = case.make()
     memory = {
-        name: peak_extra_bytes(lambda run=run: run(inputs)) for name, run in case.variants.items()
+        name: peak_and_result_bytes(lambda run=run: run(inputs))
+        for name, run in case.variants.items()
     }
     times: dict[str, list[float]] = {name: [] for name in case.variants}
     start, rounds = time.monotonic(), 0
@@ -69,7 +77,8 @@ def measure(case: Any, seconds: float) -> dict[str, Any]:
         "median_seconds": medians,
         "seconds": times,
         "speedup": {name: medians["eager"] / value for name, value in medians.items()},
-        "peak_extra_bytes": memory,
+        "peak_extra_bytes": {name: peak for name, (peak, _) in memory.items()},
+        "result_bytes": {name: size for name, (_, size) in memory.items()},
     }
 
 
@@ -95,15 +104,16 @@ def machine() -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown, one line for each case and variant."""
     lines = [
-        "| work | variant | median ms | speedup | peak extra / logits |",
-        "| --- | --- | ---: | ---: | ---: |",
+        "| work | variant | median ms | speedup | peak extra / logits | of it results |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for result in results:
         for name, median in result["median_seconds"].items():
-            share = result["peak_extra_bytes"][name] / result["logits_bytes"]
+            peak = result["peak_extra_bytes"][name] / result["logits_bytes"]
+            own = result["result_bytes"][name] / result["logits_bytes"]
             lines.append(
                 f"| {result['name']} | {name} | {median * 1e3:.2f} "
-                f"| {result['speedup'][name]:.1f}x | {share:.1%} |"
+                f"| {result['speedup'][name]:.1f}x | {peak:.1%} | {own:.1%} |"
             )
     return "\n".join(lines)
 
@@ -129,7 +139,7 @@ def main() -> None:
                     case = make(n_rows, widths, dtype, options.compile)
                     if options.only in case.name:
                         report["results"].append(measure(case, options.seconds))
-                        print(table(report["results"][-1:]).splitlines()[2:], flush=True)
+                        print(*table(report["results"][-1:]).splitlines()[2:], sep="\n", flush=True)
     text = table(report["results"])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -64,8 +64,8 @@ inline ShiftedSum sum_of_tile(const RaggedLogits& logits, const Tile& tile, int6
   return {shift, sum};
 }
 
-// factor * exp(x - shift) = exp(x - lse). The shift is the one of the sum, so that exponents are not
-// rounded once more and the terms of a row add up to 1.
+// factor * exp(x - shift) = exp(x - lse). The shift is the one of the sum, so that exponents are
+// not rounded once more and the terms of a row add up to 1.
 struct Normalizer {
   Normalizer() = default;
   explicit Normalizer(const RowSum& row)

@@ -61,9 +61,10 @@ std::vector<Task> cut_into_tasks(const RaggedLogits& logits, int64_t n_rows, int
 
 // Chunks of rows that have masses of their own. Their number depends on that of the rows only, so
 // that the order of sums does not depend on the number of threads. The first chunk is summed where
-// the result goes; the others take no more than 1/64 of the logits as soon as there are 64 rows.
+// the result goes; the others take no more than 1/32 of the logits as soon as there are 64 rows. A
+// chunk is short because a float sum of hundreds of terms loses digits.
 int64_t mass_chunks(int64_t n_valid) {
-  return n_valid < 16 ? 1 : std::max<int64_t>(2, n_valid / 64);
+  return n_valid < 16 ? 1 : std::max<int64_t>(2, n_valid / 32);
 }
 
 // Rows are read together as far as the second look finds them in cache: potentials and masses are
@@ -194,11 +195,14 @@ void row_step(const RaggedLogits& logits, double temperature, const float* proto
   if (n_valid == 0) std::fill_n(mass, columns, 0.0f);
   const auto add_chunks = [&](int64_t i) {
     const Tile& tile = tiling.tiles[i];
+    double sum[kTileColumns];
+    float* out = mass + tile.offset;
+    std::copy_n(out, tile.columns, sum);
     for (int64_t chunk = 1; chunk < n_chunks; ++chunk) {
       const float* other = other_masses + (chunk - 1) * columns + tile.offset;
-      float* sum = mass + tile.offset;
       for (int64_t k = 0; k < tile.columns; ++k) sum[k] += other[k];
     }
+    std::copy_n(sum, tile.columns, out);
   };
   const int64_t n_tiles = n_chunks > 1 ? static_cast<int64_t>(tiling.tiles.size()) : 0;
   run_tasks(n_tiles, useful_threads(threads, n_chunks * columns), add_chunks);

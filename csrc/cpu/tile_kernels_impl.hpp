@@ -85,7 +85,7 @@ void scaled_exp(const void* logits, int64_t n, Scale scale, const float* potenti
   const V f = V::set(factor), zero = V::set(0);
   const auto value = [&](V logit, V a, V before) {
     const V e = V::exp(V::add(scaled(logit, high, low, a), offset));
-    return kAdd ? V::fma(e, f, before) : V::mul(e, f);
+    return kAdd ? V::multiply_add(e, f, before) : V::mul(e, f);
   };
   for_vectors<V>(
       n,
@@ -172,13 +172,13 @@ StudentSums student_sums(const void* logits, int64_t n, Scale scale, float shift
         prefetch_ahead(x + i);
         const V logit = V::load(x + i);
         totals[lane] = V::add(totals[lane], V::exp(V::add(scaled(logit, high, low), offset)));
-        agreements[lane] = V::fma(V::load(q + i), logit, agreements[lane]);
+        agreements[lane] = V::multiply_add(V::load(q + i), logit, agreements[lane]);
       },
       [&](int64_t i, int64_t count) {
         const V logit = load_partial<V>(x + i, count);
         const V v = V::exp(V::add(scaled(logit, high, low), offset));
         totals[1] = V::add(totals[1], first<V>(v, count, 0.0f));
-        agreements[1] = V::fma(load_partial<V>(q + i, count), logit, agreements[1]);
+        agreements[1] = V::multiply_add(load_partial<V>(q + i, count), logit, agreements[1]);
       });
   return {V::sum(combine(totals)), V::sum(combine(agreements))};
 }
@@ -192,7 +192,7 @@ void student_gradient(const void* logits, int64_t n, Scale scale, float lse, flo
   const V softmax_scale = V::set(softmax_factor), target_scale = V::set(-target_factor);
   const auto value = [&](V logit, V target) {
     const V softmax = V::exp(V::add(scaled(logit, high, low), offset));
-    return V::fma(target_scale, target, V::mul(softmax_scale, softmax));
+    return V::multiply_add(target_scale, target, V::mul(softmax_scale, softmax));
   };
   for_vectors<V>(
       n,
@@ -210,7 +210,7 @@ template <class V>
 void merge_totals(const float* old_maximum, const float* new_maximum, const float* addend,
                   int64_t n, float* total) {
   const auto value = [](V before, V after, V sum, V more) {
-    return V::fma(sum, V::exp(V::sub(before, after)), more);
+    return V::multiply_add(sum, V::exp(V::sub(before, after)), more);
   };
   for_vectors<V>(
       n,

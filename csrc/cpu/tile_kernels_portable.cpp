@@ -59,11 +59,20 @@ void narrow(float x, Float16* out) {
   out->bits = static_cast<uint16_t>(result | sign);
 }
 
-float multiply_add(float a, float b, float c) {
+// A call of fmaf would be emulated in software where the processor has no such instruction.
+float fma_once(float a, float b, float c) {
 #if defined(__FP_FAST_FMAF)
   return __builtin_fmaf(a, b, c);
 #else
-  return a * b + c;  // a call of fmaf would be emulated in software
+  return static_cast<float>(static_cast<double>(a) * b + c);  // the product is exact
+#endif
+}
+
+float fma_fast(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
 #endif
 }
 
@@ -90,7 +99,10 @@ struct Vec {
     for (int64_t i = 0; i < kWidth; ++i) narrow(a.v[i], p + i);
   }
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-    return map([&](int64_t i) { return multiply_add(a.v[i], b.v[i], c.v[i]); });
+    return map([&](int64_t i) { return fma_once(a.v[i], b.v[i], c.v[i]); });
+  }
+  static Vec multiply_add(const Vec& a, const Vec& b, const Vec& c) {
+    return map([&](int64_t i) { return fma_fast(a.v[i], b.v[i], c.v[i]); });
   }
   static Vec add(const Vec& a, const Vec& b) {
     return map([&](int64_t i) { return a.v[i] + b.v[i]; });

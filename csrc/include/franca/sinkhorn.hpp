@@ -17,7 +17,8 @@ namespace franca::cpu {
 void column_logsumexp(const RaggedLogits& logits, double temperature, int64_t n_valid,
                       float* maximum, float* total, int threads);
 
-// Bytes of workspace that row_step needs for the masses; about 1/64 of the logits.
+// Bytes of workspace that row_step needs for the masses; at most 1/32 of float logits of 64 or more
+// rows.
 std::size_t row_step_workspace(int64_t total_columns, int64_t n_valid);
 
 // row[h,n] = -log sum_k exp(z/T + a[k]), -inf from n_valid on, and, unless mass is null,

@@ -130,17 +130,25 @@ def backward(
     lse = vector(lse, "lse", (n_heads, heads.n_rows), torch.float32)
     if out is None:
         out = [torch.empty(s.shape, dtype=s.dtype) for s in student]
-    gradient = pack_heads(out, "out")
-    if (gradient.columns, gradient.n_rows, gradient.dtype) != (
-        heads.columns,
-        heads.n_rows,
-        heads.dtype,
-    ):
-        raise InputError("out: expected the shapes and dtype of the student logits")
-    if any(packed is not given for packed, given in zip(gradient.tensors, out, strict=True)):
-        raise InputError("out: the columns of each gradient must be adjacent")
+        numbers = [n for g in out for n in (g.data_ptr(), g.shape[1], g.shape[1])]
+    else:
+        numbers = _places(out, heads)
     _C.clustering_backward(
-        problem, grad_loss.data_ptr(), lse.data_ptr(), gradient.numbers, torch.get_num_threads()
+        problem, grad_loss.data_ptr(), lse.data_ptr(), numbers, torch.get_num_threads()
     )
     del alive
     return out
+
+
+def _places(out: list[Tensor], student: Heads) -> list[int]:
+    """Where the gradients go, as the core takes it."""
+    heads = pack_heads(out, "out")
+    if (heads.columns, heads.n_rows, heads.dtype) != (
+        student.columns,
+        student.n_rows,
+        student.dtype,
+    ):
+        raise InputError("out: expected the shapes and dtype of the student logits")
+    if any(packed is not given for packed, given in zip(heads.tensors, out, strict=True)):
+        raise InputError("out: the columns of each gradient must be adjacent")
+    return heads.numbers

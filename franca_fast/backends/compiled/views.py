@@ -53,12 +53,13 @@ def pack_heads(logits: Sequence[Tensor], name: str, device: torch.device = CPU) 
     columns: list[int] = []
     tensors: list[Tensor] = []
     for z in logits:
-        if z.dim() != 2 or z.shape[0] != n_rows or z.dtype is not dtype or z.device != device:
+        shape = z.shape
+        if len(shape) != 2 or shape[0] != n_rows or z.dtype is not dtype or not z.is_cpu:
             raise InputError(
-                f"{name}[{len(columns)}]: expected a {dtype} tensor of shape [{n_rows}, K] on "
-                f"{device}, got {z.dtype} on {z.device} of shape {list(z.shape)}"
+                f"{name}[{len(columns)}]: expected a {dtype} CPU tensor of shape [{n_rows}, K], "
+                f"got {z.dtype} on {z.device} of shape {list(shape)}"
             )
-        width = z.shape[1]
+        width = shape[1]
         row_stride, column_stride = z.stride()
         if column_stride != 1 and width > 1:
             z = z.contiguous()
