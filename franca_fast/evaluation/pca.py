@@ -49,8 +49,10 @@ def visualize_pca(
         InputError: no readable images, a folder in use, or an image size that does not fit.
 
     Example:
-        >>> visualize_pca(model, "images/", "pca/")  # doctest: +SKIP
-        [PosixPath('pca/000_cat.png'), PosixPath('pca/001_dog.png')]
+        >>> from franca_fast.models import build_backbone
+        >>> model = build_backbone("vit_nano", patch_size=7, img_size=28).eval()
+        >>> len(visualize_pca(model, "FashionMNIST:split=TEST", "pca", limit=2))
+        2
     """
     folder = check_folder(output, overwrite=overwrite)
     size = image_size_of(model, img_size)

@@ -114,9 +114,10 @@ def load_head(
         InputError: no such head in the file, or keys or shapes that do not fit.
 
     Example:
-        >>> head = load_head("franca_vitb14_In21K.pth", "ibot_head")  # doctest: +SKIP
-        >>> len(head.out_dims)  # doctest: +SKIP
-        5
+        >>> head = NestedPrototypeHead(64, 512, hidden_dim=96, bottleneck_dim=24)
+        >>> torch.save({f"ibot_head.{k}": t for k, t in head.state_dict().items()}, "head.pth")
+        >>> load_head("head.pth", "ibot_head").out_dims
+        (32, 64, 128, 256, 512)
     """
     if head not in ("dino_head", "ibot_head"):
         raise InputError(f"head '{head}': accepted are dino_head and ibot_head")

@@ -29,9 +29,9 @@ def save_backbone(model: VisionTransformer, path_stem: str | os.PathLike[str]) -
         OSError: the folder cannot be written.
 
     Example:
-        >>> model = build_backbone("vit_tiny")
-        >>> save_backbone(model, "run/exported/teacher")
-        PosixPath('run/exported/teacher.safetensors')
+        >>> from franca_fast.models import build_backbone
+        >>> save_backbone(build_backbone("vit_nano"), "run/exported/teacher").name
+        'teacher.safetensors'
     """
     weights, architecture = backbone_files(path_stem)
     tensors = {key: t.detach().contiguous().cpu() for key, t in model.state_dict().items()}
