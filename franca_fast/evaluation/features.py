@@ -100,7 +100,9 @@ def check_any(images: Images, used: int, source: Source) -> None:
         InputError: says what was wrong with them.
     """
     if used == 0:
-        raise InputError(f"no readable image in '{source}': {images.skipped.summary() or 'empty'}")
+        sources = [source] if isinstance(source, (str, os.PathLike)) else source
+        named = ", ".join(f"'{os.fspath(s)}'" for s in sources)
+        raise InputError(f"no readable image in {named}: {images.skipped.summary() or 'empty'}")
 
 
 def _known(labels: list[int]) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -66,7 +65,13 @@ def same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None
 
 
 def scales(name: str, factors: list[Tensor], prototypes: list[Tensor]) -> None:
-    """One factor for each prototype."""
+    """One factor for each prototype, floating, on its device."""
+    for i, (s, m) in enumerate(zip(factors, prototypes, strict=False)):
+        if not isinstance(s, Tensor) or s.dtype not in FLOATING or s.device != m.device:
+            kind = f"{s.dtype} on {s.device}" if isinstance(s, Tensor) else type(s).__name__
+            raise InputError(
+                f"{name}[{i}]: {kind}; accepted: a tensor of {_dtype_names()} on {m.device}"
+            )
     if [s.shape for s in factors] != [m.shape[:1] for m in prototypes]:
         raise InputError(
             f"{name}: shapes {[tuple(s.shape) for s in factors]}; "
@@ -75,10 +80,10 @@ def scales(name: str, factors: list[Tensor], prototypes: list[Tensor]) -> None:
 
 
 def temperature(name: str, value: float) -> float:
-    """A positive, finite temperature."""
+    """A temperature whose inverse is an ordinary float32 on every backend."""
     value = float(value)
-    if not (value > 0.0 and math.isfinite(value)):
-        raise InputError(f"{name}: {value}; accepted: a finite number > 0")
+    if not 1e-6 <= value <= 1e6:
+        raise InputError(f"{name}: {value}; accepted: a number from 1e-6 to 1e6")
     return value
 
 

@@ -49,8 +49,8 @@ def clustering_cross_entropy(
         teacher_logits: z, [N, K] or one [N, K_i] for each nested head, or `FactoredScores` if the
             student's are; a constant.
         potentials: Of the teacher logits, from `sinkhorn_potentials` or `row_potentials`.
-        teacher_temperature: T > 0, the temperature that the potentials were computed with.
-        student_temperature: t > 0.
+        teacher_temperature: T, with which the potentials were computed, from 1e-6 to 1e6.
+        student_temperature: t, from 1e-6 to 1e6.
         teacher_rows: int64 [M, P], the teacher rows that each student row meets, 0 <= row < N (not
             checked on devices other than the CPU, where checking would stall the stream). Default:
             row m meets row m, which needs M = N.

@@ -60,7 +60,7 @@ def sinkhorn_potentials(
     Args:
         logits: Scores z, [N, K] or one [N, K_i] for each nested head, in float32, bfloat16, float16
             or float64. Rows may be strided. `FactoredScores` are recomputed, never stored.
-        temperature: T > 0.
+        temperature: T, from 1e-6 to 1e6.
         n_iterations: Sinkhorn-Knopp iterations, at least 1.
         n_valid: Rows from this one on are padding and take no part. Default: all rows count.
         group: Process group over whose ranks the rows are spread; N may differ between ranks. One
@@ -140,7 +140,7 @@ def row_potentials(
 
     Args:
         logits: As in `sinkhorn_potentials`.
-        temperature: T > 0.
+        temperature: T, from 1e-6 to 1e6.
         prototype: For each head, a [K_i].
         n_valid: As in `sinkhorn_potentials`.
 

@@ -98,6 +98,9 @@ def pretrain(
                 logger.info("configuration:\n%s", to_yaml(checked))
                 bar = verbose and sys.stderr.isatty()
                 result = _run(run, directory, signals, evaluate, bar=bar)
+    except FrancaError:
+        directory.remove_unstarted()
+        raise
     finally:
         directory.close()
     if signals.received is signal.SIGINT:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -48,6 +49,7 @@ class RunDirectory:
         self._config = config
         self._resume = resume
         self._lock: IO[str] | None = None
+        self._made = False
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output directory '{self.path}' is a file; expected a folder")
         self.has_run = self.config_file.is_file()
@@ -101,6 +103,7 @@ class RunDirectory:
             InputError: the folder cannot be written, or another process was faster.
         """
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._take_lock()
@@ -113,6 +116,12 @@ class RunDirectory:
             raise InputError(
                 f"output directory '{self.path}' cannot be written: {error.strerror or error}"
             ) from error
+
+    def remove_unstarted(self) -> None:
+        """Removes a folder that `create` made and in which nothing was measured or saved."""
+        measured = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        if self._made and not measured and not steps_in(self.checkpoints):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Frees the lock."""

@@ -151,6 +151,8 @@ def test_compiles_without_graph_breaks():
     [
         (dict(temperature=0.0), "temperature: 0.0"),
         (dict(temperature=math.nan), "temperature: nan"),
+        (dict(temperature=1e-50), "temperature: 1e-50"),
+        (dict(temperature=math.inf), "temperature: inf"),
         (dict(n_iterations=0), "n_iterations: 0"),
         (dict(n_valid=5), "n_valid: 5"),
         (dict(n_valid=-1), "n_valid: -1"),

@@ -264,3 +264,11 @@ def test_a_run_under_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="WORLD_SIZE is 2"):
         run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_never_trains_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "a.jpg").write_text("no image")
+    with pytest.raises(FrancaError):
+        run(tmp_path / "run", f"train.dataset_path={tmp_path / 'junk'}")
+    assert not (tmp_path / "run").exists()
