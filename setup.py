@@ -38,16 +38,20 @@ def tool(name: str) -> str | None:
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         mode = choice("FRANCA_FAST_BUILD", ("auto", "required", "off"))
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        module.unlink(missing_ok=True)  # one of an earlier build would be packaged
         if mode == "off":
             return
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         try:
-            self.run_cmake(target, warnings_are_errors=mode == "required")
+            self.run_cmake(module.parent, warnings_are_errors=mode == "required")
         except (OSError, ImportError, subprocess.CalledProcessError) as error:
             if mode == "required":
                 raise
+            reason = str(error)
+            if isinstance(error, subprocess.CalledProcessError):
+                reason = f"cmake ended with status {error.returncode}; its messages are above"
             self.warn(
-                f"the compiled core was not built ({error}). The package works without it, on the "
+                f"the compiled core was not built ({reason}). The package works without it, on the "
                 "slower 'torch' backend. Install a C++17 compiler and reinstall to build it; "
                 "FRANCA_FAST_BUILD=required makes this an error."
             )

@@ -82,7 +82,7 @@ def measure(case: Any, seconds: float) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
+def machine(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on."""
     from franca_fast import _C
 
@@ -96,7 +96,9 @@ def machine() -> dict[str, Any]:
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "command": " ".join(["python", "bench/cpu.py", *sys.argv[1:]]),
+        "command": f"python bench/cpu.py --threads {options.threads} --seconds {options.seconds}"
+        + (" --compile" if options.compile else "")
+        + (f" --only {options.only}" if options.only else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -131,7 +133,7 @@ def main() -> None:
 
     from cpu_cases import loss_case, sinkhorn_case
 
-    report: dict[str, Any] = {"machine": machine(), "results": []}
+    report: dict[str, Any] = {"machine": machine(options), "results": []}
     for make in (sinkhorn_case, loss_case):
         for n_rows in (64, 512):
             for widths in ("8192", "131072", "nested"):

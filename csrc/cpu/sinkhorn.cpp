@@ -13,28 +13,44 @@
 namespace franca::cpu {
 namespace {
 
-// Rows that the column pass reads twice in a row, the second time from cache.
+// Rows whose terms are summed before they join the total: a float sum of hundreds of terms loses
+// digits. Of the first rows the maximum is needed before the sum, so those are few.
 constexpr int64_t kColumnBlockRows = 32;
-// log-sum-exp over the rows of one tile: for each block of rows the maximum first, then the sum.
+constexpr int64_t kFirstBlockRows = 4;
+
+bool all_below(const float* sum, int64_t n, float bound) {
+  bool below = true;
+  for (int64_t k = 0; k < n; ++k) below &= sum[k] <= bound;
+  return below;
+}
+
+// log-sum-exp over the rows of one tile. The terms of a block of rows are taken relative to the
+// maximum of the rows before, so that a row is read once; where that overflows, a second time.
 void column_tile(const RaggedLogits& logits, const Tile& tile, Scale scale, int64_t n_valid,
                  const TileKernels& kernels, float* maximum, float* total) {
   const int dtype = static_cast<int>(logits.dtype);
-  float before[kTileColumns], addend[kTileColumns];
-  std::fill_n(maximum, tile.columns, -std::numeric_limits<float>::infinity());
-  std::fill_n(total, tile.columns, 0.0f);
-  for (int64_t begin = 0; begin < n_valid; begin += kColumnBlockRows) {
-    const int64_t end = std::min(begin + kColumnBlockRows, n_valid);
-    std::copy_n(maximum, tile.columns, before);
+  const int64_t columns = tile.columns;
+  float before[kTileColumns], shift[kTileColumns], sum[kTileColumns];
+  const auto add_rows = [&](int64_t begin, int64_t end) {
+    std::copy_n(maximum, columns, shift);
+    std::fill_n(sum, columns, 0.0f);
     for (int64_t n = begin; n < end; ++n) {
       const void* next = tile_row(logits, tile, std::min(n + 2, n_valid - 1));
-      kernels.column_maximum[dtype](tile_row(logits, tile, n), next, tile.columns, scale, maximum);
+      kernels.column_exp_sum[dtype](tile_row(logits, tile, n), next, columns, scale, shift, maximum,
+                                    sum);
     }
-    std::fill_n(addend, tile.columns, 0.0f);
-    for (int64_t n = begin; n < end; ++n) {
-      kernels.column_exp_sum[dtype](tile_row(logits, tile, n), tile.columns, scale, maximum,
-                                    addend);
+  };
+  std::fill_n(maximum, columns, -std::numeric_limits<float>::infinity());
+  std::fill_n(total, columns, 0.0f);
+  for (int64_t begin = 0, end = 0; begin < n_valid; begin = end) {
+    end = std::min(begin + (begin == 0 ? kFirstBlockRows : kColumnBlockRows), n_valid);
+    std::copy_n(maximum, columns, before);
+    for (int64_t n = begin; begin == 0 && n < end; ++n) {
+      kernels.column_maximum[dtype](tile_row(logits, tile, n), columns, scale, maximum);
     }
-    kernels.merge_totals(before, maximum, addend, tile.columns, total);
+    add_rows(begin, end);
+    if (!all_below(sum, columns, 0x1p100f)) add_rows(begin, end);  // now with their own maximum
+    kernels.merge_totals(before, shift, maximum, sum, columns, total);
   }
 }
 

@@ -40,12 +40,11 @@ struct TileKernels {
                              float shift, float factor, float* out);
   // Returns max_k x[k]/T + potential[k]; potential may be null.
   float (*maximum[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential);
-  // maximum[k] = max(maximum[k], x[k]/T); `next` is fetched into the cache.
-  void (*column_maximum[kDTypes])(const void* x, const void* next, int64_t n, Scale scale,
-                                  float* maximum);
-  // total[k] += exp(x[k]/T - maximum[k])
-  void (*column_exp_sum[kDTypes])(const void* x, int64_t n, Scale scale, const float* maximum,
-                                  float* total);
+  // maximum[k] = max(maximum[k], x[k]/T)
+  void (*column_maximum[kDTypes])(const void* x, int64_t n, Scale scale, float* maximum);
+  // The same, and sum[k] += exp(x[k]/T - shift[k]); `next` is fetched into the cache.
+  void (*column_exp_sum[kDTypes])(const void* x, const void* next, int64_t n, Scale scale,
+                                  const float* shift, float* maximum, float* sum);
   // Sums of a piece of a student row; q are its targets.
   StudentSums (*student_sums[kDTypes])(const void* x, int64_t n, Scale scale, float shift,
                                        const float* q);
@@ -54,9 +53,9 @@ struct TileKernels {
   void (*student_gradient[kDTypes])(const void* x, int64_t n, Scale scale, float lse,
                                     float softmax_factor, float target_factor, const float* q,
                                     void* gradient);
-  // total[k] = total[k] exp(old_maximum[k] - new_maximum[k]) + addend[k]
-  void (*merge_totals)(const float* old_maximum, const float* new_maximum, const float* addend,
-                       int64_t n, float* total);
+  // total[k] = total[k] exp(before[k] - maximum[k]) + sum[k] exp(shift[k] - maximum[k])
+  void (*merge_totals)(const float* before, const float* shift, const float* maximum,
+                       const float* sum, int64_t n, float* total);
 };
 
 namespace portable {

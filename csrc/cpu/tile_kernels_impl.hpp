@@ -55,13 +55,16 @@ inline V combine(const V (&lanes)[kUnroll]) {
   return V::add(V::add(lanes[0], lanes[1]), V::add(lanes[2], lanes[3]));
 }
 
-template <class V, class T>
+// Ordinary logits need no shift, and then pay for none.
+template <class V, class T, bool kShift>
 float exp_sum(const void* logits, int64_t n, Scale scale, const float* potential, float shift) {
+  if (kShift && shift == 0.0f) return exp_sum<V, T, false>(logits, n, scale, potential, shift);
   const T* x = static_cast<const T*>(logits);
   const V high = V::set(scale.high), low = V::set(scale.low), offset = V::set(-shift);
   V sums[kUnroll] = {V::set(0), V::set(0), V::set(0), V::set(0)};
   const auto value = [&](V logit, V a) {
-    return V::exp(V::add(scaled(logit, high, low, a), offset));
+    const V y = scaled(logit, high, low, a);
+    return V::exp(kShift ? V::add(y, offset) : y);
   };
   for_vectors<V>(
       n,
@@ -77,14 +80,18 @@ float exp_sum(const void* logits, int64_t n, Scale scale, const float* potential
 }
 
 // kAdd: onto what is there; otherwise over it.
-template <class V, class T, bool kAdd>
+template <class V, class T, bool kAdd, bool kShift>
 void scaled_exp(const void* logits, int64_t n, Scale scale, const float* potential, float shift,
                 float factor, float* out) {
+  if (kShift && shift == 0.0f) {
+    return scaled_exp<V, T, kAdd, false>(logits, n, scale, potential, shift, factor, out);
+  }
   const T* x = static_cast<const T*>(logits);
   const V high = V::set(scale.high), low = V::set(scale.low), offset = V::set(-shift);
   const V f = V::set(factor), zero = V::set(0);
   const auto value = [&](V logit, V a, V before) {
-    const V e = V::exp(V::add(scaled(logit, high, low, a), offset));
+    const V y = scaled(logit, high, low, a);
+    const V e = V::exp(kShift ? V::add(y, offset) : y);
     return kAdd ? V::multiply_add(e, f, before) : V::mul(e, f);
   };
   for_vectors<V>(
@@ -123,15 +130,12 @@ float maximum(const void* logits, int64_t n, Scale scale, const float* potential
 }
 
 template <class V, class T>
-void column_maximum(const void* logits, const void* next_logits, int64_t n, Scale scale,
-                    float* maximum) {
+void column_maximum(const void* logits, int64_t n, Scale scale, float* maximum) {
   const T* x = static_cast<const T*>(logits);
-  const T* next = static_cast<const T*>(next_logits);
   const V high = V::set(scale.high);
   for_vectors<V>(
       n,
       [&](int64_t i, int) {
-        __builtin_prefetch(next + i);
         V::store(maximum + i, V::max(V::load(maximum + i), V::mul(V::load(x + i), high)));
       },
       [&](int64_t i, int64_t count) {
@@ -141,22 +145,28 @@ void column_maximum(const void* logits, const void* next_logits, int64_t n, Scal
 }
 
 template <class V, class T>
-void column_exp_sum(const void* logits, int64_t n, Scale scale, const float* maximum,
-                    float* total) {
+void column_exp_sum(const void* logits, const void* next_logits, int64_t n, Scale scale,
+                    const float* shift, float* maximum, float* sum) {
   const T* x = static_cast<const T*>(logits);
+  const T* next = static_cast<const T*>(next_logits);
   const V high = V::set(scale.high), low = V::set(scale.low);
-  const auto value = [&](V logit, V largest) {
-    return V::exp(scaled(logit, high, low, V::sub(V::set(0), largest)));
+  const auto term = [&](V logit, V offset) {
+    return V::exp(scaled(logit, high, low, V::sub(V::set(0), offset)));
   };
   for_vectors<V>(
       n,
       [&](int64_t i, int) {
-        const V v = value(V::load(x + i), V::load(maximum + i));
-        V::store(total + i, V::add(V::load(total + i), v));
+        __builtin_prefetch(next + i);
+        const V logit = V::load(x + i);
+        V::store(maximum + i, V::max(V::load(maximum + i), V::mul(logit, high)));
+        V::store(sum + i, V::add(V::load(sum + i), term(logit, V::load(shift + i))));
       },
       [&](int64_t i, int64_t count) {
-        const V v = value(load_partial<V>(x + i, count), load_partial<V>(maximum + i, count));
-        store_partial<V>(total + i, count, V::add(load_partial<V>(total + i, count), v));
+        const V logit = load_partial<V>(x + i, count);
+        const V largest = V::max(load_partial<V>(maximum + i, count), V::mul(logit, high));
+        const V more = term(logit, load_partial<V>(shift + i, count));
+        store_partial<V>(maximum + i, count, largest);
+        store_partial<V>(sum + i, count, V::add(load_partial<V>(sum + i, count), more));
       });
 }
 
@@ -207,21 +217,22 @@ void student_gradient(const void* logits, int64_t n, Scale scale, float lse, flo
 }
 
 template <class V>
-void merge_totals(const float* old_maximum, const float* new_maximum, const float* addend,
+void merge_totals(const float* before, const float* shift, const float* maximum, const float* sum,
                   int64_t n, float* total) {
-  const auto value = [](V before, V after, V sum, V more) {
-    return V::multiply_add(sum, V::exp(V::sub(before, after)), more);
+  const auto merged = [](V t, V old, V s, V offset, V largest) {
+    const V added = V::mul(s, V::exp(V::sub(offset, largest)));
+    return V::multiply_add(t, V::exp(V::sub(old, largest)), added);
   };
   for_vectors<V>(
       n,
       [&](int64_t i, int) {
-        V::store(total + i, value(V::load(old_maximum + i), V::load(new_maximum + i),
-                                  V::load(total + i), V::load(addend + i)));
+        V::store(total + i, merged(V::load(total + i), V::load(before + i), V::load(sum + i),
+                                   V::load(shift + i), V::load(maximum + i)));
       },
       [&](int64_t i, int64_t count) {
-        const V v =
-            value(load_partial<V>(old_maximum + i, count), load_partial<V>(new_maximum + i, count),
-                  load_partial<V>(total + i, count), load_partial<V>(addend + i, count));
+        const V v = merged(load_partial<V>(total + i, count), load_partial<V>(before + i, count),
+                           load_partial<V>(sum + i, count), load_partial<V>(shift + i, count),
+                           load_partial<V>(maximum + i, count));
         store_partial<V>(total + i, count, v);
       });
 }
@@ -229,12 +240,12 @@ void merge_totals(const float* old_maximum, const float* new_maximum, const floa
 template <class V, class T>
 void fill_dtype(TileKernels& table, DType dtype) {
   const int i = static_cast<int>(dtype);
-  table.exp_sum[i] = exp_sum<V, T>;
+  table.exp_sum[i] = exp_sum<V, T, true>;
   table.maximum[i] = maximum<V, T>;
   table.column_maximum[i] = column_maximum<V, T>;
   table.column_exp_sum[i] = column_exp_sum<V, T>;
-  table.add_exp[i] = scaled_exp<V, T, true>;
-  table.write_exp[i] = scaled_exp<V, T, false>;
+  table.add_exp[i] = scaled_exp<V, T, true, true>;
+  table.write_exp[i] = scaled_exp<V, T, false, true>;
   table.student_sums[i] = student_sums<V, T>;
   table.student_gradient[i] = student_gradient<V, T>;
 }
