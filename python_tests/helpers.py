@@ -1,9 +1,47 @@
-"""Float64 definitions of the operators, written straight from the equations, for comparison."""
+"""What several tests share: definitions in float64 to compare with, and processes with ranks."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
+
+
+def run_ranks(world_size: int, folder: Path, work: Callable[..., None], *args: Any) -> None:
+    """Runs `work(rank, *args)` in `world_size` processes with a gloo group.
+
+    Args:
+        world_size: number of processes.
+        folder: where they meet; one that is used for nothing else of this name.
+        work: a function of a module; what it wants to return it writes to a file.
+        args: given to it.
+
+    Raises:
+        ProcessRaisedException: with the traceback of the first process that failed.
+    """
+    mp.spawn(_run_rank, (world_size, str(folder / "ranks"), work, args), nprocs=world_size)
+
+
+def _run_rank(
+    rank: int, world_size: int, path: str, work: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    store = dist.FileStore(path, world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    work(rank, *args)
+    dist.barrier()
+    dist.destroy_process_group()
+    # Leaves without taking the interpreter apart: gloo's threads may still let go of Python's
+    # objects, and a thread that asks for the interpreter then ends the process by SIGABRT.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def heads(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:

@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import franca_fast as ff
+from python_tests.helpers import run_ranks
 
 COLUMNS = (5, 40, 130)
 # Rows of each rank; one rank has none, as a rank without masked patches would.
@@ -29,9 +29,6 @@ def factors(z):
 
 
 def work(rank, spread, folder):
-    world_size = len(spread)
-    store = dist.FileStore(str(folder / f"store{world_size}"), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     start = sum(spread[:rank])
     own = [z[start : start + spread[rank]] for z in logits(sum(spread))]
     group = dist.group.WORLD
@@ -44,13 +41,12 @@ def work(rank, spread, folder):
     mean = center_loss.targets(own, 0.05, group=group).mean_logits
     result = (stored, streamed, assignments, mean, n_collectives)
     torch.save(result, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_equal_one_process(world_size, tmp_path: Path):
     spread = SPREADS[world_size]
-    mp.spawn(work, (spread, tmp_path), nprocs=world_size)
+    run_ranks(world_size, tmp_path, work, spread, tmp_path)
     results = [torch.load(tmp_path / f"rank{r}.pt", weights_only=False) for r in range(world_size)]
     # One MAX and three SUM all-reduces for three iterations, whatever the number of heads.
     assert [result[4] for result in results] == [4] * world_size
