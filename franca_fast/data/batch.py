@@ -177,18 +177,19 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
         """
         keys = [""] * len(draw.refs)
         bad = list[BadSample]()
-        spares = iter(draw.spares)
         todo = list(enumerate(draw.refs))
-        unfilled = 0
-        while todo and not unfilled:
+        unfilled = attempt = 0
+        while todo:
             failed = self._cut(buffer, todo, draw.numbers)
             for slot, ref in todo:
                 if slot not in failed:
                     keys[slot] = ref.name
-                elif ref is draw.refs[slot]:
+                elif attempt == 0:
                     bad.append(BadSample(ref.location, failed[slot].reason, failed[slot].detail))
-            todo = [(slot, spare) for slot, spare in zip(sorted(failed), spares, strict=False)]
-            unfilled = len(failed) - len(todo)
+            spares = [(slot, draw.spare(slot, attempt)) for slot in sorted(failed)]
+            todo = [(slot, spare) for slot, spare in spares if spare is not None]
+            unfilled += len(failed) - len(todo)
+            attempt += 1
         return keys, bad, unfilled
 
     def _cut(

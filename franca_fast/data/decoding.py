@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
@@ -29,6 +29,8 @@ MAX_IMAGE_PIXELS = 64_000_000
 
 # Only formats whose decoders are part of Pillow; EPS, for one, would start another program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_MOST_NAMED = 10_000
+_named: set[int] = set()  # hashes of what the log has named
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange width and height
 
 
@@ -132,16 +134,30 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-class BadSample(NamedTuple):
-    """A sample (or a shard) that could not be used: where it lies, and why."""
+@dataclass(frozen=True)
+class BadSample:
+    """A sample (or a shard) that could not be used.
+
+    Attributes:
+        location: where it lies.
+        reason: one of a few short phrases.
+        detail: what else is known.
+        count: images that are lost with it, as far as is known; 1 for a shard of unknown contents.
+        of: images that there were, the lost ones included.
+    """
 
     location: str
     reason: str
     detail: str = ""
+    count: int = 1
+    of: int = 1
 
 
 class SkipCounter(Counter[str]):
     """Counts what was skipped, by reason, and names it in the log.
+
+    It is counted each time it is met, and named once in the life of the process: in the next epoch
+    or evaluation the same line would say nothing new.
 
     Example:
         >>> skipped = SkipCounter()
@@ -152,9 +168,15 @@ class SkipCounter(Counter[str]):
 
     def add(self, bad: BadSample) -> None:
         """Counts one and names it in the log."""
-        self[bad.reason] += 1
+        self[bad.reason] += bad.count
+        name = hash(bad)
+        if name in _named or len(_named) > _MOST_NAMED:
+            return
+        _named.add(name)
         detail = f" ({bad.detail})" if bad.detail else ""
         logger.warning("skipped %s: %s%s", bad.location, bad.reason, detail)
+        if len(_named) > _MOST_NAMED:
+            logger.warning("more than %d skipped; further ones are only counted", _MOST_NAMED)
 
     def summary(self) -> str:
         """One line such as "3 skipped: 2 damaged image, 1 not an image"; empty when none was."""

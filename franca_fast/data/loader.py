@@ -13,6 +13,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -22,7 +23,6 @@ from torch.utils.data import DataLoader
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan, MadeBatch
 from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadSample, SkipCounter
 from franca_fast.data.settings import CropSettings, MaskSettings
-from franca_fast.data.shards import MISSING_SHARD, UNREADABLE_SHARD
 from franca_fast.data.sources import open_source
 from franca_fast.data.stream import Draw, Position, SampleStream
 from franca_fast.errors import FrancaError, InputError
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _RECENT_SAMPLES = 10_000  # the rate of bad samples is taken over about this many
 _FEWEST_SAMPLES = 1_000  # so that a few bad ones at the beginning stop nothing
-_FEWEST_SPARES = 16
+_SPARES = 64  # tried in place of a bad sample, before a batch counts as not to be had
 _VERSION = 1
 
 
@@ -58,7 +58,7 @@ class TrainLoader(Iterator[Batch]):
         self._position = stream.position
         self._ahead: deque[tuple[Draw, Position]] = deque()
         self._recent: deque[tuple[int, int]] = deque()  # (samples, bad ones) of the last batches
-        self._lost_shards = 0
+        self._lost_shares: dict[str, float] = {}  # of each damaged shard
         self._batches: Iterator[MadeBatch] | None = None
         self._end_workers: Finalize | None = None
 
@@ -86,14 +86,12 @@ class TrainLoader(Iterator[Batch]):
                 ) from None
             raise
         draw, position = self._ahead.popleft()
-        self._count(draw, made, position)
+        skipped = self._count(draw, made)
         self._position = position
         if self._device is not None:
             made.batch = made.batch.to(self._device, non_blocking=True)
         batch = made.finish(self._plan.crops)
-        for bad in (*draw.damage, *made.bad):
-            batch.skipped[bad.reason] = batch.skipped.get(bad.reason, 0) + 1
-        return batch
+        return replace(batch, skipped=dict(skipped))
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch returned; plain numbers and strings.
@@ -166,26 +164,33 @@ class TrainLoader(Iterator[Batch]):
 
     def _draws(self) -> Iterator[Draw]:
         plan = self._plan
-        spares = _FEWEST_SPARES + int(2 * self._max_bad_fraction * plan.batch_size)
         while True:
-            draw = self._stream.take(plan.whole_batch_size, plan.rank, plan.world_size, spares)
+            draw = self._stream.take(plan.whole_batch_size, plan.rank, plan.world_size, _SPARES)
             self._ahead.append((draw, self._stream.position))
             yield draw
 
-    def _count(self, draw: Draw, made: MadeBatch, position: Position) -> None:
-        """Counts what was skipped and stops the run when it is too much."""
-        for bad in (*draw.damage, *made.bad):
-            self.skipped.add(bad)
+    def _count(self, draw: Draw, made: MadeBatch) -> SkipCounter:
+        """Counts what was skipped and stops the run when it is too much.
+
+        All ranks see the damage of all shards, so that all of them stop at the same batch, but
+        only the first one counts it; of the images, each rank counts its own.
+        """
+        skipped = SkipCounter()
+        for bad in (*(draw.damage if self._plan.rank == 0 else []), *made.bad):
+            skipped.add(bad)
+        self.skipped.update(skipped)
         self._check_samples(made)
-        if position.epoch != self._position.epoch:
-            self._lost_shards = 0
-        lost = [bad for bad in draw.damage if bad.reason in (MISSING_SHARD, UNREADABLE_SHARD)]
-        self._lost_shards += len(lost)
-        shards = len(self._stream.source.shards)
-        if lost and self._lost_shards > max(1, self._max_bad_fraction * shards):
+        self._check_shards(draw.damage)
+        return skipped
+
+    def _check_shards(self, damage: list[BadSample]) -> None:
+        # By place, because the same shard is met again in the next epoch.
+        self._lost_shares.update((bad.location, bad.count / bad.of) for bad in damage)
+        lost, shards = sum(self._lost_shares.values()), len(self._stream.source.shards)
+        if damage and lost > max(1, self._max_bad_fraction * shards):
             raise InputError(
-                f"{self._lost_shards} of {shards} shards cannot be read, more than "
-                f"{self._max_bad_fraction:.0%}; the last is {_named(lost[-1])}"
+                f"{lost:.3g} of {shards} shards cannot be read, more than "
+                f"{self._max_bad_fraction:.0%}; the last is {_named(damage[-1])}"
             )
 
     def _check_samples(self, made: MadeBatch) -> None:
@@ -231,7 +236,13 @@ def build_train_loader(
     """Opens a data set for pretraining.
 
     Finite data repeats, shuffled anew each epoch; a data set smaller than a batch repeats within
-    it. Every rank gets the same number of batches, and of each batch its own samples.
+    it. All ranks share one sequence of samples: of every batch of world_size * batch_size, rank r
+    makes those at r, r + world_size, ... Crops, colours, masks and what stands in for a bad image
+    depend on the place in the sequence and never on the rank, so the ranks' batches together are
+    the batch that one rank would make. No rank ever waits for another here.
+
+    The position counts samples of the sequence, so it holds for any number of ranks and workers:
+    the next batch begins where the last one ended, even if it now has another size.
 
     Args:
         dataset_path: path, pattern or dataset string; see `franca_fast.data.open_source`.

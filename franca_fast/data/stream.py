@@ -109,7 +109,8 @@ class Draw:
         first: number of samples drawn before the batch, by all ranks.
         numbers: int64 [b], the place of each sample in the whole sequence.
         refs: the b samples.
-        spares: further samples of the same window, to stand in for those that cannot be decoded.
+        spares: further samples of the same window, the same for all ranks, to stand in for those
+            that cannot be decoded (see `spare`).
         damage: of shards opened for this batch.
     """
 
@@ -118,6 +119,16 @@ class Draw:
     refs: list[SampleRef]
     spares: list[SampleRef]
     damage: list[BadSample]
+
+    def spare(self, slot: int, attempt: int) -> SampleRef | None:
+        """What stands in for the sample of a slot after so many did not; None when all are tried.
+
+        It depends on the place in the sequence and not on the rank, so that a bad image changes
+        nothing in what several ranks make together.
+        """
+        if attempt >= len(self.spares):
+            return None
+        return self.spares[(int(self.numbers[slot]) + attempt) % len(self.spares)]
 
 
 class SampleStream:
@@ -176,8 +187,8 @@ class SampleStream:
             taken += n
             self.position = Position(at.epoch, at.shard, at.offset + n, at.drawn + n, len(window))
         numbers = np.arange(first + rank, first + count, world_size)
-        share = uniforms(self._seed, Purpose.SPARES, np.array([[first, rank]]), max(1, spares))
-        places = (share[0, :spares] * len(window)).astype(np.int64)
+        drawn = uniforms(self._seed, Purpose.SPARES, np.array([first]), max(1, spares))
+        places = (drawn[0, :spares] * len(window)).astype(np.int64)
         return Draw(first, numbers, refs, window.refs(places), damage)
 
     def _current_window(self, damage: list[BadSample]) -> Window:

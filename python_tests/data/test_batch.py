@@ -86,20 +86,19 @@ def test_the_same_sample_gets_other_crops_later(stream: SampleStream) -> None:
 def test_a_spare_takes_the_place_of_a_bad_sample(stream: SampleStream) -> None:
     draw = stream.take(4, spares=4)
     bad = draw.refs[1]._replace(data=b"nothing")
-    worse = draw.spares[0]._replace(data=b"")
-    broken = replace(
-        draw, refs=[draw.refs[0], bad, *draw.refs[2:]], spares=[worse, *draw.spares[1:]]
-    )
+    spares = [*draw.spares]
+    spares[1] = spares[1]._replace(data=b"")  # the first that is tried for the second sample
+    broken = replace(draw, refs=[draw.refs[0], bad, *draw.refs[2:]], spares=spares)
     made = BatchMaker(PLAN)[broken]
     assert made.batch.keys == [
         draw.refs[0].name,
-        draw.spares[1].name,
+        draw.spares[2].name,
         draw.refs[2].name,
         draw.refs[3].name,
     ]
     [sample] = made.bad  # the bad spare is counted when its own turn comes
     assert sample.reason == "not an image" and sample.location.endswith(f":{bad.name}")
-    expected = BatchMaker(PLAN)[replace(draw, refs=[draw.refs[0], draw.spares[1], *draw.refs[2:]])]
+    expected = BatchMaker(PLAN)[replace(draw, refs=[draw.refs[0], draw.spares[2], *draw.refs[2:]])]
     torch.testing.assert_close(made.batch.global_crops, expected.batch.global_crops)
 
 
@@ -111,7 +110,7 @@ def test_without_enough_spares_the_batch_says_so(stream: SampleStream) -> None:
         spares=[ref._replace(data=b"x") for ref in draw.spares],
     )
     made = BatchMaker(PLAN)[broken]
-    assert made.unfilled == 3 and len(made.bad) == 4
+    assert made.unfilled == 4 and len(made.bad) == 4
 
 
 def test_large_images_are_skipped_undecoded(stream: SampleStream) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,19 @@ def test_bad_files_and_shards_are_skipped_and_counted(tmp_path: Path) -> None:
     images = open_images(tmp_path / "s.tar")
     assert len(list(images)) == 2
     assert dict(images.skipped) == {"damaged shard": 1}
+
+
+def test_what_is_skipped_again_is_counted_and_not_named_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path, ["a"], 2)
+    (tmp_path / "a" / "bad.png").write_text("text")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):  # two evaluations, of two iterations each
+            images = open_images(tmp_path)
+            assert [len(list(images)) for _ in range(2)] == [2, 2]
+            assert dict(images.skipped) == {"not an image": 2}
+    assert caplog.text.count("bad.png") == 1
 
 
 def test_nothing_to_open_is_an_error_at_once(tmp_path: Path) -> None:

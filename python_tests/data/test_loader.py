@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,84 @@ def test_two_ranks_make_the_batch_of_one(tmp_path: Path) -> None:
         masks = torch.stack([p.masks.view(2, 2, -1) for p in parts], 2).reshape(8, -1)
         assert torch.equal(masks, expected.masks)
         assert ranks[0].state_dict() == ranks[1].state_dict() == whole.state_dict()
+
+
+def joined(parts: list[Batch], name: str) -> torch.Tensor:
+    """The batch that the parts of all ranks make together, in its own order: [crops, B, ...]."""
+    crops = 2 if name != "local_crops" else CROPS.local_crops_number
+    tensors = [getattr(part, name) for part in parts]
+    return torch.stack([t.unflatten(0, (crops, -1)) for t in tensors], 2).flatten(1, 2)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bad_samples_change_nothing_in_what_the_ranks_make_together(
+    shards: str, ranks: int
+) -> None:
+    options: dict[str, Any] = {"shuffle_buffer": 10, "seed": 5}
+    whole = build(shards, batch_size=8, **options)
+    parts = [
+        build(shards, batch_size=8 // ranks, rank=rank, world_size=ranks, **options)
+        for rank in range(ranks)
+    ]
+    for _ in range(12):
+        expected, made = next(whole), [next(part) for part in parts]
+        assert [key for keys in zip(*(p.keys for p in made), strict=True) for key in keys] == (
+            expected.keys
+        )
+        for name in ("global_crops", "local_crops", "masks"):
+            given = getattr(expected, name)
+            torch.testing.assert_close(joined(made, name).flatten(0, 1), given)
+        total = sum((Counter(part.skipped) for part in made), Counter())
+        assert total == Counter(expected.skipped)
+    assert whole.skipped["not an image"] >= 2 and whole.skipped["damaged shard"] >= 2
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_ranks_with_unequal_shards_see_each_image_once_an_epoch(tmp_path: Path, ranks: int) -> None:
+    # Three shards of 1, 7 and 16 images: fewer than ranks, and of no size that divides anything.
+    for shard, numbers in enumerate([range(1), range(1, 8), range(8, 24)]):
+        members = [(f"{i:04d}.png", png(i)) for i in numbers]
+        (tmp_path / f"s-{shard}.tar").write_bytes(tar_bytes(members))
+    loaders = [
+        build(tmp_path, batch_size=1, rank=rank, world_size=ranks, shuffle_buffer=3)
+        for rank in range(ranks)
+    ]
+    for epoch in range(2):
+        seen = [key for _ in range(24 // ranks) for loader in loaders for key in next(loader).keys]
+        assert sorted(seen) == [f"{i:04d}.png" for i in range(24)]
+        assert len({str(loader.state_dict()) for loader in loaders}) == 1
+        assert loaders[0].state_dict()["position"]["drawn"] == 24 * (epoch + 1)
+
+
+def test_a_shard_that_only_one_rank_cannot_read_stops_no_rank(tmp_path: Path) -> None:
+    copies = [tmp_path / name for name in ("node0", "node1")]
+    for copy in copies:
+        copy.mkdir()
+        write_shards(copy, 3, 5)
+    (copies[1] / "s-1.tar").write_bytes(b"not a tar any more" * 100)
+    loaders = [
+        build(copy, rank=rank, world_size=2, shuffle_buffer=1, max_bad_fraction=0.5)
+        for rank, copy in enumerate(copies)
+    ]
+    for _ in range(20):  # many epochs; equal numbers of batches of equal size on both
+        batches = [next(loader) for loader in loaders]
+        assert [len(batch.keys) for batch in batches] == [4, 4]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 3), (4, 2), (3, 1)])
+def test_resume_on_other_ranks_finishes_the_epoch(tmp_path: Path, before: int, after: int) -> None:
+    pattern = write_shards(tmp_path, 5, 12)
+    first = [build(pattern, batch_size=2, rank=r, world_size=before) for r in range(before)]
+    seen = [key for _ in range(5) for loader in first for key in next(loader).keys]
+    state = json.loads(json.dumps(first[-1].state_dict()))
+    second = [build(pattern, batch_size=2, rank=r, world_size=after) for r in range(after)]
+    for loader in second:
+        loader.load_state_dict(state)
+    while len(seen) < 60:
+        seen += [key for loader in second for key in next(loader).keys]
+    assert sorted(seen[:60])[:2] == ["0000.png", "0001.png"]
+    # The last batch may reach into the next epoch; what it drew of this one completes it.
+    assert len(set(seen)) == 60 and len(seen) - 60 < 2 * after
 
 
 def test_a_position_continues_on_another_number_of_ranks(tmp_path: Path) -> None:
