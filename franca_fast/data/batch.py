@@ -15,8 +15,8 @@ from franca_fast.data.crops import CropBuffer, crop_regions
 from franca_fast.data.decoding import BadImage, BadSample, LazyImage, without_remarks
 from franca_fast.data.masking import build_mask, sample_masks
 from franca_fast.data.photometry import PhotometricParameters, draw_parameters, photometric
+from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.settings import CropSettings, MaskSettings
-from franca_fast.data.shards import OpenFiles, SampleRef, read_sample
 from franca_fast.data.stream import Draw
 
 

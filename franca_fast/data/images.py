@@ -17,8 +17,8 @@ from franca_fast.data.decoding import (
     SkipCounter,
     decode_rgb,
 )
+from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.settings import CropSettings
-from franca_fast.data.shards import OpenFiles, SampleRef, read_sample
 from franca_fast.data.sources import open_source
 from franca_fast.errors import InputError
 

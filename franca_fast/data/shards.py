@@ -1,7 +1,6 @@
-"""Where samples lie: tar shards, compressed or piped ones, and lists of image files.
+"""The parts of a data set: tar shards, compressed or piped ones, and lists of image files.
 
-A shard is indexed by reading names and places only. A `SampleRef` is all that is needed to read
-one sample, in any process; it is what the loader sends to its workers.
+A shard is indexed by reading names and places only.
 """
 
 from __future__ import annotations
@@ -13,46 +12,24 @@ import os
 import subprocess
 import zlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, NamedTuple
+from contextlib import suppress
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from franca_fast.data.decoding import BadImage, BadSample
+from franca_fast.data.samples import SampleRef, open_file, parse_label, read_file, read_sample
 from franca_fast.data.tar_index import Member, Read, TarDamage, TarSample, tar_samples
 
 # Compressed and piped shards cannot be read at a place, so they are held in memory whole.
 MAX_SHARD_BYTES_IN_MEMORY = 1 << 30
 MISSING_SHARD, UNREADABLE_SHARD = "missing shard", "unreadable shard"  # nothing to be had from it
 DAMAGED_SHARD = "damaged shard"  # the samples before the damage are used
-MAX_IMAGE_BYTES = 256 << 20
 _MAX_LABEL_BYTES = 1 << 20
 _CHUNK = 1 << 20
 _GZIP = b"\x1f\x8b"
-
-
-class SampleRef(NamedTuple):
-    """Where one image lies.
-
-    Attributes:
-        name: of the image: the member of a tar, or the path within a folder.
-        path: the file to read.
-        offset, size: the piece of that file, bytes; size -1 is the whole file.
-        data: the bytes themselves when they cannot be read at a place (compressed shards).
-    """
-
-    name: str
-    path: str
-    offset: int = 0
-    size: int = -1
-    data: bytes | None = None
-
-    @property
-    def location(self) -> str:
-        """The place as a person would name it, for the log."""
-        return self.path if self.size < 0 else f"{self.path}:{self.name}"
 
 
 class ShardIndex:
@@ -76,7 +53,7 @@ class ShardIndex:
         names: Sequence[str],
         path: str,
         *,
-        data: bytes | None = None,
+        data: bytes | bytearray | None = None,
         places: NDArray[np.int64] | None = None,
         label_places: NDArray[np.int64] | None = None,
         labels: NDArray[np.int64] | None = None,
@@ -122,7 +99,8 @@ class ShardIndex:
             return None
 
     def _at(self, name: str, offset: int, size: int) -> SampleRef:
-        piece = None if self._data is None else self._data[offset : offset + size]
+        data = self._data
+        piece = None if data is None else bytes(memoryview(data)[offset : offset + size])
         return SampleRef(name, self._path, offset, size, piece)
 
 
@@ -176,33 +154,56 @@ class TarShard(Shard):
     def index(self) -> ShardIndex:
         """Reads the headers of the tar; the whole of it when it is compressed."""
         try:
-            with open(self._path, "rb", buffering=0) as file:
+            with open_file(self._path) as file:
                 if file.read(len(_GZIP)) == _GZIP:
                     return self._index_memory(*_gunzip(self._path))
                 size = os.fstat(file.fileno()).st_size
                 return self._index(_HeaderReader(file.fileno()).read, size)
         except FileNotFoundError:
-            return ShardIndex([], self._path, damage=BadSample(self.name, MISSING_SHARD))
+            return self._empty(MISSING_SHARD, "")
         except OSError as error:
-            damage = BadSample(self.name, UNREADABLE_SHARD, error.strerror or "")
-            return ShardIndex([], self._path, damage=damage)
+            return self._empty(UNREADABLE_SHARD, error.strerror or "")
 
-    def _index_memory(self, data: bytes, problem: str) -> ShardIndex:
-        return self._index(lambda o, size: data[o : o + size], len(data), data, problem)
+    def _empty(self, reason: str, problem: str, lost: int = 0) -> ShardIndex:
+        lost = max(1, lost, self._listed_images())
+        damage = BadSample(self.name, reason, problem, count=lost, of=lost)
+        return ShardIndex([], self._path, damage=damage)
+
+    def _listed_images(self) -> int:
+        """How many images the shard should have, as said by files beside it; 0 when unknown.
+
+        These are `sizes.json` (shard -> samples, as pack_shards and WebDataset's users write it)
+        and img2dataset's `<shard>_stats.json`.
+        """
+        folder, base = os.path.split(self._path)
+        stem = base.split(".", 1)[0]
+        for name, key in (("sizes.json", base), (f"{stem}_stats.json", "successes")):
+            with suppress(OSError, ValueError, RecursionError, BadImage):
+                listed = json.loads(read_file(os.path.join(folder, name)))
+                if isinstance(listed, dict) and type(listed.get(key)) is int:
+                    return max(0, listed[key])
+        return 0
+
+    def _index_memory(self, data: bytes | bytearray, problem: str) -> ShardIndex:
+        return self._index(lambda o, size: bytes(data[o : o + size]), len(data), data, problem)
 
     def _index(
-        self, read: Read, total: int, data: bytes | None = None, problem: str = ""
+        self, read: Read, total: int, data: bytes | bytearray | None = None, problem: str = ""
     ) -> ShardIndex:
         samples: list[TarSample] = []
+        lost = 0
         try:
             for sample in tar_samples(read, total):
                 samples.append(sample)
         except TarDamage as error:
-            problem = problem or str(error)
+            problem, lost = problem or str(error), error.lost
         damage = None
+        if problem and not samples:
+            return self._empty(UNREADABLE_SHARD, problem, lost)
         if problem:
-            reason = DAMAGED_SHARD if samples else UNREADABLE_SHARD
-            damage = BadSample(self.name, reason, problem)
+            lost = max(1, lost, self._listed_images() - len(samples))
+            problem += f"; {lost} or more of its images are lost"
+            damage = BadSample(self.name, DAMAGED_SHARD, problem, lost, lost + len(samples))
         labels = label_places = None
         if self._label is not None:
             labels = np.full(len(samples), self._label)
@@ -246,94 +247,6 @@ class PipeShard(TarShard):
         return self._index_memory(data, problem)
 
 
-def read_sample(ref: SampleRef, files: OpenFiles | None = None) -> bytes:
-    """Reads the bytes of a sample.
-
-    Args:
-        ref: where they lie.
-        files: keeps shards open between calls.
-
-    Raises:
-        BadImage: the file cannot be read, ends early or is too large.
-    """
-    if ref.data is not None:
-        return ref.data
-    if ref.size > MAX_IMAGE_BYTES:
-        raise BadImage("file too large", f"{ref.size} bytes")
-    try:
-        if ref.size < 0:
-            return _read_file(ref.path)
-        if files is not None:
-            data = os.pread(files.descriptor(ref.path), ref.size, ref.offset)
-        else:
-            with open(ref.path, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), ref.size, ref.offset)
-    except OSError as error:
-        raise BadImage("unreadable file", str(error.strerror)) from None
-    if len(data) < ref.size:
-        raise BadImage("unreadable file", "it ends early")
-    return data
-
-
-def _read_file(path: str) -> bytes:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_IMAGE_BYTES:
-            raise BadImage("file too large", f"{size} bytes")
-        return file.read()
-
-
-class OpenFiles:
-    """Keeps the files used last open, for reading at a place.
-
-    Args:
-        most: number of open files at most.
-    """
-
-    def __init__(self, most: int = 64) -> None:
-        self._most = most
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
-
-    def descriptor(self, path: str) -> int:
-        """The descriptor of an open file; it stays valid until `most` others were asked for.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
-        if path in self._descriptors:
-            self._descriptors.move_to_end(path)
-            return self._descriptors[path]
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self._descriptors[path] = descriptor
-        if len(self._descriptors) > self._most:
-            os.close(self._descriptors.popitem(last=False)[1])
-        return descriptor
-
-    def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes all of them."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-
-def parse_label(data: bytes) -> int | None:
-    """The class in a `.cls` file (a number) or a `.json` file ("label", "cls" or "class").
-
-    Example:
-        >>> parse_label(b"7"), parse_label(b'{"label": 3}'), parse_label(b"cat")
-        (7, 3, None)
-    """
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(value, dict):
-        value = next((value[key] for key in ("label", "cls", "class") if key in value), None)
-    return value if type(value) is int and 0 <= value < 2**31 else None
-
-
 class _HeaderReader:
     """Reads small pieces of a file, mostly forwards, with fewer system calls."""
 
@@ -353,21 +266,20 @@ def _places(members: list[Member]) -> NDArray[np.int64]:
     return np.array([member[1:] for member in members], np.int64).reshape(-1, 2)
 
 
-def _gunzip(file: str | BinaryIO) -> tuple[bytes, str]:
+def _gunzip(file: str | BinaryIO) -> tuple[bytes | bytearray, str]:
     """Decompresses a file as far as it goes, up to the limit; and what is wrong with it."""
     with gzip.open(file) as stream:
         return _read_limited(stream.read1)
 
 
-def _read_limited(read: Callable[[int], bytes]) -> tuple[bytes, str]:
+def _read_limited(read: Callable[[int], bytes]) -> tuple[bytes | bytearray, str]:
     """All that `read` gives, up to the limit, and what is wrong with it ("" when nothing is)."""
-    pieces, length = list[bytes](), 0
+    data = bytearray()
     try:
         while piece := read(_CHUNK):
-            pieces.append(piece)
-            length += len(piece)
-            if length > MAX_SHARD_BYTES_IN_MEMORY:
+            data += piece
+            if len(data) > MAX_SHARD_BYTES_IN_MEMORY:
                 return b"", f"more than {MAX_SHARD_BYTES_IN_MEMORY >> 20} MiB; use plain .tar"
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        return b"".join(pieces), str(error)
-    return b"".join(pieces), ""
+        return data, str(error)
+    return data, ""

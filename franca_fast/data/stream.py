@@ -19,7 +19,8 @@ import numpy as np
 
 from franca_fast.data.decoding import BadSample
 from franca_fast.data.randomness import Purpose, permutation, uniforms
-from franca_fast.data.shards import SampleRef, ShardIndex
+from franca_fast.data.samples import SampleRef
+from franca_fast.data.shards import ShardIndex
 from franca_fast.data.sources import Source
 from franca_fast.errors import InputError
 

@@ -10,12 +10,18 @@ from __future__ import annotations
 import posixpath
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from franca_fast.data.decoding import is_image_name
 
 _BLOCK = 512
 _LONGEST_NAME = 1 << 16
+_MAGIC, _MAGIC_OFFSET = b"ustar", 257
+_PIECE = 1 << 20
+_PADDING = 1 << 20  # zeros behind the end that nobody wonders at
+_SEARCHED = 1 << 30  # bytes looked through for good headers in a damaged tar
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _LABEL_EXTENSIONS = ("cls", "json")
@@ -25,7 +31,15 @@ Read = Callable[[int, int], bytes]
 
 
 class TarDamage(Exception):
-    """The tar cannot be read beyond the members already found."""
+    """Something in a tar cannot be read; members on both sides of it may have been found.
+
+    Attributes:
+        lost: images that are known to be lost by it.
+    """
+
+    def __init__(self, problem: str, lost: int = 0) -> None:
+        super().__init__(problem)
+        self.lost = lost
 
 
 class Member(NamedTuple):
@@ -55,7 +69,7 @@ def tar_samples(read: Read, total: int) -> Iterator[TarSample]:
         total: its size in bytes.
 
     Raises:
-        TarDamage: after the samples before the damage.
+        TarDamage: at the end, after all samples that can be read.
     """
     key, group = "", list[tuple[str, Member]]()
     damage: TarDamage | None = None
@@ -76,45 +90,115 @@ def tar_samples(read: Read, total: int) -> Iterator[TarSample]:
 def tar_members(read: Read, total: int) -> Iterator[Member]:
     """Walks over the regular files of a tar (ustar, GNU and pax names).
 
+    Where a header is damaged, or promises more than there is, the walk goes on at the next good
+    header, so that one flipped bit does not cost a whole shard. Several tars one after another
+    are read as one.
+
     Args:
         read: reads pieces of the tar.
         total: its size in bytes.
 
     Raises:
-        TarDamage: a wrong check sum, a member beyond the end, or a form that is not supported.
+        TarDamage: at the end, with the first of: a wrong check sum, a member beyond the end, a
+            form that is not supported, or more than padding after the end.
     """
-    offset = 0
+    damage: TarDamage | None = None
+    names = _Names()
+    offset: int | None = 0
+    budget = _SEARCHED
+    while offset is not None and offset < total:
+        try:
+            member, following = _next_member(read, offset, total, names)
+        except TarDamage as error:
+            names = _Names()
+            found = _next_header(read, offset + _BLOCK, min(total, offset + _BLOCK + budget))
+            budget -= (total if found is None else found) - offset
+            lost = error.lost + (damage.lost if damage else 0)
+            damage = TarDamage(str(damage or error), lost)
+            offset = found
+        else:
+            if member is not None:
+                yield member
+            offset = following
+    if damage is not None:
+        raise damage
+
+
+@dataclass
+class _Names:
+    """What headers have said about the member that follows them."""
+
     long_name: str | None = None
-    pax: dict[str, str] = {}
-    while offset < total:
-        header = read(offset, _BLOCK)
-        if len(header) < _BLOCK:
-            raise TarDamage("truncated in a header")
-        if header[0] == 0 and not header.strip(b"\0"):
-            return
-        kind, size = _check_header(header)
-        offset += _BLOCK
-        if kind in _REGULAR and "size" in pax:
-            size = _whole_number(pax["size"])
-        end = offset if kind in _WITHOUT_DATA else offset + size
+    pax: dict[str, str] = field(default_factory=dict)
+
+
+def _next_member(
+    read: Read, offset: int, total: int, names: _Names
+) -> tuple[Member | None, int | None]:
+    """Reads one header.
+
+    Returns:
+        the member, None if it is no regular file; where the next header is, None at the end.
+    """
+    header = read(offset, _BLOCK)
+    if len(header) < _BLOCK:
+        raise TarDamage("truncated in a header")
+    if header[0] == 0 and not header.strip(b"\0"):
+        return None, _after_the_end(read, offset, total)
+    kind, size = _check_header(header)
+    offset += _BLOCK
+    pax = names.pax
+    if kind in _REGULAR and "size" in pax:
+        size = _whole_number(pax["size"])
+    end = offset if kind in _WITHOUT_DATA else offset + size
+    if kind in (b"L", b"x"):
+        if size > _LONGEST_NAME:
+            raise TarDamage("a name that is too long")
         if end > total:
             raise TarDamage("truncated in a member")
-        if kind in (b"L", b"x"):
-            if size > _LONGEST_NAME:
-                raise TarDamage("a name that is too long")
-            record = read(offset, size)
-            if kind == b"L":
-                long_name = _text(record)
-            else:
-                pax = _pax_records(record)
-        elif kind == b"S" or "GNU.sparse.major" in pax:
-            raise TarDamage("a sparse member")
-        elif kind not in (b"K", b"g"):
-            name = pax.get("path") or long_name or _header_name(header)
-            if kind in _REGULAR and not name.endswith("/"):
-                yield Member(name, offset, size)
-            long_name, pax = None, {}
-        offset = end + -end % _BLOCK
+        record = read(offset, size)
+        if kind == b"L":
+            names.long_name = _text(record)
+        else:
+            names.pax = _pax_records(record)
+        return None, end + -end % _BLOCK
+    name = pax.get("path") or names.long_name or _header_name(header)
+    if kind == b"S" or "GNU.sparse.major" in pax:
+        raise TarDamage("a sparse member", is_image_name(pax.get("GNU.sparse.name", name)))
+    if end > total:
+        raise TarDamage("truncated in a member", kind in _REGULAR and is_image_name(name))
+    if kind not in (b"K", b"g"):
+        names.long_name, names.pax = None, {}
+    regular = kind in _REGULAR and not name.endswith("/")
+    return Member(name, offset, size) if regular else None, end + -end % _BLOCK
+
+
+def _after_the_end(read: Read, offset: int, total: int) -> int | None:
+    """Where another tar begins behind the block of zeros at `offset`; None if none does."""
+    found = _next_header(read, offset, min(total, offset + _PADDING))
+    if found is None and total - offset > _PADDING:
+        raise TarDamage(f"{total - offset} bytes after its end")
+    return found
+
+
+def _next_header(read: Read, offset: int, end: int) -> int | None:
+    """Finds the next good header (ustar, GNU or pax) that begins a block; None if there is none."""
+    length = 4 * _BLOCK  # the next header is often near, and a tar may be full of bad ones
+    while offset + _BLOCK <= end:
+        piece = read(offset, min(length, end - offset))
+        at = piece.find(_MAGIC)
+        while at >= 0:
+            start = at - _MAGIC_OFFSET
+            if start >= 0 and start % _BLOCK == 0 and start + _BLOCK <= len(piece):
+                with suppress(TarDamage):
+                    _check_header(piece[start : start + _BLOCK])
+                    return offset + start
+            at = piece.find(_MAGIC, at + 1)
+        if len(piece) < length:
+            return None
+        offset += length
+        length = min(2 * length, _PIECE)
+    return None
 
 
 def _check_header(header: bytes) -> tuple[bytes, int]:

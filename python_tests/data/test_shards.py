@@ -1,21 +1,15 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
 
 from franca_fast.data import shards
 from franca_fast.data.decoding import BadImage
-from franca_fast.data.shards import (
-    ImageFiles,
-    OpenFiles,
-    PipeShard,
-    SampleRef,
-    TarShard,
-    parse_label,
-    read_sample,
-)
+from franca_fast.data.samples import read_sample
+from franca_fast.data.shards import ImageFiles, PipeShard, TarShard
 from python_tests.data.files import tar_bytes
 
 MEMBERS = [("a.jpg", b"first"), ("a.cls", b"4"), ("b.jpg", b"second"), ("b.json", b'{"label": 2}')]
@@ -110,44 +104,43 @@ def test_a_compressed_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert damage and "more than 1 MiB" in damage.detail
 
 
-def test_a_huge_member_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="file too large"):
-        read_sample(SampleRef("a.jpg", str(tmp_path / "s.tar"), 0, 1 << 40))
+def test_a_truncated_shard_counts_what_is_known_to_be_lost(tmp_path: Path) -> None:
+    data = tar_bytes([(f"{i}.jpg", bytes(1000)) for i in range(20)])
+    path = tmp_path / "00007.tar"
+    path.write_bytes(data[: 5 * 1536 + 900])
+    damage = TarShard(str(path)).index().damage
+    assert damage and (damage.count, damage.of) == (1, 6)  # the one that is cut
+    (tmp_path / "00007_stats.json").write_text('{"count": 25, "successes": 20}')
+    damage = TarShard(str(path)).index().damage
+    assert damage and (damage.count, damage.of) == (15, 20)
+    assert "15 or more of its images are lost" in damage.detail
+    (tmp_path / "sizes.json").write_text('{"00007.tar": 18, "gone.tar": 9}')
+    damage = TarShard(str(path)).index().damage
+    assert damage and damage.count == 13
+    damage = TarShard(str(tmp_path / "gone.tar")).index().damage
+    assert damage and (damage.reason, damage.count, damage.of) == ("missing shard", 9, 9)
 
 
-def test_a_file_that_shrank_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(bytes(100))
-    with pytest.raises(BadImage, match="ends early"):
-        read_sample(SampleRef("a.jpg", str(tmp_path / "s.tar"), 50, 100))
+@pytest.mark.parametrize("text", ["[" * 9999, '{"s.tar": "5"}', "[1]", '{"s.tar": -5}', "", "\0"])
+def test_a_list_of_sizes_that_makes_no_sense_is_ignored(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sizes.json").write_text(text)
+    damage = TarShard(str(tmp_path / "s.tar")).index().damage
+    assert damage and damage.count == 1
 
 
-def test_few_files_stay_open(tmp_path: Path) -> None:
-    paths = [tmp_path / str(i) for i in range(5)]
-    for path in paths:
-        path.write_text(path.name)
-    files = OpenFiles(2)
-    for path in paths * 2:
-        assert read_sample(SampleRef("", str(path), 0, 1), files) == path.name.encode()
-    assert len(files._descriptors) == 2
-    files.close()
+def test_a_flipped_bit_in_a_header_costs_its_own_image_only(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes([(f"{i}.jpg", b"%d" % i * 1000) for i in range(20)]))
+    data[7 * 1536 + 3] ^= 1
+    path = tmp_path / "s.tar"
+    path.write_bytes(data)
+    assert [name for name, _, _ in contents(TarShard(str(path)))] == [
+        f"{i}.jpg" for i in range(20) if i != 7
+    ]
+    damage = TarShard(str(path)).index().damage
+    assert damage and (damage.reason, damage.count, damage.of) == ("damaged shard", 1, 20)
 
 
-@pytest.mark.parametrize(
-    ("data", "label"),
-    [
-        (b"3", 3),
-        (b" 12\n", 12),
-        (b'{"cls": 5}', 5),
-        (b'{"class": 6, "caption": "x"}', 6),
-        (b'{"label": "cat"}', None),
-        (b"cat", None),
-        (b"true", None),
-        (b"-1", None),
-        (b"1.5", None),
-        (b"\xff\xfe", None),
-        (b"[" * 100_000, None),
-        (b"", None),
-    ],
-)
-def test_labels(data: bytes, label: int | None) -> None:
-    assert parse_label(data) == label
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.tar")
+    damage = TarShard(str(tmp_path / "s.tar")).index().damage
+    assert damage and "not a regular file" in damage.detail

@@ -111,6 +111,63 @@ def test_a_damaged_header_is_noticed(place: int, change: bytes) -> None:
         members_of(bytes(data))
 
 
+def damage_of(data: bytes) -> TarDamage:
+    with pytest.raises(TarDamage) as caught:
+        members_of(data)
+    return caught.value
+
+
+def test_the_walk_goes_on_behind_damage() -> None:
+    names = [f"{i}.jpg" for i in range(9)]
+    whole = tar_bytes([(name, name.encode() * 300) for name in names])
+    step = len(whole) // 9 // 512 * 512
+    step = next(i for i in range(512, step + 513, 512) if whole[i : i + 5] == b"1.jpg")
+    for change in (b"\xff" * 12, b"77777777777\0"):  # no number; far beyond the end
+        data = bytearray(whole)
+        data[4 * step + 124 : 4 * step + 136] = change
+        data[4 * step + 148 : 4 * step + 156] = b" " * 8
+        data[4 * step + 148 : 4 * step + 156] = b"%06o\0 " % sum(data[4 * step : 4 * step + 512])
+        found = before_damage(tar_members(reader(bytes(data)), len(data)))
+        assert [member.name for member in found] == [name for name in names if name != "4.jpg"]
+    assert damage_of(bytes(data)).lost == 1
+    data = bytearray(whole)
+    del data[2 * step + 700 : 2 * step + 700 + 512]  # everything behind is moved
+    found = before_damage(tar_members(reader(bytes(data)), len(data)))
+    assert [member.name for member in found] == [*names[:3], *names[4:]]
+
+
+def test_a_sparse_image_is_lost_and_no_other() -> None:
+    def header(name: str, kind: bytes, size: int) -> bytes:
+        info = tarfile.TarInfo(name)
+        info.type, info.size = kind, size
+        return info.tobuf(tarfile.GNU_FORMAT)
+
+    good = tar_bytes([("a.jpg", b"1")])[:1024]
+    data = good + header("b.jpg", b"S", 1 << 40) + bytes(512) + good + bytes(1024)
+    assert [m.name for m in before_damage(tar_members(reader(data), len(data)))] == ["a.jpg"] * 2
+    assert (damage_of(data).lost, str(damage_of(data))) == (1, "a sparse member")
+
+
+def test_several_tars_in_one_file_are_read_as_one() -> None:
+    data = tar_bytes([("a.jpg", b"1")]) + tar_bytes([("b.jpg", b"2")])
+    assert [member.name for member in members_of(data)] == ["a.jpg", "b.jpg"]
+
+
+def test_a_gap_of_zeros_is_damage_and_what_follows_is_found() -> None:
+    data = tar_bytes([("a.jpg", b"1")]) + bytes(3 << 20) + tar_bytes([("b.jpg", b"2")])
+    found = before_damage(tar_members(reader(data), len(data)))
+    assert [member.name for member in found] == ["a.jpg", "b.jpg"]
+    assert "bytes after its end" in str(damage_of(data))
+
+
+def test_the_search_in_a_damaged_tar_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("franca_fast.data.tar_index._SEARCHED", 2048)
+    good = tar_bytes([("a.jpg", b"1")])
+    for gap, count in [(1024, 1), (4096, 0)]:
+        data = b"\xff" * gap + good
+        assert len(before_damage(tar_members(reader(data), len(data)))) == count
+
+
 def test_text_is_not_a_tar() -> None:
     with pytest.raises(TarDamage, match="not a tar file"):
         members_of(b"hello world " * 100)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from franca_fast.data.decoding import BadImage
+from franca_fast.data.samples import OpenFiles, SampleRef, parse_label, read_sample
+
+
+def test_a_huge_member_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="file too large"):
+        read_sample(SampleRef("a.jpg", str(tmp_path / "s.tar"), 0, 1 << 40))
+
+
+def test_a_file_that_shrank_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(bytes(100))
+    with pytest.raises(BadImage, match="ends early"):
+        read_sample(SampleRef("a.jpg", str(tmp_path / "s.tar"), 50, 100))
+
+
+def test_few_files_stay_open(tmp_path: Path) -> None:
+    paths = [tmp_path / str(i) for i in range(5)]
+    for path in paths:
+        path.write_text(path.name)
+    files = OpenFiles(2)
+    for path in paths * 2:
+        assert read_sample(SampleRef("", str(path), 0, 1), files) == path.name.encode()
+    assert len(files._files) == 2
+    files.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "label"),
+    [
+        (b"3", 3),
+        (b" 12\n", 12),
+        (b'{"cls": 5}', 5),
+        (b'{"class": 6, "caption": "x"}', 6),
+        (b'{"label": "cat"}', None),
+        (b"cat", None),
+        (b"true", None),
+        (b"-1", None),
+        (b"1.5", None),
+        (b"\xff\xfe", None),
+        (b"[" * 100_000, None),
+        (b"", None),
+    ],
+)
+def test_labels(data: bytes, label: int | None) -> None:
+    assert parse_label(data) == label
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder", "zero"])
+def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BadImage, match="unreadable file"):
+        read_sample(SampleRef(name, str(tmp_path / name)))
+    assert len(os.listdir("/proc/self/fd")) == before
