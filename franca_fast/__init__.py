@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from .backends import use_backend
     from .evaluation import embed
     from .hub import list_models, load_model
-    from .training import pretrain
+    from .training import finetune, pretrain
 
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "use_backend": "backends",
     "embed": "evaluation",
+    "finetune": "training",
     "list_models": "hub",
     "load_model": "hub",
     "pretrain": "training",
@@ -32,6 +33,7 @@ __all__ = [
     "data",
     "embed",
     "evaluation",
+    "finetune",
     "hub",
     "list_models",
     "load_model",

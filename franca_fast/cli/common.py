@@ -86,6 +86,49 @@ def load_model(args: argparse.Namespace) -> VisionTransformer:
     return load_model(args.model, weights=args.weights, img_size=args.img_size).to(device)
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --config-file, --output-dir, --no-resume and overrides of the configuration."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="the run directory (default: train.output_dir)"
+    )
+    parser.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="start from the beginning; a run that is there is moved aside, not deleted",
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --config-file, --list-recipes and overrides of the configuration."""
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="a YAML configuration, or the name of a recipe of this package (default: DINOv2's)",
+    )
+    parser.add_argument(
+        "--list-recipes",
+        action=_ListRecipes,
+        help="print the names of the recipes with their first line of explanation, and exit",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="a.b=c", default=[], help="values of the configuration"
+    )
+
+
+class _ListRecipes(argparse.Action):
+    """Prints the recipes; works without the arguments that are otherwise required."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> NoReturn:
+        from franca_fast.training.config_files import list_recipes, recipe_summary
+
+        print(table(["recipe", "what it is"], [[n, recipe_summary(n)] for n in list_recipes()]))
+        parser.exit()
+
+
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --batch-size and --num-workers."""
     parser.add_argument(

@@ -6,7 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from franca_fast.cli import demo, doctor, embed, evaluate, models, pretrain, visualize
+from franca_fast.cli import (
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    finetune,
+    models,
+    pretrain,
+    visualize,
+)
 from franca_fast.cli.common import Parser
 from franca_fast.errors import FrancaError, InputError, did_you_mean
 
@@ -14,6 +23,7 @@ PROGRAM = "franca-fast"
 _VERBS = {
     "demo": demo,
     "pretrain": pretrain,
+    "finetune": finetune,
     "embed": embed,
     "eval": evaluate,
     "visualize": visualize,

@@ -11,25 +11,12 @@ from __future__ import annotations
 
 import argparse
 
+from franca_fast.cli.common import add_training_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="a YAML configuration, or the name of a recipe of this package (default: DINOv2's)",
-    )
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="the run directory (default: train.output_dir)"
-    )
-    parser.add_argument(
-        "--no-resume",
-        action="store_true",
-        help="start from the beginning; a run that is there is moved aside, not deleted",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="a.b=c", default=[], help="values of the configuration"
-    )
+    add_training_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

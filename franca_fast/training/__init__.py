@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from .config import Config
 from .config_files import list_recipes, load_config, to_yaml
+from .finetune import finetune
 from .loop import PretrainResult, pretrain
 
-__all__ = ["Config", "PretrainResult", "list_recipes", "load_config", "pretrain", "to_yaml"]
+__all__ = [
+    "Config",
+    "PretrainResult",
+    "finetune",
+    "list_recipes",
+    "load_config",
+    "pretrain",
+    "to_yaml",
+]

@@ -19,8 +19,10 @@ from franca_fast.data.settings import CropSettings
 class ModelConfig:
     """Where a run starts from."""
 
-    # A checkpoint of an earlier run (its folder, or one of its checkpoints/<step> folders) whose
-    # student, teacher and heads this run starts from, at step 0 and with a fresh optimizer.
+    # What this run starts from, at step 0 and with a fresh optimizer: an earlier run (its folder,
+    # or one of its checkpoints/<step> folders), of which it takes student, teacher and heads; or a
+    # file of weights (.pth, .safetensors), whose network both become. A file may hold no heads;
+    # they are random then.
     WEIGHTS: str = ""
 
 
@@ -156,8 +158,9 @@ class TrainConfig:
     use_block_masking: bool = True
     use_inverse_block: bool = True
     roll: bool = True
-    # Fine-tuning of MODEL.WEIGHTS at a higher resolution; such a run always starts at step 0 with
-    # a fresh optimizer, so this only asks that MODEL.WEIGHTS or student.pretrained_weights is set.
+    # Fine-tuning at a higher resolution. Starting from weights always means step 0 and a fresh
+    # optimizer here, so this only refuses to begin without MODEL.WEIGHTS or
+    # student.pretrained_weights; an interrupted run is resumed like any other.
     high_resolution_finetune: bool = False
     # Ours: length of the run in steps; null is optim.epochs * OFFICIAL_EPOCH_LENGTH.
     total_steps: int | None = None
@@ -199,8 +202,8 @@ class StudentConfig:
     drop_path_uniform: bool = True
     # Initial LayerScale.
     layerscale: float = 1.0e-5
-    # Backbone weights that student and teacher start from (.pth or .safetensors); the names must
-    # all match.
+    # Backbone weights that student and teacher start from (.pth or .safetensors), the heads random
+    # as in the released code; the names must all match.
     pretrained_weights: str = ""
     # mlp, swiglu or swiglufused (the last two are the same here).
     ffn_layer: str = "mlp"

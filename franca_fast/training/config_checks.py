@@ -193,7 +193,3 @@ def _check_start(config: Config) -> None:
     whole, backbone = config.MODEL.WEIGHTS, config.student.pretrained_weights
     if whole and backbone:
         raise InputError("MODEL.WEIGHTS and student.pretrained_weights: give one of them, not both")
-    if config.train.high_resolution_finetune and not (whole or backbone):
-        raise InputError(
-            "train.high_resolution_finetune needs MODEL.WEIGHTS or student.pretrained_weights"
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -80,6 +82,19 @@ def load_config(
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package, as `load_config` takes them."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_summary(name: str) -> str:
+    """The first sentence of a recipe's own explanation.
+
+    Example:
+        >>> recipe_summary("vitl14_in21k")
+        'Franca ViT-L/14 on ImageNet-21K.'
+    """
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return re.split(r"[.:] ", text, maxsplit=1)[0] + "."
 
 
 def to_yaml(config: Config) -> str:

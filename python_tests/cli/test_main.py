@@ -30,7 +30,7 @@ def test_wrong_command_lines_are_one_line(fails, argv: list[str], complaint: str
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "pretrain", "embed", "eval", "visualize", "models", "doctor"]
+    "verb", ["demo", "pretrain", "finetune", "embed", "eval", "visualize", "models", "doctor"]
 )
 def test_every_verb_has_help(run, verb: str) -> None:
     outcome = run(verb, "--help")

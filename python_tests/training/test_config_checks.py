@@ -29,7 +29,6 @@ from franca_fast.training.config_files import load_config
         (["dino.loss_weight=0", "ibot.loss_weight=0"], "expected one above 0"),
         (["ibot.mask_sample_probability=0"], "no patch is ever masked"),
         (["train.total_steps=10"], "longer than the run (10 steps)"),
-        (["train.high_resolution_finetune=true"], "needs MODEL.WEIGHTS"),
         (["MODEL.WEIGHTS=a", "student.pretrained_weights=b"], "not both"),
         (
             ["compute_precision.student.backbone.mixed_precision.param_dtype=fp8"],

@@ -10,6 +10,7 @@ import pytest
 from franca_fast.errors import InputError
 from franca_fast.training.config import Config
 from franca_fast.training.config_files import (
+    RECIPES,
     differing_keys,
     flatten,
     list_recipes,
@@ -104,8 +105,33 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_loads(name: str) -> None:
-    overrides = ["student.pretrained_weights=x.pth"] if "highres" in name else []
-    assert load_config(name, overrides).train.centering == "sinkhorn_knopp"
+    assert load_config(name).train.centering == "sinkhorn_knopp"
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_says_how_its_learning_rate_follows_the_batch_size(name: str) -> None:
+    comments = [
+        line
+        for line in (RECIPES / f"{name}.yaml").read_text().splitlines()
+        if line.startswith("#") and "learning rate" in line
+    ]
+    rule = "as it is" if load_config(name).optim.lr else "base_lr * sqrt(global batch / 1024)"
+    assert any(rule in line for line in comments)
+
+
+def test_high_resolution_stages_have_the_papers_sizes_and_lengths() -> None:
+    for size in "bl":
+        first, second = (load_config(f"vit{size}14_{pixels}px") for pixels in (364, 518))
+        assert (first.crops.global_crops_size, first.crops.local_crops_size) == (364, 112)
+        assert (second.crops.global_crops_size, second.crops.local_crops_size) == (518, 168)
+        assert (first.total_steps, second.total_steps) == (30_000, 10_000)
+        differing = {key.split(" ")[0] for key in differing_keys(first, second)}
+        assert differing == {
+            "crops.global_crops_size",
+            "crops.local_crops_size",
+            "optim.epochs",
+            "optim.warmup_epochs",
+        }
 
 
 @pytest.mark.parametrize(
@@ -122,8 +148,7 @@ def test_every_recipe_loads(name: str) -> None:
 def test_released_recipes_have_the_released_values(
     name: str, batch: int, drop_path: float, steps: int, base_lr: float, warmup: int
 ) -> None:
-    overrides = ["student.pretrained_weights=x.pth"] if "highres" in name else []
-    config = load_config(name, overrides)
+    config = load_config(name)
     found = (
         config.train.batch_size_per_gpu,
         config.student.drop_path_rate,
