@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
+from franca_fast.hub.archive import is_archive, unpacked
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -31,7 +33,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     tensors under "teacher" (as released), "model" or "state_dict". Keys are returned as spelt.
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
+        path: a `.safetensors`, `.pth`, `.pt` or `.bin` file, or a `.tar.gz` archive, whole or in
+            parts (see `archive_parts`), that holds one `.pth` file.
 
     Returns:
         key -> tensor on the CPU, dtypes and shapes as stored.
@@ -45,14 +48,56 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         torch.Size([1, 1, 768])
     """
     file = Path(path)
+    if is_archive(file):
+        with unpacked(file) as inner:
+            return read_torch_file(inner, source=file)
     if not file.is_file():
         raise InputError(f"weights '{file}': no such file")
     if file.suffix == SAFETENSORS_SUFFIX:
         return _read_safetensors(file)
     if file.suffix not in TORCH_SUFFIXES:
-        accepted = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
+        accepted = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, ".tar.gz"))
         raise InputError(f"weights '{file}': unknown kind of file; accepted are {accepted}")
-    return _tensors_of(_read_torch(file), file)
+    return read_torch_file(file)
+
+
+def read_torch_file(
+    file: Path, *, source: Path | None = None, mapped: bool = False
+) -> dict[str, Tensor]:
+    """Reads the tensors of a file that `torch.save` wrote, whatever its suffix.
+
+    Args:
+        file: the file; its checksums are verified where it has any.
+        source: what messages call it, when that is another path.
+        mapped: leave the tensors in the file (memory-mapped) instead of reading them all.
+
+    Returns:
+        key -> tensor on the CPU.
+
+    Raises:
+        InputError: damaged, or it holds anything but tensors.
+    """
+    shown = source or file
+    zipped = zipfile.is_zipfile(file)
+    if zipped:
+        _verify_checksums(file, shown)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(
+                file, map_location="cpu", weights_only=True, mmap=mapped and zipped
+            )
+    except pickle.UnpicklingError as error:
+        asked_for = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked_for is None:
+            raise InputError(f"weights '{shown}': {_UNREADABLE}") from error
+        raise InputError(
+            f"weights '{shown}': refused, the file asks for the Python object "
+            f"'{asked_for.group(1)}'; only tensors are loaded and nothing in it was run"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise InputError(f"weights '{shown}': {_UNREADABLE}") from error
+    return _tensors_of(content, shown)
 
 
 def normalize_backbone_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,21 +196,17 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise InputError(f"weights '{file}': damaged or no safetensors file ({error})") from error
 
 
-def _read_torch(file: Path) -> Any:
+def _verify_checksums(file: Path, shown: Path) -> None:
+    """Compares the stored checksums, which torch itself does not."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked_for = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked_for is None:
-            raise InputError(f"weights '{file}': {_UNREADABLE}") from error
-        raise InputError(
-            f"weights '{file}': refused, the file asks for the Python object "
-            f"'{asked_for.group(1)}'; only tensors are loaded and nothing in it was run"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise InputError(f"weights '{file}': {_UNREADABLE}") from error
+        with zipfile.ZipFile(file) as archive:
+            if all(member.CRC == 0 for member in archive.infolist()):
+                return  # written without checksums
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"weights '{shown}': {_UNREADABLE}") from error
+    if damaged is not None:
+        raise InputError(f"weights '{shown}': damaged, '{damaged}' in it fails its checksum")
 
 
 def _tensors_of(content: Any, file: Path) -> dict[str, Tensor]:

@@ -1,0 +1,156 @@
+"""Chunked archives: a `.tar.gz`, whole or cut into parts, that holds one file of weights."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from franca_fast.errors import InputError
+from franca_fast.files import atomic_path
+
+_ARCHIVE = re.compile(r"\.tar\.gz(\.part_[a-z]{2})?$")
+_LARGEST = 64 << 30  # bytes of the unpacked file; the largest released one has less than 5 GB
+_PADDING = 1 << 20  # what may follow the end of the archive
+_BLOCK = 1 << 20
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is spelt like an archive, one of its parts, or the start of their names."""
+    return _ARCHIVE.search(os.fspath(path)) is not None
+
+
+def archive_parts(path: str | os.PathLike[str]) -> list[Path]:
+    """Finds the files of an archive, in order.
+
+    Args:
+        path: the whole archive, any of its parts, or the common start `....tar.gz` of their names.
+
+    Raises:
+        InputError: none is there, or one is missing between others.
+    """
+    given = Path(path)
+    if given.is_file() and given.name.endswith(".tar.gz"):
+        return [given]
+    stem = given.name.partition(".part_")[0]
+    parts = sorted(given.parent.glob(f"{stem}.part_??"))
+    expected = [given.parent / f"{stem}.part_{_letters(i)}" for i in range(len(parts))]
+    missing = [file.name for file in expected if file not in parts]
+    if missing or not parts:
+        what = f"lacks {missing[0]}" if missing else "no such file"
+        raise InputError(f"archive '{given}': {what}")
+    return parts
+
+
+def unpack(parts: Sequence[Path], target: Path) -> Path:
+    """Unpacks the one `.pth` file of an archive, without holding it in memory.
+
+    Only a single regular file is accepted, and its name in the archive decides nothing: it is
+    written to `target`, complete or not at all. The archive's checksum is verified.
+
+    Args:
+        parts: files of the archive in order.
+        target: where the file shall be.
+
+    Returns:
+        `target`.
+
+    Raises:
+        InputError: a damaged archive, one that holds anything else, or too little space.
+    """
+    source = f"archive '{parts[0]}'"
+    try:
+        with (
+            io.BufferedReader(_Joined(parts), _BLOCK) as joined,
+            gzip.GzipFile(fileobj=joined) as unzipped,
+            atomic_path(target) as temporary,
+        ):
+            with tarfile.open(fileobj=unzipped, mode="r|") as tar:
+                _extract(tar, temporary, source)
+            # Only at the end of its stream does gzip compare the checksum.
+            if len(unzipped.read(_PADDING)) == _PADDING:
+                raise InputError(f"{source}: more data follows its end")
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise InputError(
+            f"{source}: damaged, or a part is missing at its end ({len(parts)} found; {error})"
+        ) from error
+    return target
+
+
+@contextmanager
+def unpacked(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Unpacks a local archive into a temporary folder for the time of the block."""
+    with tempfile.TemporaryDirectory(prefix="franca-fast-") as folder:
+        yield unpack(archive_parts(path), Path(folder) / "weights.pth")
+
+
+def _extract(tar: tarfile.TarFile, target: Path, source: str) -> None:
+    found = False
+    for member in tar:
+        name = PurePosixPath(member.name)
+        if member.isdir():
+            continue
+        if (
+            not member.isreg()
+            or name.suffix != ".pth"
+            or name.is_absolute()
+            or ".." in name.parts
+            or found
+        ):
+            raise InputError(
+                f"{source}: refused, it holds '{member.name}'; accepted is one .pth file"
+            )
+        free = shutil.disk_usage(target.parent).free
+        if member.size > min(free, _LARGEST):
+            raise InputError(
+                f"{source}: unpacks to {member.size} bytes; {free} are free in '{target.parent}' "
+                f"(TMPDIR or FRANCA_FAST_CACHE name another folder) and {_LARGEST} are accepted"
+            )
+        content = tar.extractfile(member)
+        assert content is not None  # only of what is no file
+        with content, target.open("wb") as file:
+            shutil.copyfileobj(content, file, _BLOCK)
+        found = True
+    if not found:
+        raise InputError(f"{source}: holds no .pth file")
+
+
+def _letters(index: int) -> str:
+    """How `split` names its parts: aa, ab, ..., az, ba, ..."""
+    return chr(ord("a") + index // 26) + chr(ord("a") + index % 26)
+
+
+class _Joined(io.RawIOBase):
+    """Several files read as one."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self._parts = iter(parts)
+        self._file: io.FileIO | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        while True:
+            if self._file is None:
+                part = next(self._parts, None)
+                if part is None:
+                    return 0
+                self._file = io.FileIO(part)
+            if n_read := self._file.readinto(buffer):  # type: ignore[arg-type]
+                return n_read
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
