@@ -6,10 +6,13 @@ from franca_fast.hub.load import check_img_size, load_head, load_model
 from franca_fast.hub.released import ModelInfo, list_models
 from franca_fast.hub.save import save_backbone
 from franca_fast.hub.state_dict import normalize_backbone_keys, read_state_dict
+from franca_fast.hub.store import cache_folder, download_model
 
 __all__ = [
     "ModelInfo",
+    "cache_folder",
     "check_img_size",
+    "download_model",
     "list_models",
     "load_head",
     "load_model",

@@ -18,7 +18,8 @@ def infer_backbone(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
     Everything that shapes tell is read. The number of heads leaves no trace in them: it is taken
     from the known architecture of the same width and depth, and left out when there is none. The
-    options of the position interpolation leave none either and keep their defaults.
+    options of the position interpolation leave none either: those of DINOv2's public models with
+    registers for weights that have registers, the defaults otherwise.
 
     Args:
         state: key -> tensor with normalised keys (see `normalize_backbone_keys`).
@@ -46,7 +47,7 @@ def infer_backbone(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
             f"patch kernel {list(kernel.shape)}, {patches} positions, which is no square)"
         )
     patch_size = kernel.shape[-1]
-    config = {
+    config: dict[str, Any] = {
         "img_size": grid * patch_size,
         "patch_size": patch_size,
         "in_chans": kernel.shape[1],
@@ -59,12 +60,43 @@ def infer_backbone(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     }
     if "blocks.0.ls1.gamma" not in state:
         config["layerscale"] = None
+    if config["num_register_tokens"]:
+        config |= {"interpolate_antialias": True, "interpolate_offset": 0.0}
     heads = {
         values["num_heads"]
         for values in ARCHITECTURES.values()
         if (values["embed_dim"], values["depth"]) == (width, depth)
     }
     return config | ({"num_heads": heads.pop()} if len(heads) == 1 else {})
+
+
+def check_architecture(
+    found: Mapping[str, Any],
+    architecture: str,
+    source: str,
+    num_register_tokens: int | None = None,
+) -> None:
+    """Refuses weights that are not of a named architecture.
+
+    Args:
+        found: constructor arguments, as `infer_backbone` reads them.
+        architecture: a key of `ARCHITECTURES`.
+        source: what the message calls the weights.
+        num_register_tokens: the number of registers they must have; None accepts any.
+
+    Raises:
+        InputError: names what differs.
+    """
+    sizes = ARCHITECTURES[architecture]
+    expected = {"embed_dim": sizes["embed_dim"], "depth": sizes["depth"]}
+    if num_register_tokens is not None:
+        expected["num_register_tokens"] = num_register_tokens
+    for dimension, size in expected.items():
+        if found[dimension] != size:
+            raise InputError(
+                f"weights '{source}' are not of {architecture}: {dimension} is "
+                f"{found[dimension]} instead of {size}"
+            )
 
 
 def infer_head(state: Mapping[str, Tensor], source: str, in_dim: int | None) -> dict[str, Any]:

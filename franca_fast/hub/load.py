@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from franca_fast.errors import InputError, did_you_mean
-from franca_fast.hub.infer import infer_backbone, infer_head
-from franca_fast.hub.released import RELEASED_MODELS
+from franca_fast.hub.archive import is_archive
+from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
+from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
 from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
 from franca_fast.hub.state_dict import (
     SAFETENSORS_SUFFIX,
@@ -23,11 +24,11 @@ from franca_fast.hub.state_dict import (
     read_state_dict,
     shorten,
 )
+from franca_fast.hub.store import download_model
 from franca_fast.models import NestedPrototypeHead, VisionTransformer
 from franca_fast.models.architectures import ARCHITECTURES, build_backbone
 
 RANDOM = "random"
-_RELEASED_NAMES = tuple(dict.fromkeys(model.name for model in RELEASED_MODELS))
 _FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".json", *TORCH_SUFFIXES)
 
 
@@ -47,13 +48,16 @@ def load_model(
       `save_backbone` and the pretraining write them;
     - a run directory of `pretrain`, whose `exported/` folder is used;
     - a `.pth` file as released (`{"teacher": ...}` or flat, any key spelling that
-      `normalize_backbone_keys` knows), with the architecture read from the shapes;
-    - a released name ("franca_vitb14") or an architecture ("vit_base"), with `weights` naming a
-      local file, or `weights="random"` for an untrained network.
+      `normalize_backbone_keys` knows), with the architecture read from the shapes; also inside a
+      `.tar.gz` archive, whole or in parts;
+    - a released name ("franca_vitb14", "dinov2_vits14_reg"), whose weights are downloaded once
+      (see `download_model`), or an architecture ("vit_base"); `weights` then names a local file,
+      or is "random" for an untrained network.
 
     Args:
         name_or_path: as above.
-        weights: a local file, or "random"; only with a name.
+        weights: only with a name: the name of released weights ("IN21K_518"; None takes the first
+            that `list_models` has), a local file, or "random".
         img_size: side in pixels of the images to use. Other sizes than the weights' own work by
             interpolating the position embedding when the model runs, so this only checks that
             the size is a multiple of the patch; with weights="random" it is the native size.
@@ -65,7 +69,8 @@ def load_model(
         the model in evaluation mode, on the CPU, float32.
 
     Raises:
-        InputError: unknown name, no such file, or weights that do not fit (all keys named).
+        InputError: unknown name, no such file, a download that fails, or weights that do not fit
+            (all keys named).
 
     Example:
         >>> model = load_model("vit_small", weights="random")
@@ -77,7 +82,7 @@ def load_model(
             f"rasa '{os.fspath(rasa)}': removing positions while loading is not supported yet"
         )
     name, overrides = os.fspath(name_or_path), dict(architecture or {})
-    if name in ARCHITECTURES or name in _RELEASED_NAMES:
+    if name in ARCHITECTURES or name in RELEASED_NAMES:
         model = _load_named(name, weights, img_size, overrides)
     elif weights is not None:
         raise InputError(
@@ -147,7 +152,7 @@ def check_img_size(img_size: int | None, patch_size: int) -> None:
 
 
 def _known_names() -> tuple[str, ...]:
-    return (*_RELEASED_NAMES, *ARCHITECTURES)
+    return (*RELEASED_NAMES, *ARCHITECTURES)
 
 
 def _load_named(
@@ -156,38 +161,32 @@ def _load_named(
     img_size: int | None,
     overrides: dict[str, Any],
 ) -> VisionTransformer:
-    arch = next((m.architecture for m in RELEASED_MODELS if m.name == name), name)
+    released = find_released(name) if name in RELEASED_NAMES else None
+    arch = released.architecture if released else name
     if weights == RANDOM:
         size = {} if img_size is None else {"img_size": img_size}
         return build_backbone(arch, **(size | overrides))
-    if weights is None or not Path(weights).is_file():
-        raise InputError(_which_weights(name, weights))
-    state = normalize_backbone_keys(read_state_dict(weights))
-    found = infer_backbone(state, os.fspath(weights))
-    for dimension in ("embed_dim", "depth"):
-        if found[dimension] != ARCHITECTURES[arch][dimension]:
-            raise InputError(
-                f"weights '{os.fspath(weights)}' are not of {arch}: {dimension} is "
-                f"{found[dimension]} instead of {ARCHITECTURES[arch][dimension]}"
-            )
-    return _build(ARCHITECTURES[arch] | found | overrides, state, os.fspath(weights))
+    file = _weights_file(name, weights)
+    state = normalize_backbone_keys(read_state_dict(file))
+    found = infer_backbone(state, os.fspath(file))
+    registers = released.num_register_tokens if released else None
+    check_architecture(found, arch, os.fspath(file), registers)
+    return _build(ARCHITECTURES[arch] | found | overrides, state, os.fspath(file))
 
 
-def _which_weights(name: str, weights: str | os.PathLike[str] | None) -> str:
-    """Says what to pass as `weights` for a name, given that `weights` is no file."""
-    files = {m.weights: m for m in RELEASED_MODELS if m.name == name}
-    if weights is not None and weights not in files:
-        known = (*(key for key in files if key), RANDOM)
-        return (
-            f"weights '{os.fspath(weights)}': no such file{did_you_mean(os.fspath(weights), known)}"
+def _weights_file(name: str, weights: str | os.PathLike[str] | None) -> Path:
+    """The file that `weights` stands for, given the name of a model."""
+    known = [m.weights for m in RELEASED_MODELS if m.name == name and m.weights]
+    if known and (weights is None or weights in known):
+        return download_model(name, None if weights is None else os.fspath(weights))
+    if weights is None:
+        raise InputError(
+            f"model '{name}' needs weights: a file, or '{RANDOM}' for an untrained network"
         )
-    if not files:
-        return f"model '{name}' needs weights: a file, or '{RANDOM}' for an untrained network"
-    wanted = [str(m.file) for key, m in files.items() if weights in (None, key)]
-    return (
-        f"model '{name}' needs weights: pass the path of {' or '.join(wanted)} "
-        "(franca-fast models tells where they are; unpack a .tar.gz first)"
-    )
+    if not Path(weights).is_file() and not is_archive(weights):
+        given = os.fspath(weights)
+        raise InputError(f"weights '{given}': no such file{did_you_mean(given, [*known, RANDOM])}")
+    return Path(weights)
 
 
 def _find_file(name: str) -> Path:
@@ -202,6 +201,8 @@ def _find_file(name: str) -> Path:
             f"model '{name}': the folder holds {len(found) or 'no'} exported models"
             + (f" ({shorten(file.name for file in found)}); name one" if found else "")
         )
+    if is_archive(path):
+        return path
     weights, _ = backbone_files(name)
     if weights.is_file() and path.suffix not in TORCH_SUFFIXES:
         return weights
