@@ -43,6 +43,24 @@ def close(value: Tensor, expected: Tensor, tolerance: float = 2e-4) -> None:
     torch.testing.assert_close(value.float(), expected.float(), rtol=tolerance, atol=tolerance)
 
 
+def check_devices() -> None:
+    """Matrices of the expected device are taken, wherever that is, and others refused."""
+    from franca_fast.backends.compiled.views import pack_heads
+    from franca_fast.errors import InputError
+
+    # A device without memory stands for one that is not the CPU.
+    elsewhere = torch.device("meta")
+    heads = [torch.empty(4, k, device=elsewhere) for k in (3, 8)]
+    assert pack_heads(heads, "logits", elsewhere).columns == [3, 8]
+    for matrices, device in ((heads, "cpu"), ([heads[0], torch.empty(4, 8)], "meta")):
+        try:
+            pack_heads(matrices, "logits", torch.device(device))
+        except InputError as error:
+            assert f"on {device}" in str(error)
+        else:
+            raise AssertionError("a matrix of another device was taken")
+
+
 def check_sinkhorn() -> None:
     """Passes, assignments and the joined passes."""
     own, reference = backends("sinkhorn")
@@ -141,7 +159,7 @@ def check_streamed() -> None:
 def main() -> None:
     """Runs all checks; an exception is a failure."""
     install(Path(sys.argv[1]).resolve())
-    for check in (check_sinkhorn, check_clustering, check_scores, check_streamed):
+    for check in (check_devices, check_sinkhorn, check_clustering, check_scores, check_streamed):
         torch.manual_seed(0)
         check()
         print(f"{check.__name__}: passed")

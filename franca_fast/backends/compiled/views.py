@@ -54,10 +54,10 @@ def pack_heads(logits: Sequence[Tensor], name: str, device: torch.device = CPU) 
     tensors: list[Tensor] = []
     for z in logits:
         shape = z.shape
-        if len(shape) != 2 or shape[0] != n_rows or z.dtype is not dtype or not z.is_cpu:
+        if len(shape) != 2 or shape[0] != n_rows or z.dtype is not dtype or z.device != device:
             raise InputError(
-                f"{name}[{len(columns)}]: expected a {dtype} CPU tensor of shape [{n_rows}, K], "
-                f"got {z.dtype} on {z.device} of shape {list(shape)}"
+                f"{name}[{len(columns)}]: expected a {dtype} tensor of shape [{n_rows}, K] on "
+                f"{device}, got {z.dtype} on {z.device} of shape {list(shape)}"
             )
         width = shape[1]
         row_stride, column_stride = z.stride()
