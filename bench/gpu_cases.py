@@ -1,4 +1,7 @@
-"""What is timed on a GPU: each work with its baselines, its bytes and its operations."""
+"""What bench/gpu.py times: each work with its baselines, its bytes and its operations.
+
+To add a work, write a function that takes a `Setting` and yields `Case`s, and append it to `WORKS`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from cpu_cases import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, eager_loss, eager_sinkhorn
 from torch import Tensor
 
 import franca_fast as ff
-
-TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.06, 0.1
-NESTED = (8192, 16384, 32768, 65536, 131072)
-DEPTH = 256
+from franca_fast.backends import registry
 
 Call = Callable[[Any], object]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where to run, and at which sizes.
+
+    Attributes:
+        device: Device of all inputs, which is also the default device while cases are made.
+        rows: Numbers of rows N to measure at.
+        widths: Prototypes of each nested head.
+        depth: Length of the bottleneck features.
+        compile: Whether torch.compile of the baseline is a baseline, too.
+    """
+
+    device: torch.device
+    rows: tuple[int, ...] = (64, 3072)
+    widths: tuple[int, ...] = (8192, 16384, 32768, 65536, 131072)
+    depth: int = 256
+    compile: bool = True
+
+    def backends(self, operator: str, dtype: torch.dtype = torch.bfloat16) -> list[str]:
+        """Backends that run an operator here, the reference first."""
+        names = registry.available(operator, torch.empty(0, dtype=dtype, device=self.device))
+        return sorted(names, key=lambda name: name != "torch")
+
+    def compiled(self, call: Call) -> dict[str, Call]:
+        """The baseline under torch.compile, as a variant."""
+        return {"compiled": torch.compile(call, dynamic=False)} if self.compile else {}
 
 
 @dataclass
@@ -37,31 +66,6 @@ class Case:
     operations: int = 0
 
 
-def eager_sinkhorn(heads: list[Tensor], temperature: float, n_iterations: int = 3) -> list[Tensor]:
-    """The usual loop on assignments in float32, one head after the other."""
-    results = []
-    for z in heads:
-        q = torch.exp(z.float() / temperature).t()
-        n_prototypes, n_rows = q.shape
-        q /= q.sum()
-        for _ in range(n_iterations):
-            q /= q.sum(dim=1, keepdim=True)
-            q /= n_prototypes
-            q /= q.sum(dim=0, keepdim=True)
-            q /= n_rows
-        results.append((q * n_rows).t())
-    return results
-
-
-def eager_loss(students: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Cross-entropy between stored targets and student scores."""
-    loss = students[0].new_zeros((), dtype=torch.float32)
-    for s, q in zip(students, targets, strict=True):
-        log_softmax = torch.log_softmax(s.float() / STUDENT_TEMPERATURE, dim=1)
-        loss = loss - (q * log_softmax).sum(dim=1).mean()
-    return loss
-
-
 def with_backend(name: str, call: Call) -> Call:
     """The call with one backend asked for."""
 
@@ -73,45 +77,47 @@ def with_backend(name: str, call: Call) -> Call:
 
 
 def logits(n_rows: int, widths: tuple[int, ...]) -> list[Tensor]:
-    """Random bfloat16 scores on the GPU."""
-    return [torch.randn(n_rows, k, device="cuda", dtype=torch.bfloat16) * 0.3 for k in widths]
+    """Random bfloat16 scores; at this spread the published loop neither over- nor underflows."""
+    return [torch.randn(n_rows, k, dtype=torch.bfloat16).mul_(0.3) for k in widths]
 
 
-def sinkhorn_case(n_rows: int, widths: tuple[int, ...], backends: list[str]) -> Case:
+def sinkhorn_cases(setting: Setting) -> Iterator[Case]:
     """Potentials of all heads; four reads of the logits count."""
-    variants: dict[str, Call] = {
-        "eager": lambda z: eager_sinkhorn(z, TEACHER_TEMPERATURE),
-        "compiled": torch.compile(lambda z: eager_sinkhorn(z, TEACHER_TEMPERATURE), dynamic=False),
-    }
-    for name in backends:
-        variants[name] = with_backend(
-            name, lambda z: ff.ops.sinkhorn_potentials(z, TEACHER_TEMPERATURE)
+    for n_rows in setting.rows:
+        variants = {"eager": eager_sinkhorn, **setting.compiled(eager_sinkhorn)}
+        for name in setting.backends("sinkhorn"):
+            variants[name] = with_backend(
+                name, lambda z: ff.ops.sinkhorn_potentials(z, TEACHER_TEMPERATURE)
+            )
+        yield Case(
+            f"sinkhorn N={n_rows} K={sum(setting.widths)}",
+            lambda n_rows=n_rows: logits(n_rows, setting.widths),
+            variants,
+            4 * 2 * n_rows * sum(setting.widths),
         )
-    size = 4 * 2 * n_rows * sum(widths)
-    return Case(
-        f"sinkhorn N={n_rows} K={sum(widths)}", lambda: logits(n_rows, widths), variants, size
-    )
 
 
 def _loss_inputs(n_rows: int, widths: tuple[int, ...]) -> Any:
     teacher, student = logits(n_rows, widths), logits(n_rows, widths)
     potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
-    return teacher, [s.requires_grad_() for s in student], potentials
+    targets = ff.ops.sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
+    return teacher, [s.requires_grad_() for s in student], potentials, targets
 
 
-def loss_case(n_rows: int, widths: tuple[int, ...], backends: list[str]) -> Case:
-    """Loss and gradient: both sides read twice, the gradient written once."""
+def loss_cases(setting: Setting) -> Iterator[Case]:
+    """Loss and gradient: both sides read twice, the gradient written once.
+
+    The baseline gets its targets ready-made; ours rebuilds them.
+    """
 
     def eager(inputs: Any) -> object:
-        teacher, student, potentials = inputs
-        pairs = zip(teacher, potentials.prototype, potentials.row, strict=True)
-        targets = [
-            torch.exp(z.float() / TEACHER_TEMPERATURE + a + b.unsqueeze(1)) for z, a, b in pairs
-        ]
+        _, student, _, targets = inputs
         return torch.autograd.grad(eager_loss(student, targets), student)
 
+    compiled_loss = setting.compiled(lambda inputs: eager_loss(*inputs))
+
     def fused(inputs: Any) -> object:
-        teacher, student, potentials = inputs
+        teacher, student, potentials, _ = inputs
         loss = ff.ops.clustering_cross_entropy(
             student,
             teacher,
@@ -121,23 +127,30 @@ def loss_case(n_rows: int, widths: tuple[int, ...], backends: list[str]) -> Case
         )
         return torch.autograd.grad(loss.sum(), student)
 
-    variants: dict[str, Call] = {"eager": eager}
-    variants |= {name: with_backend(name, fused) for name in backends}
-    return Case(
-        f"loss fwd+bwd N={n_rows} K={sum(widths)}",
-        lambda: _loss_inputs(n_rows, widths),
-        variants,
-        5 * 2 * n_rows * sum(widths),
-    )
+    for n_rows in setting.rows:
+        variants: dict[str, Call] = {"eager": eager}
+        for name, loss in compiled_loss.items():
+            variants[name] = lambda inputs, loss=loss: torch.autograd.grad(
+                loss((inputs[1], inputs[3])), inputs[1]
+            )
+        for name in setting.backends("clustering_cross_entropy"):
+            variants[name] = with_backend(name, fused)
+        yield Case(
+            f"loss fwd+bwd N={n_rows} K={sum(setting.widths)}",
+            lambda n_rows=n_rows: _loss_inputs(n_rows, setting.widths),
+            variants,
+            5 * 2 * n_rows * sum(setting.widths),
+        )
 
 
-def _factors(n_rows: int, widths: tuple[int, ...]) -> Any:
-    features = [torch.randn(n_rows, DEPTH, device="cuda", dtype=torch.bfloat16) for _ in widths]
-    prototypes = [torch.randn(k, DEPTH, device="cuda", dtype=torch.bfloat16) for k in widths]
-    return features, prototypes, [torch.rand(k, device="cuda") / 16 for k in widths]
+def _factors(n_rows: int, setting: Setting) -> Any:
+    depth, dtype = setting.depth, torch.bfloat16
+    features = [torch.randn(n_rows, depth, dtype=dtype) for _ in setting.widths]
+    prototypes = [torch.randn(k, depth, dtype=dtype) for k in setting.widths]
+    return features, prototypes, [torch.rand(k) / depth**0.5 for k in setting.widths]
 
 
-def scores_case(n_rows: int, widths: tuple[int, ...], backends: list[str]) -> Case:
+def scores_cases(setting: Setting) -> Iterator[Case]:
     """Scaled scores of all heads, beside one library product per head and a scaling."""
 
     def library(inputs: Any) -> object:
@@ -146,20 +159,22 @@ def scores_case(n_rows: int, widths: tuple[int, ...], backends: list[str]) -> Ca
     def fused(inputs: Any) -> object:
         return ff.ops.prototype_scores(inputs[0], inputs[1], scales=inputs[2])
 
-    variants: dict[str, Call] = {"eager": library}
-    variants |= {name: with_backend(name, fused) for name in backends}
-    columns = sum(widths)
-    return Case(
-        f"scores N={n_rows} K={columns} C={DEPTH}",
-        lambda: _factors(n_rows, widths),
-        variants,
-        2 * (n_rows * columns + columns * DEPTH),
-        2 * n_rows * columns * DEPTH,
-    )
+    columns = sum(setting.widths)
+    for n_rows in setting.rows:
+        variants: dict[str, Call] = {"eager": library, **setting.compiled(library)}
+        for name in setting.backends("prototype_scores"):
+            variants[name] = with_backend(name, fused)
+        yield Case(
+            f"scores N={n_rows} K={columns} C={setting.depth}",
+            lambda n_rows=n_rows: _factors(n_rows, setting),
+            variants,
+            2 * (n_rows * columns + (len(setting.widths) * n_rows + columns) * setting.depth),
+            2 * n_rows * columns * setting.depth,
+        )
 
 
-def _factored(n_rows: int, widths: tuple[int, ...]) -> ff.ops.FactoredScores:
-    features, prototypes, scales = _factors(n_rows, widths)
+def _factored(n_rows: int, setting: Setting) -> ff.ops.FactoredScores:
+    features, prototypes, scales = _factors(n_rows, setting)
     return ff.ops.FactoredScores(
         tuple(x.requires_grad_() for x in features),
         tuple(v.requires_grad_() for v in prototypes),
@@ -167,14 +182,14 @@ def _factored(n_rows: int, widths: tuple[int, ...]) -> ff.ops.FactoredScores:
     )
 
 
-def _streamed_inputs(n_rows: int, widths: tuple[int, ...]) -> Any:
-    student, teacher = _factored(n_rows, widths), _factored(n_rows, widths)
+def _streamed_inputs(n_rows: int, setting: Setting) -> Any:
+    student, teacher = _factored(n_rows, setting), _factored(n_rows, setting)
     with torch.no_grad():
         potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
     return student, teacher, potentials
 
 
-def streamed_case(n_rows: int, widths: tuple[int, ...], backends: list[str]) -> Case:
+def streamed_cases(setting: Setting) -> Iterator[Case]:
     """Loss and gradient without stored scores: 4 recomputed products and 2 for the gradient."""
 
     def fused(inputs: Any) -> object:
@@ -184,23 +199,26 @@ def streamed_case(n_rows: int, widths: tuple[int, ...], backends: list[str]) -> 
         )
         return torch.autograd.grad(loss.sum(), [*student.features, *student.prototypes])
 
-    # The torch backend goes first: it is the baseline.
-    variants = {name: with_backend(name, fused) for name in sorted(backends, reverse=True)}
-    operations = 6 * 2 * n_rows * sum(widths) * DEPTH
-    return Case(
-        f"streamed loss fwd+bwd N={n_rows} K={sum(widths)} C={DEPTH}",
-        lambda: _streamed_inputs(n_rows, widths),
-        variants,
-        0,
-        operations,
-    )
+    columns = sum(setting.widths)
+    for n_rows in setting.rows:
+        yield Case(
+            f"streamed loss fwd+bwd N={n_rows} K={columns} C={setting.depth}",
+            lambda n_rows=n_rows: _streamed_inputs(n_rows, setting),
+            {name: with_backend(name, fused) for name in setting.backends("streamed_clustering")},
+            0,
+            6 * 2 * n_rows * columns * setting.depth,
+        )
 
 
-def cases(backends: Callable[[str], list[str]], quick: bool) -> Iterator[Case]:
-    """All works; `backends` names those that offer an operator here."""
-    widths = NESTED[:2] if quick else NESTED
-    for n_rows in (64, 512) if quick else (64, 3072):
-        yield sinkhorn_case(n_rows, widths, backends("sinkhorn"))
-        yield loss_case(n_rows, widths, backends("clustering_cross_entropy"))
-        yield scores_case(n_rows, widths, backends("prototype_scores"))
-        yield streamed_case(n_rows, widths, backends("streamed_clustering"))
+WORKS: list[Callable[[Setting], Iterator[Case]]] = [
+    sinkhorn_cases,
+    loss_cases,
+    scores_cases,
+    streamed_cases,
+]
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """All works at all sizes."""
+    for work in WORKS:
+        yield from work(setting)

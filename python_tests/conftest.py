@@ -10,7 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from python_tests.helpers import DEVICE
+
 GOLDEN = Path(__file__).parent / "golden"
+# Also for tensors that tests make while they are imported.
+torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +25,7 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
     """Tensors computed with the released code, see golden/README.md."""
-    return load_file(GOLDEN / "golden.safetensors")
+    return load_file(GOLDEN / "golden.safetensors", device=str(DEVICE))
 
 
 @pytest.fixture(scope="session")

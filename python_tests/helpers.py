@@ -1,4 +1,4 @@
-"""What several tests share: definitions in float64 to compare with, and processes with ranks."""
+"""What several tests share: the device, definitions in float64, processes with ranks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+
+from franca_fast.backends import registry
+
+# Where the tests of the operators run; bench/gpu.py asks for the GPU.
+DEVICE = torch.device(os.environ.get("FRANCA_FAST_TEST_DEVICE", "cpu"))
+
+
+def backends_of(operator: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Backends that run an operator on tensors of the device under test, sorted."""
+    return sorted(registry.available(operator, torch.empty(0, dtype=dtype, device=DEVICE)))
 
 
 def run_ranks(world_size: int, folder: Path, work: Callable[..., None], *args: Any) -> None:

@@ -87,6 +87,11 @@ def _unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | Non
     return package.unavailable(backend, operator, tensor)
 
 
+def available(operator: str, tensor: torch.Tensor) -> list[str]:
+    """Names of the backends that can run `operator` on tensors like `tensor`, best first."""
+    return [name for name in _PACKAGES if _unavailable(name, operator, tensor) is None]
+
+
 def _select(operator: str, tensor: torch.Tensor) -> str:
     request = _request()
     # A request binds the operators that the backend offers; the others stay automatic.

@@ -12,6 +12,7 @@ import franca_fast as ff
 from franca_fast.backends.torch import streamed_clustering
 from franca_fast.errors import InputError
 from franca_fast.ops import FactoredScores
+from python_tests.helpers import DEVICE
 
 HEADS = ((1, 3), (40, 16), (301, 8))
 TEMPERATURES = {"teacher_temperature": 0.05, "student_temperature": 0.1}
@@ -101,7 +102,7 @@ def test_the_heads_factors_give_its_scores():
     head = ff.models.NestedPrototypeHead(32, 64, hidden_dim=16, bottleneck_dim=8)
     x = torch.randn(3, 32)
     for autocast in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
             for a, b in zip(head(x, factored=True).stored(), head(x), strict=True):
                 assert torch.equal(a, b)
 

@@ -8,6 +8,7 @@ from torch.library import opcheck
 
 import franca_fast as ff
 from franca_fast.errors import InputError
+from python_tests.helpers import DEVICE
 
 HEADS = ((8, 16), (33, 16), (1, 5))
 
@@ -49,7 +50,7 @@ def test_gradcheck():
 
 def test_autocast_runs_in_its_dtype():
     x, v, scales = problem()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         scores = ff.ops.prototype_scores(x, v, scales=scales)
     assert {s.dtype for s in scores} == {torch.bfloat16}
     sum(s.float().sum() for s in scores).backward()

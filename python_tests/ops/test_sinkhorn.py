@@ -10,15 +10,12 @@ from torch.library import opcheck
 
 import franca_fast as ff
 from franca_fast.errors import InputError
-from python_tests.helpers import heads, sinkhorn_float64
+from python_tests.helpers import backends_of, heads, sinkhorn_float64
 
 EPS = torch.finfo(torch.float32).eps
-BACKENDS = sorted(
-    {row.backend for row in ff.backends() if row.operator == "sinkhorn" and row.available}
-)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=backends_of("sinkhorn"))
 def backend(request):
     with ff.use_backend(request.param):
         yield request.param
