@@ -29,6 +29,24 @@ inline Fragment load_fragment(const void* row) {
   return fragment;
 }
 
+// As load_fragment, each matrix transposed: lane l gets the elements of column l / 4 in the rows
+// 2 (l % 4) and the next.
+inline Fragment load_fragment_transposed(const void* row) {
+  emulation::check_aligned(row, 16);
+  const auto* slots = emulation::exchange(&row, sizeof(row));
+  Fragment fragment{};
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < 2; ++k) {
+      const unsigned char* from;
+      uint16_t value;
+      std::memcpy(&from, slots[8 * i + 2 * (lane_index() % 4) + k], sizeof(from));
+      std::memcpy(&value, from + 2 * (lane_index() / 4), sizeof(value));
+      fragment.word[i] |= static_cast<uint32_t>(value) << (16 * k);
+    }
+  }
+  return fragment;
+}
+
 template <class T>
 inline float element(uint32_t word, int index) {
   return to_float(T{static_cast<uint16_t>(word >> (16 * index))});
@@ -62,6 +80,16 @@ __device__ __forceinline__ Fragment load_fragment(const void* row) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
   Fragment f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(f.word[0]), "=r"(f.word[1]), "=r"(f.word[2]), "=r"(f.word[3])
+               : "r"(address)
+               : "memory");
+  return f;
+}
+
+__device__ __forceinline__ Fragment load_fragment_transposed(const void* row) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  Fragment f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(f.word[0]), "=r"(f.word[1]), "=r"(f.word[2]), "=r"(f.word[3])
                : "r"(address)
                : "memory");

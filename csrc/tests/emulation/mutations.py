@@ -26,6 +26,11 @@ MERGES = "merges.cu"
 TILE = "score_tile.cuh"
 STREAMED = "streamed_kernels.cuh"
 LOSS = "streamed_loss.cuh"
+HEADS = "attention_tile.cuh"
+FORWARD = "attention_forward.cuh"
+BACKWARD = "attention_backward.cuh"
+ATTENTION = "varlen_attention.cu"
+MATRIX = "primitives/matrix.cuh"
 BARRIER = "block_barrier();"
 CLUSTER_BARRIER = "cluster_barrier();"
 
@@ -139,9 +144,78 @@ STREAMED_CLUSTERING = [
     Mutation(LOSS, "product", "products[c]", "fmaf(ds, "),
 ]
 
+VARLEN_ATTENTION = [
+    # Lanes.
+    Mutation(WARP, "fmaxf(value, shuffle_xor(value, mask))", "fmaxf(value, shuffle_xor(value, 1))"),
+    Mutation(WARP, "value += shuffle_xor(value, mask);", "value += shuffle_xor(value, 1);"),
+    Mutation(WARP, "word[i] = upper ? other : word[i];", "word[i] = other;"),
+    Mutation(MATRIX, "2 * (lane_index() % 4) + k", "2 * (lane_index() % 4)", "_transposed("),
+    Mutation(HEADS, "half * 8 + lane_index() / 4", "half * 8 + lane_index() % 8"),
+    Mutation(HEADS, "lane_index() % 4 * 2 + e % 2", "lane_index() % 4 * 2"),
+    Mutation(HEADS, "half + 2 * (i % 2)", "half + 2 * (i / 2)"),
+    Mutation(HEADS, "lane / 16 * 8 + lane % 8", "lane % 16"),
+    Mutation(HEADS, "2 * k + lane / 8 % 2", "2 * k", "multiply("),
+    Mutation(HEADS, "first + lane % 16", "first + lane % 8"),
+    Mutation(HEADS, "2 * j + lane / 16", "2 * j", "add_weighted("),
+    Mutation(HEADS, "shared + warp_index() * kPacks", "shared", "kPacks = D / 16"),
+    # Strides, tiles and edges.
+    Mutation(HEADS, "row * kHeadPacks<D>", "row * 8", "int head_place("),
+    Mutation(HEADS, "row % 8", "row % 16", "int head_place("),
+    Mutation(HEADS, "task.head * packed.head_bytes", "0 * packed.head_bytes"),
+    Mutation(HEADS, "static_cast<int64_t>(sequence) * run.length", "sequence * kUnit"),
+    Mutation(HEADS, "local % run.tasks * warp_count()", "local % run.tasks * kMostWarps"),
+    Mutation(
+        HEADS, "schedule.run[r + 1].first_task <= number", "schedule.run[r + 1].first_task < number"
+    ),
+    Mutation(HEADS, "first + row < task.length", "first + row <= task.length"),
+    Mutation(HEADS, "first + row < task.length", "true"),
+    Mutation(HEADS, "row < task.length", "row < task.length - 1", "load_rows("),
+    Mutation(HEADS, "row >= task.length", "row > task.length", "store_rows("),
+    Mutation(HEADS, "(length + kUnit - 1) / kUnit", "length / kUnit + 1"),
+    Mutation(HEADS, "(length + kUnit - 1) / kUnit", "(length + kUnit - 2) / kUnit"),
+    Mutation(HEADS, "next / kStreamed % 2", "0 * next"),
+    Mutation(HEADS, "wait_for_copies<1>();", "wait_for_copies<2>();"),
+    Mutation(HEADS, BARRIER, ";", "wait_for_copies<1>()"),
+    Mutation(HEADS, BARRIER, ";", "The next copies overwrite"),
+    # Softmax.
+    Mutation(FORWARD, "lane_column(j, e) < left", "lane_column(j, e) <= left"),
+    Mutation(FORWARD, "lane_column(j, e) < left", "true"),
+    Mutation(FORWARD, "softmax.maximum[e / 2]", "0.0f", "exponentiate("),
+    Mutation(FORWARD, "task.first_token + row", "task.first_token + unit", "p.lse["),
+    Mutation(FORWARD, "row < task.length", "true", "lane_index() % 4 == 0"),
+    Mutation(FORWARD, "softmax.maximum[half] * kLn2", "softmax.maximum[half]"),
+    Mutation(FORWARD, BARRIER, ";"),
+    Mutation(FORWARD, "wait_for_copies<0>();", ";"),
+    Mutation(FORWARD, "unit += warp_count()", "unit += warp_count() + 1"),
+    Mutation(FORWARD, "softmax.total[half] *= factor;", ";"),
+    Mutation(FORWARD, "sums.value[j][2 * half] *= factor;", ";"),
+    Mutation(FORWARD, "task.length - first", "kStreamed", "attend_streamed<T>("),
+    # Gradients.
+    Mutation(BACKWARD, "fmaf(x[1], y[1], delta[w % 2])", "delta[w % 2]"),
+    Mutation(BACKWARD, "delta[w % 2]", "delta[w / 2]"),
+    Mutation(BACKWARD, "task.head * p.n_tokens + token", "token"),
+    Mutation(BACKWARD, "grad.value[j][e] - row.y", "grad.value[j][e]"),
+    Mutation(BACKWARD, "lane_column(j, e) < left ? ds : 0.0f", "ds"),
+    Mutation(BACKWARD, "grad.value[j][e] - query.y", "grad.value[j][e]"),
+    Mutation(BACKWARD, "first + lane_column(j, e)", "first + lane_column(0, e)"),
+    Mutation(
+        BACKWARD, "statistics + buffer * columns", "statistics", "fetch_statistics(statistics"
+    ),
+    Mutation(BACKWARD, "first + i < task.length", "first + i <= task.length"),
+    Mutation(BACKWARD, "first + c < task.length", "first + c + 1 < task.length"),
+    Mutation(BACKWARD, BARRIER, ";", "attention_query_gradient_kernel("),
+    Mutation(BACKWARD, BARRIER, ";", "attention_key_gradient_kernel("),
+    Mutation(BACKWARD, "held + warp_count() * ValueRows<D>::kPacks", "held"),
+    # Launches.
+    Mutation(ATTENTION, "(units + plan.warps - 1) / plan.warps", "units / plan.warps"),
+    Mutation(ATTENTION, "n_tasks += run.n_sequences * tasks;", "n_tasks += tasks;"),
+    Mutation(ATTENTION, "first += kMostRuns", "first += kMostRuns + 1"),
+]
+
 # Kernel sources and defects of each test.
 BY_TEST = {
     "sinkhorn": (("sinkhorn.cu", "merges.cu"), SINKHORN),
     "clustering": (("clustering_cross_entropy.cu", "merges.cu"), CLUSTERING_LOSS),
     "streamed": (("streamed_clustering.cu", "merges.cu"), STREAMED_CLUSTERING),
+    "attention": (("varlen_attention.cu",), VARLEN_ATTENTION),
 }
