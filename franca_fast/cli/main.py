@@ -14,6 +14,7 @@ from franca_fast.cli import (
     finetune,
     models,
     pretrain,
+    shards,
     visualize,
 )
 from franca_fast.cli.common import Parser
@@ -27,6 +28,7 @@ _VERBS = {
     "embed": embed,
     "eval": evaluate,
     "visualize": visualize,
+    "shards": shards,
     "models": models,
     "doctor": doctor,
 }

@@ -62,6 +62,7 @@ class LazyImage:
 
     Attributes:
         size: (width, height) as seen upright.
+        format: such as "JPEG".
 
     Raises:
         BadImage: not an image, too many pixels, or a damaged header.
@@ -78,6 +79,7 @@ class LazyImage:
             raise BadImage("not an image") from None
         except Exception as error:  # each decoder has errors of its own
             raise BadImage("damaged image", str(error)) from None
+        self.format = self._image.format or ""
         width, height = self._image.size
         if width * height > max_pixels:
             raise BadImage("too many pixels", f"{width} x {height}, at most {max_pixels} in all")
@@ -99,7 +101,7 @@ class LazyImage:
         """
         image: Image.Image = self._image
         try:
-            if least_size is not None and image.format == "JPEG":
+            if least_size is not None and self.format == "JPEG":
                 exchanged = self._orientation >= 5
                 width, height = least_size[::-1] if exchanged else least_size
                 image.draft(None, (max(1, int(width)), max(1, int(height))))

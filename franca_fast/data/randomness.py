@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     MASK_COUNTS = 6
     MASK_ORDER = 7
     MASK_SHAPES = 8
+    PACKING = 9
 
 
 def uniforms(

@@ -46,6 +46,7 @@ class ShardIndex:
 
     Attributes:
         memory: bytes that the index holds.
+        data, damage: as given.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ShardIndex:
         self._starts = np.concatenate([[0], zeros + 1])
         self._ends = np.concatenate([zeros, [len(self._names)]])
         self._length = len(names)
-        self._path, self._data = path, data
+        self._path, self.data = path, data
         self._places = places
         self._label_places = label_places
         self._labels = labels
@@ -99,7 +100,7 @@ class ShardIndex:
             return None
 
     def _at(self, name: str, offset: int, size: int) -> SampleRef:
-        data = self._data
+        data = self.data
         piece = None if data is None else bytes(memoryview(data)[offset : offset + size])
         return SampleRef(name, self._path, offset, size, piece)
 

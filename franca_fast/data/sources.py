@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
 import re
@@ -77,6 +78,11 @@ def open_source(
         3
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    if len(given) > 1 and all(
+        is_image_name(os.fspath(one)) and os.path.isfile(one) for one in given
+    ):
+        description = f"{len(given)} image files"
+        return Source(description, [ImageFiles(description, "", [os.fspath(one) for one in given])])
     parts = [_open_one(os.fspath(one), allow_pipe, max_missing_fraction) for one in given]
     if not parts:
         raise InputError("no images: the list of paths is empty")
@@ -152,7 +158,8 @@ def _open_folder(folder: str, spec: str) -> Source:
             f"'{spec}' holds both images and shards; name the shards as {folder}/**/*.tar"
         )
     if shards:
-        return Source(spec, [TarShard(os.path.join(folder, path)) for path in shards])
+        tars: list[Shard] = [TarShard(os.path.join(folder, path)) for path in shards]
+        return Source(spec, tars, class_names=_packed_classes(folder))
     if not images:
         found = f"{others} other files" if others else "it is empty"
         raise InputError(f"no images in folder '{spec}' ({found})")
@@ -160,6 +167,16 @@ def _open_folder(folder: str, spec: str) -> Source:
     numbers = {name: i for i, name in enumerate(classes)}
     labels = [numbers.get(PurePath(path).parts[0], -1) for path in images] if classes else None
     return Source(spec, [ImageFiles(spec, folder, images, labels)], class_names=classes)
+
+
+def _packed_classes(folder: str) -> list[str]:
+    """The names of the classes that `pack_shards` wrote beside its shards; empty without them."""
+    try:
+        names = json.loads(Path(folder, "packing.json").read_text("utf-8"))["classes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if known else []
 
 
 def _list_files(folder: str) -> tuple[list[str], list[str], int]:

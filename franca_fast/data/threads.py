@@ -1,0 +1,43 @@
+"""Work side by side, with little taken ahead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from franca_fast.errors import InputError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_threads(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    num_workers: int,
+    stop: threading.Event,
+) -> Iterator[_Result]:
+    """Does some work for each item in threads; results come as they are finished.
+
+    Few items are taken ahead. Whatever ends the iteration early sets `stop`, which the work looks
+    at, and waits for the threads.
+    """
+    if num_workers < 1:
+        raise InputError(f"num_workers {num_workers}: 1 or more")
+    with ThreadPoolExecutor(num_workers) as threads:
+        running = set[Future[_Result]]()
+        try:
+            for item in items:
+                running.add(threads.submit(work, item))
+                if len(running) >= 2 * num_workers:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from [future.result() for future in done]
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from [future.result() for future in done]
+        finally:
+            stop.set()
+            for future in running:
+                future.cancel()

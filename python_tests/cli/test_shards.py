@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from franca_fast.cli.main import main
+from franca_fast.cli.shards import _size
+from python_tests.data.files import write_folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "photos", ["cat", "dog"], 5)
+
+
+def test_pack_check_and_stats(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "shards")
+    command = ["shards", "pack", str(photos), "--output", out, "--max-count", "4"]
+    assert main(command) == 0
+    assert "10 images" in capsys.readouterr().out
+    assert main([*command, "--num-workers", "1"]) == 0
+    assert "in 3 shards, 3 of them there already" in capsys.readouterr().out
+    assert main(["shards", "check", out]) == 0
+    assert "3 shards or folders, 10 good images" in capsys.readouterr().out
+    assert main(["shards", "stats", out, "--colours"]) == 0
+    shown = capsys.readouterr().out
+    assert "classes: 2, from 5 to 5 images" in shown and "cat 5" in shown and "mean: 0." in shown
+
+
+def test_a_bad_image_gives_exit_code_1(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "cat" / "0.png").write_text("text")
+    assert main(["shards", "check", str(photos)]) == 1
+    shown = capsys.readouterr().out
+    assert "cat/0.png: not an image" in shown and "skipped 1: not an image" in shown
+
+
+def test_a_list_of_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text(f"{photos}/cat/0.png\n\n{photos}/dog/1.png\n")
+    options = ["--list", str(tmp_path / "list.txt"), "--output", str(tmp_path / "out")]
+    assert main(["shards", "pack", *options, "--no-shuffle"]) == 0
+    assert "2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pack", "--output", "x"], "nothing to pack"),
+        (["pack", "gone", "--output", "x"], "'gone': no such file"),
+        (["pack", "gone", "--output", "x", "--max-size", "1Q"], "'1Q' is no size"),
+        (["pack", "gone", "--output", "x", "--list", "gone.txt"], "gone.txt"),
+        (["chek", "x"], "chek"),
+        (["check"], "SOURCE"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["shards", *words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_as_people_write_them() -> None:
+    assert [_size(text) for text in ("1G", "500M", "1.5k", "7", "2GiB", "3MB")] == [
+        1 << 30,
+        500 << 20,
+        1536,
+        7,
+        2 << 30,
+        3 << 20,
+    ]
