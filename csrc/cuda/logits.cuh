@@ -214,6 +214,24 @@ struct LogSumExp {
   }
 };
 
+// First slice of the head after `h`.
+__device__ __forceinline__ int64_t end_of_slices(const Heads& heads, int h) {
+  return h + 1 < heads.n_heads ? heads.head[h + 1].first_slice : heads.n_slices;
+}
+
+// The log-sum-exp of a row from those of its slices, partial[n, slice], in all lanes of the warp.
+__device__ __forceinline__ LogSumExp merge_slices(const Heads& heads, int h, int64_t n,
+                                                  const float2* partial) {
+  const int64_t end = end_of_slices(heads, h);
+  LogSumExp sum;
+  for (int64_t s = heads.head[h].first_slice + lane_index(); s < end; s += kWarpSize) {
+    const float2 part = partial[n * heads.n_slices + s];
+    sum.merge({part.x, part.y});
+  }
+  sum.merge_warp();
+  return sum;
+}
+
 // Copies the slice's potentials to shared memory, -inf beyond the head's last column.
 __device__ __forceinline__ void load_potentials(float* shared, const float* potential,
                                                 int64_t columns) {

@@ -9,21 +9,25 @@ namespace {
 // Merges the chunks of column_logsumexp_kernel.
 __global__ void __launch_bounds__(kThreads)
     merge_columns_kernel(int64_t n_columns, int64_t n_chunks, const float* chunk_maximum,
-                         const float* chunk_total, float* maximum, float* total) {
+                         const float* chunk_total, ColumnOutputs out) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= n_columns) return;
   LogSumExp sum;
   for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
     sum.merge({chunk_maximum[chunk * n_columns + k], chunk_total[chunk * n_columns + k]});
   }
-  maximum[k] = sum.maximum;
-  total[k] = sum.total;
+  if (out.prototype != nullptr) {
+    out.prototype[k] = sum.total > 0.0f ? -(sum.maximum + logf(sum.total)) : 0.0f;
+    return;
+  }
+  out.maximum[k] = sum.maximum;
+  out.total[k] = sum.total;
 }
 
 __global__ void __launch_bounds__(kThreads)
     merge_mass_kernel(const __grid_constant__ Heads heads,
                       const __grid_constant__ GroupCounts counts, const float* partial,
-                      float* mass) {
+                      MassOutputs out) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= heads.n_columns) return;
   int h = heads.n_heads - 1;
@@ -31,30 +35,28 @@ __global__ void __launch_bounds__(kThreads)
   float sum = 0.0f;
   for (int group = 0; group < counts.groups[h]; ++group)
     sum += partial[group * heads.n_columns + k];
-  mass[k] = sum;
+  if (out.prototype == nullptr) {
+    out.mass[k] = sum;
+  } else if (sum > 0.0f) {
+    out.prototype[k] -= logf(sum);
+  }
 }
 
-// Merges the slices of each row, one warp for each: row[h, n] = -logsumexp, -inf for padding.
-// Unless null, normaliser[h, n] keeps maximum and total.
+// Merges the slices of each row, one warp for each.
 __global__ void __launch_bounds__(kThreads)
     merge_rows_kernel(const __grid_constant__ Heads heads, int64_t n_valid, const float2* partial,
-                      float* row, float2* normaliser) {
+                      RowOutputs out) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
   if (index >= heads.n_heads * heads.n_rows) return;
   const int h = static_cast<int>(index / heads.n_rows);
   const int64_t n = index % heads.n_rows;
-  const int64_t end = h + 1 < heads.n_heads ? heads.head[h + 1].first_slice : heads.n_slices;
   LogSumExp sum;
-  if (n < n_valid) {
-    for (int64_t s = heads.head[h].first_slice + lane_index(); s < end; s += kWarpSize) {
-      const float2 part = partial[n * heads.n_slices + s];
-      sum.merge({part.x, part.y});
-    }
-  }
-  sum.merge_warp();
+  if (n < n_valid) sum = merge_slices(heads, h, n, partial);
   if (lane_index() != 0) return;
-  if (row != nullptr) row[index] = n < n_valid ? -(sum.maximum + logf(sum.total)) : -kInfinity;
-  if (normaliser != nullptr) normaliser[index] = make_float2(sum.maximum, sum.total);
+  const float logsumexp = n < n_valid ? sum.maximum + logf(sum.total) : kInfinity;
+  if (out.row != nullptr) out.row[index] = -logsumexp;
+  if (out.logsumexp != nullptr) out.logsumexp[index] = logsumexp;
+  if (out.normaliser != nullptr) out.normaliser[index] = make_float2(sum.maximum, sum.total);
 }
 
 // One warp for each row of each head: lse[h, m] and value[h, m] = w (P lse - sum_k q s/t).
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
   if (index >= heads.n_heads * heads.n_rows) return;
   const int h = static_cast<int>(index / heads.n_rows);
   const int64_t m = index % heads.n_rows;
-  const int64_t end = h + 1 < heads.n_heads ? heads.head[h + 1].first_slice : heads.n_slices;
+  const int64_t end = end_of_slices(heads, h);
   LogSumExp sum;
   float agreement = 0.0f;
   for (int64_t s = heads.head[h].first_slice + lane_index(); s < end; s += kWarpSize) {
@@ -102,21 +104,22 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void merge_columns(int64_t n_columns, int64_t n_chunks, const float* chunk_maximum,
-                   const float* chunk_total, float* maximum, float* total, void* stream) {
+                   const float* chunk_total, const ColumnOutputs& out, void* stream) {
   launch(merge_columns_kernel, {grid_of(divide_up(n_columns, kThreads)), kThreads}, stream,
-         n_columns, n_chunks, chunk_maximum, chunk_total, maximum, total);
+         n_columns, n_chunks, chunk_maximum, chunk_total, out);
 }
 
-void merge_mass(const Heads& heads, const GroupCounts& counts, const float* partial, float* mass,
-                void* stream) {
+void merge_mass(const Heads& heads, const GroupCounts& counts, const float* partial,
+                const MassOutputs& out, void* stream) {
   launch(merge_mass_kernel, {grid_of(divide_up(heads.n_columns, kThreads)), kThreads}, stream,
-         heads, counts, partial, mass);
+         heads, counts, partial, out);
 }
 
-void merge_rows(const Heads& heads, int64_t n_valid, const float2* partial, float* row,
-                float2* normaliser, void* stream) {
+void merge_rows(const Heads& heads, int64_t n_valid, const float2* partial, const RowOutputs& out,
+                void* stream) {
+  if (heads.n_rows == 0) return;
   launch(merge_rows_kernel, {grid_of(divide_up(heads.n_heads * heads.n_rows, kWarps)), kThreads},
-         stream, heads, n_valid, partial, row, normaliser);
+         stream, heads, n_valid, partial, out);
 }
 
 void merge_losses(const Heads& heads, InverseTemperature scale, int n_targets, const float* weights,

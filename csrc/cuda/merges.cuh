@@ -10,17 +10,39 @@ struct GroupCounts {
   int groups[kMaxHeads];
 };
 
+// What is wanted of the columns: maximum and total of their log-sum-exp or, where that is not null,
+// the prototype potential, which is minus the log-sum-exp and 0 for columns without rows.
+struct ColumnOutputs {
+  float* maximum;
+  float* total;
+  float* prototype;
+};
+
+// What is wanted of the masses: themselves or, where that is not null, log mass taken off the
+// prototype potential.
+struct MassOutputs {
+  float* mass;
+  float* prototype;
+};
+
+// What is wanted of the rows, each [H, N]; null entries are not. Padding has log-sum-exp inf, which
+// makes its potential -inf.
+struct RowOutputs {
+  float* row;          // minus the log-sum-exp
+  float* logsumexp;    // the same with its sign
+  float2* normaliser;  // maximum and total; anything for padding
+};
+
 // [chunk, column] to [column].
 void merge_columns(int64_t n_columns, int64_t n_chunks, const float* chunk_maximum,
-                   const float* chunk_total, float* maximum, float* total, void* stream);
+                   const float* chunk_total, const ColumnOutputs& out, void* stream);
 
-void merge_mass(const Heads& heads, const GroupCounts& counts, const float* partial, float* mass,
+void merge_mass(const Heads& heads, const GroupCounts& counts, const float* partial,
+                const MassOutputs& out, void* stream);
+
+// Log-sum-exp over each head's slices of partial[n, slice].
+void merge_rows(const Heads& heads, int64_t n_valid, const float2* partial, const RowOutputs& out,
                 void* stream);
-
-// row[h, n] = -logsumexp over the head's slices of partial[n, slice], -inf for padding. Unless
-// null, normaliser[h, n] keeps maximum and total.
-void merge_rows(const Heads& heads, int64_t n_valid, const float2* partial, float* row,
-                float2* normaliser, void* stream);
 
 // From maximum, total and agreement [m, slice]: lse [H, M] and loss [H]; value [H, M] is scratch.
 void merge_losses(const Heads& heads, InverseTemperature scale, int n_targets, const float* weights,

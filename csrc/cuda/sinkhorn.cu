@@ -1,5 +1,7 @@
 #include "franca/cuda/sinkhorn.hpp"
 
+#include <algorithm>
+
 #include "cuda/merges.cuh"
 #include "cuda/primitives/launch.cuh"
 #include "cuda/sinkhorn_cluster.cuh"
@@ -9,8 +11,6 @@ namespace franca::cuda {
 namespace {
 
 constexpr std::size_t kSliceBytes = kSliceColumns * sizeof(float);
-// With so few rows one block per slice fills the device and no row needs to stay on chip.
-constexpr int64_t kFewRows = 64;
 
 Chunks chunks_of(const Heads& heads, int64_t n_rows) {
   return share_rows(n_rows, heads.n_slices, multiprocessors());
@@ -76,9 +76,10 @@ RowMassPlan plan_row_mass(const Heads& heads, int64_t n_valid) {
   return {};
 }
 
-RowMassPlan plan_row_mass(const RaggedLogits& logits, const Heads& heads, int64_t n_valid) {
+RowMassPlan plan_row_mass(const RaggedLogits& logits, const Heads& heads, int64_t n_valid,
+                          bool with_mass) {
   RowMassPlan plan{};
-  if (n_valid <= kFewRows) return plan;
+  if (n_valid <= kFewRows || !with_mass) return plan;
   with_type(logits.dtype, [&](auto* type) {
     plan = plan_row_mass<std::remove_pointer_t<decltype(type)>>(heads, n_valid);
   });
@@ -99,7 +100,7 @@ RowStepMemory row_step_memory(Workspace& memory, const Heads& heads, const RowMa
   }
   float2* rows = memory.take<float2>(n_valid * heads.n_slices);
   const int64_t chunks = chunks_of(heads, n_valid).count;
-  return {rows, with_mass && chunks > 1 ? memory.take<float>(chunks * heads.n_columns) : nullptr};
+  return {rows, with_mass ? memory.take<float>(chunks * heads.n_columns) : nullptr};
 }
 
 template <class T>
@@ -113,21 +114,20 @@ void row_partials(const Heads& heads, InverseTemperature scale, int64_t n_valid,
 
 template <class T>
 void column_mass(const Heads& heads, InverseTemperature scale, int64_t n_valid,
-                 const float* prototype, const float* row, float* partial, float* mass,
+                 const float* prototype, const float* row, float* partial, const MassOutputs& out,
                  void* stream) {
   const Chunks chunks = chunks_of(heads, n_valid);
   launch(column_mass_kernel<T>, {grid_of(heads.n_slices, chunks.count), kThreads}, stream, heads,
-         scale, n_valid, chunks.rows, prototype, row, chunks.count > 1 ? partial : mass);
-  if (chunks.count == 1) return;
+         scale, n_valid, chunks.rows, prototype, row, partial);
   GroupCounts counts{};
   for (int h = 0; h < heads.n_heads; ++h) counts.groups[h] = static_cast<int>(chunks.count);
-  merge_mass(heads, counts, partial, mass, stream);
+  merge_mass(heads, counts, partial, out, stream);
 }
 
 template <class T>
 void row_mass(const Heads& heads, const RowMassPlan& plan, InverseTemperature scale,
-              int64_t n_valid, const float* prototype, float* row, float* partial, float* mass,
-              void* stream) {
+              int64_t n_valid, const float* prototype, float* row, float* partial,
+              const MassOutputs& out, void* stream) {
   const LaunchShape shape{grid_of(static_cast<int64_t>(plan.n_clusters) * plan.cluster),
                           static_cast<unsigned>(plan.threads),
                           row_mass_shared_bytes(plan.threads, plan.cluster),
@@ -135,16 +135,70 @@ void row_mass(const Heads& heads, const RowMassPlan& plan, InverseTemperature sc
   launch(row_mass_kernel<T>, shape, stream, heads, plan, scale, n_valid, prototype, row, partial);
   GroupCounts counts{};
   for (int h = 0; h < heads.n_heads; ++h) counts.groups[h] = plan.groups[h];
-  merge_mass(heads, counts, partial, mass, stream);
+  merge_mass(heads, counts, partial, out, stream);
+}
+
+// Chunks of rows of the column pass, as maximum and total [chunk, column].
+struct ColumnMemory {
+  Chunks chunks;
+  float* maximum;
+  float* total;
+};
+
+ColumnMemory column_memory(Workspace& memory, const Heads& heads, int64_t n_valid) {
+  const Chunks chunks = chunks_of(heads, n_valid);
+  float* maximum = memory.take<float>(chunks.count * heads.n_columns);
+  return {chunks, maximum, memory.take<float>(chunks.count * heads.n_columns)};
+}
+
+template <class T>
+void column_pass(const Heads& heads, InverseTemperature scale, int64_t n_valid, Workspace memory,
+                 const ColumnOutputs& out, void* stream) {
+  const ColumnMemory part = column_memory(memory, heads, n_valid);
+  launch(column_logsumexp_kernel<T>, {grid_of(heads.n_slices, part.chunks.count), kThreads}, stream,
+         heads, scale, n_valid, part.chunks.rows, part.maximum, part.total);
+  merge_columns(heads.n_columns, part.chunks.count, part.maximum, part.total, out, stream);
+}
+
+// Row potentials and, unless both outputs are null, masses.
+template <class T>
+void row_pass(const Heads& heads, const RowMassPlan& plan, InverseTemperature scale,
+              int64_t n_valid, const float* prototype, Workspace memory, float* row,
+              const MassOutputs& out, void* stream) {
+  const bool with_mass = out.mass != nullptr || out.prototype != nullptr;
+  const RowStepMemory partial = row_step_memory(memory, heads, plan, n_valid, with_mass);
+  if (plan.n_clusters > 0) {
+    row_mass<T>(heads, plan, scale, n_valid, prototype, row, partial.mass_partials, out, stream);
+    return;
+  }
+  row_partials<T>(heads, scale, n_valid, prototype, partial.row_partials, stream);
+  merge_rows(heads, n_valid, partial.row_partials, {row, nullptr, nullptr}, stream);
+  if (!with_mass) return;
+  column_mass<T>(heads, scale, n_valid, prototype, row, partial.mass_partials, out, stream);
+}
+
+template <class T>
+void potentials_of_few_rows(const Heads& heads, InverseTemperature scale, int64_t n_iterations,
+                            int64_t n_valid, float* prototype, float* row, Workspace memory,
+                            void* stream) {
+  const LaunchShape shape{grid_of(heads.n_slices), kIterationThreads, sizeof(IterationMemory)};
+  const int64_t n_partials = n_valid * heads.n_slices;
+  float2* partial[2] = {memory.take<float2>(n_partials), memory.take<float2>(n_partials)};
+  launch(iteration_kernel<T, true>, shape, stream, heads, scale, n_valid,
+         static_cast<const float2*>(nullptr), prototype, partial[0]);
+  // An iteration writes partials while other blocks still read those of the last one.
+  for (int64_t i = 1; i < n_iterations; ++i) {
+    launch(iteration_kernel<T, false>, shape, stream, heads, scale, n_valid,
+           static_cast<const float2*>(partial[(i - 1) % 2]), prototype, partial[i % 2]);
+  }
+  merge_rows(heads, n_valid, partial[(n_iterations - 1) % 2], {row, nullptr, nullptr}, stream);
 }
 
 }  // namespace
 
 std::size_t column_logsumexp_workspace(const RaggedLogits& logits, int64_t n_valid) {
-  const Heads heads = make_heads(logits);
-  const int64_t chunks = chunks_of(heads, n_valid).count;
   Workspace memory(nullptr, 0);
-  if (chunks > 1) memory.take<float>(2 * chunks * heads.n_columns);
+  column_memory(memory, make_heads(logits), n_valid);
   return memory.used();
 }
 
@@ -153,28 +207,18 @@ void column_logsumexp(const RaggedLogits& logits, double temperature, int64_t n_
                       void* stream) {
   const Heads heads = make_heads(logits);
   check_rows(heads, n_valid);
-  const InverseTemperature scale = inverse(temperature);
-  const Chunks chunks = chunks_of(heads, n_valid);
-  float *chunk_maximum = maximum, *chunk_total = total;
-  if (chunks.count > 1) {
-    Workspace memory(workspace, workspace_bytes);
-    chunk_maximum = memory.take<float>(2 * chunks.count * heads.n_columns);
-    chunk_total = chunk_maximum + chunks.count * heads.n_columns;
-  }
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(column_logsumexp_kernel<T>, {grid_of(heads.n_slices, chunks.count), kThreads}, stream,
-           heads, scale, n_valid, chunks.rows, chunk_maximum, chunk_total);
+    column_pass<T>(heads, inverse(temperature), n_valid, {workspace, workspace_bytes},
+                   {maximum, total, nullptr}, stream);
   });
-  if (chunks.count == 1) return;
-  merge_columns(heads.n_columns, chunks.count, chunk_maximum, chunk_total, maximum, total, stream);
 }
 
 std::size_t row_step_workspace(const RaggedLogits& logits, int64_t n_valid, bool with_mass) {
   const Heads heads = make_heads(logits);
   Workspace memory(nullptr, 0);
-  const RowMassPlan plan = with_mass ? plan_row_mass(logits, heads, n_valid) : RowMassPlan{};
-  row_step_memory(memory, heads, plan, n_valid, with_mass);
+  row_step_memory(memory, heads, plan_row_mass(logits, heads, n_valid, with_mass), n_valid,
+                  with_mass);
   return memory.used();
 }
 
@@ -183,24 +227,11 @@ void row_step(const RaggedLogits& logits, double temperature, const float* proto
               std::size_t workspace_bytes, void* stream) {
   const Heads heads = make_heads(logits);
   check_rows(heads, n_valid);
-  const InverseTemperature scale = inverse(temperature);
-  const bool with_mass = mass != nullptr;
-  const RowMassPlan plan = with_mass ? plan_row_mass(logits, heads, n_valid) : RowMassPlan{};
-  Workspace memory(workspace, workspace_bytes);
-  const RowStepMemory partial = row_step_memory(memory, heads, plan, n_valid, with_mass);
+  const RowMassPlan plan = plan_row_mass(logits, heads, n_valid, mass != nullptr);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (plan.n_clusters > 0) {
-      row_mass<T>(heads, plan, scale, n_valid, prototype, row, partial.mass_partials, mass, stream);
-      return;
-    }
-    row_partials<T>(heads, scale, n_valid, prototype, partial.row_partials, stream);
-    if (heads.n_rows > 0) {
-      merge_rows(heads, n_valid, partial.row_partials, row, nullptr, stream);
-    }
-    if (with_mass) {
-      column_mass<T>(heads, scale, n_valid, prototype, row, partial.mass_partials, mass, stream);
-    }
+    row_pass<T>(heads, plan, inverse(temperature), n_valid, prototype, {workspace, workspace_bytes},
+                row, {mass, nullptr}, stream);
   });
 }
 
@@ -228,21 +259,23 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     row_partials<T>(heads, scale, n_valid, prototype, partial, stream);
-    merge_rows(heads, n_valid, partial, nullptr, normaliser, stream);
+    merge_rows(heads, n_valid, partial, {nullptr, nullptr, normaliser}, stream);
     launch(assignments_kernel<T>, {grid_of(heads.n_slices, chunks.count), kThreads, kSliceBytes},
            stream, heads, scale, n_valid, chunks.rows, prototype, normaliser, outputs);
   });
 }
 
-bool has_potentials(const RaggedLogits& logits) {
-  return logits.n_rows <= kFewRows;
-}
-
-std::size_t potentials_workspace(const RaggedLogits& logits) {
-  const Heads heads = make_heads(logits);
-  Workspace memory(nullptr, 0);
-  memory.take<float2>(heads.n_rows * heads.n_slices);
-  return memory.used();
+std::size_t potentials_workspace(const RaggedLogits& logits, int64_t n_valid) {
+  if (n_valid <= kFewRows) {
+    Workspace memory(nullptr, 0);
+    const Heads heads = make_heads(logits);
+    for (int i = 0; i < 2; ++i) memory.take<float2>(n_valid * heads.n_slices);
+    return memory.used();
+  }
+  // The passes come one after the other and use the same memory.
+  return std::max({column_logsumexp_workspace(logits, n_valid),
+                   row_step_workspace(logits, n_valid, true),
+                   row_step_workspace(logits, n_valid, false)});
 }
 
 void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterations,
@@ -252,21 +285,21 @@ void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterat
   check_rows(heads, n_valid);
   if (n_iterations < 1) throw std::invalid_argument("n_iterations must be at least 1");
   const InverseTemperature scale = inverse(temperature);
-  Workspace memory(workspace, workspace_bytes);
-  auto* partial = memory.take<float2>(heads.n_rows * heads.n_slices);
-  const LaunchShape shape{grid_of(heads.n_slices), kThreads, kSliceBytes};
+  const Workspace memory(workspace, workspace_bytes);
+  const RowMassPlan plan = plan_row_mass(logits, heads, n_valid, n_iterations > 1);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for (int64_t i = 0; i < n_iterations; ++i) {
-      if (i == 0) {
-        launch(iteration_kernel<T, true>, shape, stream, heads, scale, n_valid,
-               static_cast<const float*>(nullptr), prototype, partial);
-      } else {
-        launch(iteration_kernel<T, false>, shape, stream, heads, scale, n_valid,
-               static_cast<const float*>(row), prototype, partial);
-      }
-      if (heads.n_rows > 0) merge_rows(heads, n_valid, partial, row, nullptr, stream);
+    if (n_valid <= kFewRows) {
+      potentials_of_few_rows<T>(heads, scale, n_iterations, n_valid, prototype, row, memory,
+                                stream);
+      return;
     }
+    column_pass<T>(heads, scale, n_valid, memory, {nullptr, nullptr, prototype}, stream);
+    for (int64_t i = 1; i < n_iterations; ++i) {
+      row_pass<T>(heads, plan, scale, n_valid, prototype, memory, row, {nullptr, prototype},
+                  stream);
+    }
+    row_pass<T>(heads, {}, scale, n_valid, prototype, memory, row, {nullptr, nullptr}, stream);
   });
 }
 

@@ -11,8 +11,12 @@
 namespace franca::cuda {
 
 constexpr int kRowsInFlight = 4;
-// Left to itself the compiler takes fewer registers than this kernel needs, and spills.
-constexpr int kBlocksForIteration = 2;
+
+// With so few rows one block per slice fills the device and no row needs to stay on chip. Two
+// groups of threads share the rows, or too few threads would wait for memory at a time.
+constexpr int kFewRows = 64;
+constexpr int kRowGroups = 2;
+constexpr int kIterationThreads = kRowGroups * kThreads;
 
 // Adds the rows [begin, end) of a thread's columns to their log-sum-exp.
 template <class T>
@@ -71,14 +75,14 @@ __device__ __forceinline__ void add_mass(float (&mass)[kColumnsPerThread], const
 
 // partial[n, slice] = log-sum-exp of z/T + potential over the slice, for rows [begin, end). The
 // potentials are those that load_potentials put into shared memory.
-template <class T>
+template <class T, int warps = kWarps>
 __device__ __forceinline__ void write_row_partials(float2* partial, const Heads& heads,
                                                    const Slice& slice, int64_t slice_index,
                                                    InverseTemperature scale, const float* potential,
                                                    int64_t begin, int64_t end) {
   constexpr int kStep = kWarpSize * kColumnsPerThread, kInFlight = 4;
   const HeadView& head = heads.head[slice.head];
-  for (int64_t n = begin + warp_index(); n < end; n += kWarps) {
+  for (int64_t n = begin + warp_index(); n < end; n += warps) {
     const T* row = row_of<T>(head, n) + slice.begin;
     LogSumExp sum;
     for (int first = 0; first < kSliceColumns; first += kInFlight * kStep) {
@@ -170,49 +174,73 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One whole iteration for few rows: the column half-step with the row potentials of the last
-// iteration (none in the first one), and the row partials of this one. The slice comes from memory
-// once and from the caches the second time.
+// Shared memory of iteration_kernel.
+struct IterationMemory {
+  float potential[kSliceColumns];
+  float2 sums[(kRowGroups - 1) * kSliceColumns];  // of the row groups but the first
+  float row[kFewRows];
+};
+
+// One whole iteration for few rows: the row potentials of the last iteration from its partials
+// (none in the first one), the column half-step, and the row partials of this one. The slice comes
+// from memory once and from the caches the second time.
 template <class T, bool first>
-__global__ void __launch_bounds__(kThreads, kBlocksForIteration)
+__global__ void __launch_bounds__(kIterationThreads, 1)
     iteration_kernel(const __grid_constant__ Heads heads, InverseTemperature scale, int64_t n_valid,
-                     const float* row, float* prototype, float2* partial) {
-  float* shared_potential = reinterpret_cast<float*>(shared_memory());
+                     const float2* last_partial, float* prototype, float2* partial) {
+  auto& shared = *reinterpret_cast<IterationMemory*>(shared_memory());
   const Slice slice = find_slice(heads, blockIdx.x);
   const HeadView& head = heads.head[slice.head];
-  const int64_t offset = threadIdx.x * kColumnsPerThread, column = slice.begin + offset;
+  const int thread = threadIdx.x % kThreads, group = threadIdx.x / kThreads;
+  const int64_t offset = thread * kColumnsPerThread, column = slice.begin + offset;
   float* own = prototype + head.first_column + column;
   float potential[kColumnsPerThread] = {};
+  LogSumExp sums[kColumnsPerThread];
+  const int64_t share = (n_valid + kRowGroups - 1) / kRowGroups;
+  const int64_t begin = group * share, end = smaller(begin + share, n_valid);
   if constexpr (first) {
-    LogSumExp sums[kColumnsPerThread];
-    if (offset < slice.columns) add_columns<T>(sums, head, column, scale, 0, n_valid);
-#pragma unroll
-    for (int c = 0; c < kColumnsPerThread; ++c) {
-      if (sums[c].total > 0.0f) potential[c] = -(sums[c].maximum + logf(sums[c].total));
-    }
+    if (offset < slice.columns) add_columns<T>(sums, head, column, scale, begin, end);
   } else {
+    for (int64_t n = warp_index(); n < n_valid; n += kRowGroups * kWarps) {
+      const LogSumExp sum = merge_slices(heads, slice.head, n, last_partial);
+      if (lane_index() == 0) shared.row[n] = -(sum.maximum + logf(sum.total));
+    }
+    float mass[kColumnsPerThread] = {};
 #pragma unroll
     for (int c = 0; c < kColumnsPerThread; ++c) {
       if (offset + c < slice.columns) potential[c] = own[c];
     }
-    float mass[kColumnsPerThread] = {};
+    block_barrier();
     if (offset < slice.columns) {
-      add_mass<T>(mass, head, column, scale, potential, row + slice.head * heads.n_rows, 0,
-                  n_valid);
+      add_mass<T>(mass, head, column, scale, potential, shared.row, begin, end);
     }
+#pragma unroll
+    for (int c = 0; c < kColumnsPerThread; ++c) sums[c] = {0.0f, mass[c]};
+  }
+  if (group > 0) {
 #pragma unroll
     for (int c = 0; c < kColumnsPerThread; ++c) {
-      if (mass[c] > 0.0f) potential[c] -= logf(mass[c]);
+      shared.sums[(group - 1) * kSliceColumns + c * kThreads + thread] =
+          make_float2(sums[c].maximum, sums[c].total);
     }
   }
+  block_barrier();
+  if (group == 0) {
 #pragma unroll
-  for (int c = 0; c < kColumnsPerThread; ++c) {
-    const bool exists = offset + c < slice.columns;
-    if (exists) own[c] = potential[c];
-    shared_potential[offset + c] = exists ? potential[c] : -kInfinity;
+    for (int c = 0; c < kColumnsPerThread; ++c) {
+      for (int g = 1; g < kRowGroups; ++g) {
+        const float2 other = shared.sums[(g - 1) * kSliceColumns + c * kThreads + thread];
+        sums[c].merge({other.x, other.y});
+      }
+      if (sums[c].total > 0.0f) potential[c] -= sums[c].maximum + logf(sums[c].total);
+      const bool exists = offset + c < slice.columns;
+      if (exists) own[c] = potential[c];
+      shared.potential[offset + c] = exists ? potential[c] : -kInfinity;
+    }
   }
   block_barrier();
-  write_row_partials<T>(partial, heads, slice, blockIdx.x, scale, shared_potential, 0, n_valid);
+  write_row_partials<T, kRowGroups * kWarps>(partial, heads, slice, blockIdx.x, scale,
+                                             shared.potential, 0, n_valid);
 }
 
 struct Outputs {

@@ -148,7 +148,8 @@ void streamed_column_logsumexp(const ScoreSide& side, double temperature, int64_
            direct ? total : chunk_total);
   });
   if (direct) return;
-  merge_columns(scores.n_columns, chunks.count, chunk_maximum, chunk_total, maximum, total, stream);
+  merge_columns(scores.n_columns, chunks.count, chunk_maximum, chunk_total,
+                {maximum, total, nullptr}, stream);
 }
 
 std::size_t streamed_row_step_workspace(const ScoreSide& side, int64_t n_valid) {
@@ -174,7 +175,7 @@ void streamed_row_step(const ScoreSide& side, double temperature, const float* p
              {grid_of(scores.n_slices, streamed_row_tiles(n_valid)), kThreads, kTileBytes}, stream,
              factors, scores, scale, n_valid, prototype, partial.rows);
     }
-    if (side.n_rows > 0) merge_rows(scores, n_valid, partial.rows, row, nullptr, stream);
+    merge_rows(scores, n_valid, partial.rows, {row, nullptr, nullptr}, stream);
     if (mass == nullptr) return;
     launch(streamed_columns_kernel<T, true>,
            {tile_grid(scores, chunks.count), kThreads, kTileBytes}, stream, factors, scores, scale,
@@ -184,7 +185,7 @@ void streamed_row_step(const ScoreSide& side, double temperature, const float* p
   if (mass == nullptr || chunks.count == 1) return;
   GroupCounts counts{};
   for (int h = 0; h < scores.n_heads; ++h) counts.groups[h] = static_cast<int>(chunks.count);
-  merge_mass(scores, counts, partial.mass, mass, stream);
+  merge_mass(scores, counts, partial.mass, {mass, nullptr}, stream);
 }
 
 std::size_t streamed_forward_workspace(const StreamedProblem& problem) {

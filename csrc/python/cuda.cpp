@@ -59,12 +59,8 @@ void assignments(const Numbers& heads, int64_t n_rows, int dtype, double tempera
                     pointer<void>(stream));
 }
 
-bool has_potentials(const Numbers& heads, int64_t n_rows, int dtype) {
-  return cuda::has_potentials(Logits(heads, n_rows, dtype).view);
-}
-
-std::size_t potentials_workspace(const Numbers& heads, int64_t n_rows, int dtype) {
-  return cuda::potentials_workspace(Logits(heads, n_rows, dtype).view);
+std::size_t potentials_workspace(const Numbers& heads, int64_t n_rows, int dtype, int64_t n_valid) {
+  return cuda::potentials_workspace(Logits(heads, n_rows, dtype).view, n_valid);
 }
 
 void potentials(const Numbers& heads, int64_t n_rows, int dtype, double temperature,
@@ -105,7 +101,6 @@ void bind_cuda(py::module_& parent) {
   m.def("row_step", &row_step);
   m.def("assignments_workspace", &assignments_workspace);
   m.def("assignments", &assignments);
-  m.def("has_potentials", &has_potentials);
   m.def("potentials_workspace", &potentials_workspace);
   m.def("potentials", &potentials);
   m.def("clustering_forward_workspace", &clustering_forward_workspace);

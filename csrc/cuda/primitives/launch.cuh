@@ -1,8 +1,15 @@
 // Starts kernels, and says what the device offers.
+//
+// What the driver is asked or told about a kernel is remembered, so that a launch in the hot path
+// (or while a graph is captured) is a launch and nothing else.
 #pragma once
 
+#include <algorithm>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cuda/primitives/platform.cuh"
 
@@ -15,47 +22,83 @@ struct LaunchShape {
   unsigned cluster = 1;  // blocks along x that share a cluster
 };
 
+constexpr std::size_t kSharedAlwaysAllowed = 48 * 1024;
+constexpr unsigned kPortableCluster = 8;
+
+namespace driver {
+
 #if defined(FRANCA_EMULATION)
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* /*stream*/,
-            const Arguments&... arguments) {
-  emulation::run({shape.grid, dim3(shape.threads), shape.shared_bytes, shape.cluster},
-                 [&] { kernel(arguments...); });
+inline int current_device() {
+  return emulation::device_number();
 }
 
 inline int multiprocessors() {
+  ++emulation::device().queries;
   return emulation::device().multiprocessors;
 }
 
-template <class... Parameters>
-int active_clusters(void (*)(Parameters...), const LaunchShape& shape) {
-  const emulation::Device& device = emulation::device();
-  return static_cast<int>(shape.cluster) > device.max_cluster ? 0 : device.multiprocessors;
+inline void allow_shared_memory(const void* function, std::size_t bytes) {
+  emulation::allow_shared_memory(function, bytes);
+}
+
+inline void allow_large_clusters(const void*) {}
+
+inline bool offers(const LaunchShape& shape) {
+  return static_cast<int>(shape.cluster) <= emulation::device().max_cluster &&
+         shape.shared_bytes <= emulation::device().max_shared_bytes;
+}
+
+inline int active_clusters(const void*, const LaunchShape&) {
+  ++emulation::device().queries;
+  return emulation::device().multiprocessors;
+}
+
+template <class... Parameters, class... Arguments>
+void start(void (*kernel)(Parameters...), const LaunchShape& shape, void* /*stream*/,
+           const Arguments&... arguments) {
+  if (shape.shared_bytes >
+      std::max(kSharedAlwaysAllowed,
+               emulation::allowed_shared_memory(reinterpret_cast<const void*>(kernel)))) {
+    emulation::fail("more shared memory than the kernel was allowed");
+  }
+  emulation::run({shape.grid, dim3(shape.threads), shape.shared_bytes, shape.cluster},
+                 [&] { kernel(arguments...); });
 }
 
 #else
 
 inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-  }
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next caller would be told of it
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-template <class Kernel>
-void allow_resources(Kernel kernel, const LaunchShape& shape) {
-  constexpr std::size_t kAlwaysAllowed = 48 * 1024;
-  constexpr unsigned kPortableCluster = 8;
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (shape.shared_bytes > kAlwaysAllowed) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shape.shared_bytes)),
-          "shared memory of a kernel");
-  }
-  if (shape.cluster > kPortableCluster) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-          "cluster size of a kernel");
-  }
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "current device");
+  return device;
+}
+
+inline int attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, current_device()), "attribute of the device");
+  return value;
+}
+
+inline int multiprocessors() {
+  return attribute(cudaDevAttrMultiProcessorCount);
+}
+
+inline void allow_shared_memory(const void* function, std::size_t bytes) {
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "shared memory of a kernel");
+}
+
+inline void allow_large_clusters(const void* function) {
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "cluster size of a kernel");
 }
 
 inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, void* stream,
@@ -75,37 +118,15 @@ inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, void* stream,
   return config;
 }
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
-            const Arguments&... arguments) {
-  allow_resources(kernel, shape);
-  cudaLaunchAttribute cluster;
-  const cudaLaunchConfig_t config = launch_config(shape, stream, &cluster);
-  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "launch of a kernel");
+inline bool offers(const LaunchShape& shape) {
+  if (shape.cluster > 1 && !attribute(cudaDevAttrClusterLaunch)) return false;
+  return shape.shared_bytes <=
+         static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "current device");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "attribute of the device");
-  return value;
-}
-
-inline int multiprocessors() {
-  return device_attribute(cudaDevAttrMultiProcessorCount);
-}
-
-// How many clusters of this shape run at once; 0 when the device cannot run one.
-template <class... Parameters>
-int active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
-  if (shape.cluster > 1 && !device_attribute(cudaDevAttrClusterLaunch)) return 0;
-  if (shape.shared_bytes >
-      static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))) {
-    return 0;
-  }
-  allow_resources(kernel, shape);
+// For a shape that the device offers and the kernel has been allowed.
+inline int active_clusters(const void* function, const LaunchShape& shape) {
   int clusters = 0;
-  const auto* function = reinterpret_cast<const void*>(kernel);
   if (shape.cluster == 1) {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
               &clusters, function, static_cast<int>(shape.threads), shape.shared_bytes),
@@ -121,6 +142,85 @@ int active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
   return clusters;
 }
 
+template <class... Parameters, class... Arguments>
+void start(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
+           const Arguments&... arguments) {
+  cudaLaunchAttribute cluster;
+  const cudaLaunchConfig_t config = launch_config(shape, stream, &cluster);
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "launch of a kernel");
+}
+
 #endif
+
+}  // namespace driver
+
+// Values of a function that is slow to ask, by their keys; several threads may ask.
+template <class Key, class Value>
+class Memory {
+ public:
+  template <class Ask>
+  Value get(const Key& key, const Ask& ask) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = values_.find(key);
+    if (found != values_.end()) return found->second;
+    return values_.emplace(key, ask()).first->second;
+  }
+
+  // Calls raise() when `value` is more than was ever given for the key.
+  template <class Raise>
+  void at_least(const Key& key, const Value& value, const Raise& raise) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = values_.find(key);
+    if (found != values_.end() && found->second >= value) return;
+    raise();
+    values_[key] = value;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<Key, Value> values_;
+};
+
+// A kernel keeps the largest request, so that shapes of different sizes may take turns.
+inline void allow_resources(const void* function, const LaunchShape& shape) {
+  if (shape.shared_bytes <= kSharedAlwaysAllowed && shape.cluster <= kPortableCluster) return;
+  using Key = std::pair<const void*, int>;
+  static Memory<Key, std::size_t> shared, cluster;
+  const Key key{function, driver::current_device()};
+  if (shape.shared_bytes > kSharedAlwaysAllowed) {
+    shared.at_least(key, shape.shared_bytes,
+                    [&] { driver::allow_shared_memory(function, shape.shared_bytes); });
+  }
+  if (shape.cluster > kPortableCluster) {
+    cluster.at_least(key, 1, [&] { driver::allow_large_clusters(function); });
+  }
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
+            const Arguments&... arguments) {
+  allow_resources(reinterpret_cast<const void*>(kernel), shape);
+  driver::start(kernel, shape, stream, arguments...);
+}
+
+inline int multiprocessors() {
+  static Memory<int, int> known;
+  return known.get(driver::current_device(), [] { return driver::multiprocessors(); });
+}
+
+// How many clusters of this shape run at once; 0 when the device cannot run one.
+template <class... Parameters>
+int active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  using Key = std::tuple<const void*, int, unsigned, std::size_t, unsigned>;
+  static Memory<Key, int> known;
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  const Key key{function, driver::current_device(), shape.threads, shape.shared_bytes,
+                shape.cluster};
+  return known.get(key, [&] {
+    if (!driver::offers(shape)) return 0;
+    allow_resources(function, shape);
+    return driver::active_clusters(function, shape);
+  });
+}
 
 }  // namespace franca::cuda

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 
 namespace franca::emulation {
 namespace {
@@ -146,6 +147,26 @@ void run_cluster(const Shape& shape, dim3 first) {
 
 Device& device() {
   return the_device;
+}
+
+int device_number() {
+  return the_device.multiprocessors * 64 + the_device.max_cluster;
+}
+
+namespace {
+std::size_t& shared_limit(const void* kernel) {
+  static std::map<std::pair<const void*, int>, std::size_t> limits;
+  return limits[{kernel, device_number()}];
+}
+}  // namespace
+
+void allow_shared_memory(const void* kernel, std::size_t bytes) {
+  if (bytes > the_device.max_shared_bytes) fail("more shared memory allowed than there is");
+  shared_limit(kernel) = bytes;
+}
+
+std::size_t allowed_shared_memory(const void* kernel) {
+  return shared_limit(kernel);
 }
 
 void set_seed(uint64_t seed) {

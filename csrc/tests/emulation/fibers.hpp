@@ -30,8 +30,16 @@ struct Device {
   int multiprocessors = 3;
   int max_cluster = 16;  // 1: a device without clusters
   std::size_t max_shared_bytes = 227 * 1024;
+  int queries = 0;  // how often something slow was asked
 };
 Device& device();
+
+// Every set of properties that a test chooses is a device of its own.
+int device_number();
+
+// The limit of dynamic shared memory that was last set for a kernel on this device; 0 if none was.
+void allow_shared_memory(const void* kernel, std::size_t bytes);
+std::size_t allowed_shared_memory(const void* kernel);
 
 // The seed of the launches that follow.
 void set_seed(uint64_t seed);

@@ -30,10 +30,9 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
                  int64_t n_valid, float* const* out, void* workspace, std::size_t workspace_bytes,
                  void* stream);
 
-// All iterations at once, for a problem on one device with few rows: each iteration reads the
-// logits from memory once. `has_potentials` says whether it is the faster way for so many rows.
-bool has_potentials(const RaggedLogits& logits);
-std::size_t potentials_workspace(const RaggedLogits& logits);
+// All iterations at once, for a problem on one device, without a launch between the passes that
+// only adjusts potentials. With up to 64 rows each iteration reads the logits from memory once.
+std::size_t potentials_workspace(const RaggedLogits& logits, int64_t n_valid);
 void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterations,
                 int64_t n_valid, float* prototype, float* row, void* workspace,
                 std::size_t workspace_bytes, void* stream);

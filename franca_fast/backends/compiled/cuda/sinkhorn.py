@@ -91,19 +91,14 @@ def assignments(
 
 def potentials(
     logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int
-) -> tuple[Tensor, Tensor] | None:
-    """All iterations at once on one device: potentials [sum K] and [H, N].
-
-    Each iteration reads the logits from memory once. None where the single passes are faster.
-    """
+) -> tuple[Tensor, Tensor]:
+    """All iterations at once on one device: potentials [sum K] and [H, N]."""
     heads, device = _pack(logits), logits[0].device
     view = (heads.numbers, heads.n_rows, heads.dtype)
-    if not _C.cuda.has_potentials(*view):
-        return None
     prototype = torch.empty(sum(heads.columns), device=device)
     row = torch.empty(len(logits), heads.n_rows, device=device)
     with on_device_of(row):
-        memory = workspace(_C.cuda.potentials_workspace(*view), device)
+        memory = workspace(_C.cuda.potentials_workspace(*view, n_valid), device)
         _C.cuda.potentials(
             *view,
             temperature,
