@@ -68,11 +68,14 @@ inline Matrix make_matrix(const Head& head, DType dtype) {
   return {static_cast<char*>(head.data), row_bytes, head.columns, vectors};
 }
 
+inline void check_heads(int64_t n_heads) {
+  if (n_heads >= 1 && n_heads <= kMaxHeads) return;
+  throw std::invalid_argument(std::to_string(n_heads) + " heads; accepted: 1 to " +
+                              std::to_string(kMaxHeads));
+}
+
 inline Heads make_heads(const RaggedLogits& logits) {
-  if (logits.n_heads < 1 || logits.n_heads > kMaxHeads) {
-    throw std::invalid_argument(std::to_string(logits.n_heads) + " heads; accepted: 1 to " +
-                                std::to_string(kMaxHeads));
-  }
+  check_heads(logits.n_heads);
   Heads heads{};
   heads.n_heads = static_cast<int>(logits.n_heads);
   heads.n_rows = logits.n_rows;

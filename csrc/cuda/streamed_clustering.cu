@@ -15,6 +15,7 @@ void with_factor_type(DType dtype, Body body) {
 }
 
 ScoreFactors factors_of(const ScoreSide& side) {
+  check_heads(side.n_heads);
   ScoreFactors factors{};
   for (int64_t h = 0; h < side.n_heads; ++h) {
     if (side.features[h].columns != side.prototypes[h].columns) {
@@ -29,8 +30,7 @@ ScoreFactors factors_of(const ScoreSide& side) {
 
 // The scores as if they were stored: only their sizes count.
 Heads scores_of(const ScoreSide& side, const Head* out = nullptr) {
-  if (side.n_heads < 1 || side.n_heads > kMaxHeads)
-    make_heads({nullptr, side.n_heads, 0, side.dtype});
+  check_heads(side.n_heads);
   Head heads[kMaxHeads] = {};
   for (int64_t h = 0; h < side.n_heads; ++h) {
     heads[h] = out != nullptr ? out[h] : Head{nullptr, side.n_prototypes[h], side.n_prototypes[h]};
@@ -53,8 +53,13 @@ Chunks tile_chunks(const Heads& scores, int64_t n_rows) {
   return {rows, n_rows > 0 ? divide_up(n_rows, rows) : 1};
 }
 
-dim3 tile_grid(const Heads& scores, int64_t y) {
-  return grid_of(scores.n_slices * kTilesPerSlice, y);
+int64_t column_tiles(const Heads& scores) {
+  return scores.n_slices * kTilesPerSlice;
+}
+
+// Row tiles first, see scores_kernel.
+LaunchShape tile_shape(int64_t n_rows, int64_t column_units) {
+  return {grid_of(streamed_row_tiles(n_rows), column_units), kThreads, kTileBytes};
 }
 
 struct RowStepMemory {
@@ -108,16 +113,37 @@ int64_t streamed_row_tiles(int64_t n_rows) {
   return divide_up(n_rows, kTileRows);
 }
 
-void prototype_scores(const ScoreSide& side, const Head* out, void* stream) {
+std::size_t prototype_scores_workspace(const ScoreSide& side, bool with_logsumexp) {
+  Workspace memory(nullptr, 0);
+  if (with_logsumexp) memory.take<float2>(side.n_rows * scores_of(side).n_slices);
+  return memory.used();
+}
+
+void prototype_scores(const ScoreSide& side, const Head* out, double temperature, float* logsumexp,
+                      void* workspace, std::size_t workspace_bytes, void* stream) {
+  if (out == nullptr && logsumexp == nullptr) throw std::invalid_argument("no result is asked for");
   const Heads scores = scores_of(side, out);
   const ScoreFactors factors = factors_of(side);
+  const InverseTemperature scale = inverse(temperature);
   if (side.n_rows == 0) return;
+  Workspace memory(workspace, workspace_bytes);
+  float2* partial =
+      logsumexp == nullptr ? nullptr : memory.take<float2>(side.n_rows * scores.n_slices);
+  const LaunchShape tiles = tile_shape(side.n_rows, column_tiles(scores));
+  const LaunchShape slices = tile_shape(side.n_rows, scores.n_slices);
+  const float* no_prototype = nullptr;
   with_factor_type(side.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(scores_kernel<T>,
-           {tile_grid(scores, streamed_row_tiles(side.n_rows)), kThreads, kTileBytes}, stream,
-           factors, scores);
+    const auto run = [&](auto* kernel, const LaunchShape& shape) {
+      launch(kernel, shape, stream, factors, scores, scale, side.n_rows, no_prototype, partial);
+    };
+    if (logsumexp == nullptr) return run(scores_kernel<T, true, false>, tiles);
+    if (out == nullptr) return run(scores_kernel<T, false, true>, slices);
+    run(scores_kernel<T, true, true>, slices);
   });
+  if (logsumexp != nullptr) {
+    merge_rows(scores, side.n_rows, partial, {nullptr, logsumexp, nullptr}, stream);
+  }
 }
 
 std::size_t streamed_column_workspace(const ScoreSide& side, int64_t n_valid) {
@@ -142,8 +168,8 @@ void streamed_column_logsumexp(const ScoreSide& side, double temperature, int64_
   with_factor_type(side.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     launch(streamed_columns_kernel<T, false>,
-           {tile_grid(scores, chunks.count), kThreads, kTileBytes}, stream, factors, scores, scale,
-           n_valid, chunks.rows, static_cast<const float*>(nullptr),
+           {grid_of(column_tiles(scores), chunks.count), kThreads, kTileBytes}, stream, factors,
+           scores, scale, n_valid, chunks.rows, static_cast<const float*>(nullptr),
            static_cast<const float*>(nullptr), direct ? maximum : chunk_maximum,
            direct ? total : chunk_total);
   });
@@ -171,15 +197,14 @@ void streamed_row_step(const ScoreSide& side, double temperature, const float* p
   with_factor_type(side.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (n_valid > 0) {
-      launch(streamed_rows_kernel<T>,
-             {grid_of(scores.n_slices, streamed_row_tiles(n_valid)), kThreads, kTileBytes}, stream,
-             factors, scores, scale, n_valid, prototype, partial.rows);
+      launch(scores_kernel<T, false, true>, tile_shape(n_valid, scores.n_slices), stream, factors,
+             scores, scale, n_valid, prototype, partial.rows);
     }
     merge_rows(scores, n_valid, partial.rows, {row, nullptr, nullptr}, stream);
     if (mass == nullptr) return;
     launch(streamed_columns_kernel<T, true>,
-           {tile_grid(scores, chunks.count), kThreads, kTileBytes}, stream, factors, scores, scale,
-           n_valid, chunks.rows, prototype, static_cast<const float*>(row),
+           {grid_of(column_tiles(scores), chunks.count), kThreads, kTileBytes}, stream, factors,
+           scores, scale, n_valid, chunks.rows, prototype, static_cast<const float*>(row),
            static_cast<float*>(nullptr), chunks.count > 1 ? partial.mass : mass);
   });
   if (mass == nullptr || chunks.count == 1) return;
@@ -200,8 +225,7 @@ void streamed_forward(const StreamedProblem& problem, float* loss, float* lse, v
   Workspace memory(workspace, workspace_bytes);
   const ForwardMemory temporary = forward_memory(memory, p.scores);
   if (p.scores.n_rows > 0) {
-    const LaunchShape shape{grid_of(p.scores.n_slices, streamed_row_tiles(p.scores.n_rows)),
-                            kThreads, kTileBytes};
+    const LaunchShape shape = tile_shape(p.scores.n_rows, p.scores.n_slices);
     with_factor_type(problem.student.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       launch(streamed_forward_kernel<T>, shape, stream, p, temporary.partial);
@@ -221,8 +245,7 @@ void streamed_gradient(const StreamedProblem& problem, const float* grad_loss, c
   if (p.scores.n_rows == 0) return;
   with_factor_type(problem.student.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(streamed_gradient_kernel<T>,
-           {tile_grid(p.scores, streamed_row_tiles(p.scores.n_rows)), kThreads, kTileBytes}, stream,
+    launch(streamed_gradient_kernel<T>, tile_shape(p.scores.n_rows, column_tiles(p.scores)), stream,
            p, grad_loss, lse, static_cast<T*>(out), out_stride, scale_partial);
   });
 }

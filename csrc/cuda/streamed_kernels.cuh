@@ -188,68 +188,49 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// partial[n, slice] = maximum and total of the log-sum-exp of z/T + prototype over the slice
-// (blockIdx.x), for the rows of tile blockIdx.y.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
-    streamed_rows_kernel(const __grid_constant__ ScoreFactors factors,
-                         const __grid_constant__ Heads scores, InverseTemperature temperature,
-                         int64_t n_valid, const float* prototype, float2* partial) {
-  auto* shared = reinterpret_cast<uint4*>(shared_memory());
-  const Slice slice = find_slice(scores, blockIdx.x);
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
-  const float* potentials = prototype + scores.head[slice.head].first_column;
-  RowSum sums[kLaneRows] = {};
-  const int64_t end = slice.begin + smaller(slice.columns, kSliceColumns);
-  for (int64_t first = slice.begin; first < end; first += kTileColumns) {
-    const TileColumns columns{slice.head, first};
-    ScoreTile tile;
-    score_tile<T>(tile, shared, factors, scores, columns, [&](int r) {
-      return first_row + r < n_valid ? first_row + r : static_cast<int64_t>(-1);
-    });
-    float scale[kLaneColumns], potential[kLaneColumns];
-    load_columns(scale, factors.scale[slice.head], scores, columns, 0.0f);
-    load_columns(potential, potentials, scores, columns, -kInfinity);
+// Scales a tile; null: by 1. What a lane holds beyond the last column becomes 0.
+__device__ __forceinline__ void scale_tile(ScoreTile& tile, const float* scale, const Heads& scores,
+                                           TileColumns columns) {
+  if (scale == nullptr) return;
+  float factor[kLaneColumns];
+  load_columns(factor, scale, scores, columns, 0.0f);
 #pragma unroll
-    for (int r = 0; r < kLaneRows; ++r) {
-      float x[kLaneColumns];
+  for (int r = 0; r < kLaneRows; ++r) {
 #pragma unroll
-      for (int c = 0; c < kLaneColumns; ++c) {
-        x[c] = exponent(score(tile, r, c) * scale[c], temperature, potential[c]);
-      }
-      sums[r].sum.add(x);
-    }
-  }
-  const RowSum sum = merge_across(sums, reinterpret_cast<float4*>(shared));
-  const int64_t n = first_row + threadIdx.x;
-  if (threadIdx.x < kTileRows && n < n_valid) {
-    partial[n * scores.n_slices + blockIdx.x] = make_float2(sum.sum.maximum, sum.sum.total);
+    for (int c = 0; c < kLaneColumns; ++c) score(tile, r, c) *= factor[c];
   }
 }
 
-// Scores in the type of the features, a tile for each block.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
-    scores_kernel(const __grid_constant__ ScoreFactors factors,
-                  const __grid_constant__ Heads scores) {
-  auto* shared = reinterpret_cast<uint4*>(shared_memory());
-  const TileColumns columns = find_tile(scores, blockIdx.x);
-  const HeadView& head = scores.head[columns.head];
-  if (columns.first >= head.columns) return;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
-  ScoreTile tile;
-  score_tile<T>(tile, shared, factors, scores, columns, [&](int r) {
-    return first_row + r < scores.n_rows ? first_row + r : static_cast<int64_t>(-1);
-  });
-  float scale[kLaneColumns];
+// Adds z/T + prototype (0 where that is null) of a tile to the log-sum-exps of its rows.
+__device__ __forceinline__ void add_tile_rows(RowSum (&sums)[kLaneRows], ScoreTile& tile,
+                                              const float* prototype, const Heads& scores,
+                                              TileColumns columns, InverseTemperature temperature) {
+  float potential[kLaneColumns];
 #pragma unroll
-  for (int c = 0; c < kLaneColumns; ++c) scale[c] = 1.0f;
-  if (factors.scale[columns.head] != nullptr) {
-    load_columns(scale, factors.scale[columns.head], scores, columns, 0.0f);
+  for (int c = 0; c < kLaneColumns; ++c) {
+    const int64_t k = columns.first + tile_column(c);
+    const bool exists = k < scores.head[columns.head].columns;
+    potential[c] = !exists ? -kInfinity : prototype == nullptr ? 0.0f : prototype[k];
   }
-  // Through shared memory, so that the stores to global memory are 16 bytes wide. The rows there
-  // are one pack longer than they need to be, which keeps them in different banks.
+#pragma unroll
+  for (int r = 0; r < kLaneRows; ++r) {
+    float x[kLaneColumns];
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      x[c] = exponent(score(tile, r, c), temperature, potential[c]);
+    }
+    sums[r].sum.add(x);
+  }
+}
+
+// Writes a tile to the matrices of `scores`, through shared memory, so that the stores are 16 bytes
+// wide. The rows there are one pack longer than they need to be, which keeps them in different
+// banks.
+template <class T>
+__device__ __forceinline__ void store_tile(ScoreTile& tile, uint4* shared, const Heads& scores,
+                                           TileColumns columns, int64_t first_row) {
   constexpr int kPacksOfRow = kTileColumns / kPack<T>, kStride = kPacksOfRow + 1;
+  const HeadView& head = scores.head[columns.head];
   auto* words = reinterpret_cast<uint32_t*>(shared);
   block_barrier();
 #pragma unroll
@@ -257,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int c = 0; c < kLaneColumns; c += 2) {
       words[tile_row(r) * kStride * 4 + tile_column(c) / 2] =
-          make_pair<T>(score(tile, r, c) * scale[c], score(tile, r, c + 1) * scale[c + 1]);
+          make_pair<T>(score(tile, r, c), score(tile, r, c + 1));
     }
   }
   block_barrier();
@@ -275,6 +256,58 @@ __global__ void __launch_bounds__(kThreads, 2)
       unpack(values, value, to);
       store_pack(to, values, left, false);
     }
+  }
+}
+
+// Rounds a tile to the type it is stored in.
+template <class T>
+__device__ __forceinline__ void round_tile(ScoreTile& tile) {
+#pragma unroll
+  for (int r = 0; r < kLaneRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      T rounded;
+      assign(rounded, score(tile, r, c));
+      score(tile, r, c) = to_float(rounded);
+    }
+  }
+}
+
+// Scores of the first n_valid rows, of the row tile blockIdx.x, in one of three forms: stored, in
+// the type of the features; as partial[n, slice], maximum and total of the log-sum-exp of z/T +
+// prototype over a slice; or both, when the log-sum-exp is that of what is stored. blockIdx.y
+// counts slices or, where the scores are only stored, tiles. Row tiles come first in the order of
+// blocks, so that blocks which run at a time share their prototypes, of which there are many, in
+// the cache.
+template <class T, bool store, bool with_rows>
+__global__ void __launch_bounds__(kThreads, 2)
+    scores_kernel(const __grid_constant__ ScoreFactors factors,
+                  const __grid_constant__ Heads scores, InverseTemperature temperature,
+                  int64_t n_valid, const float* prototype, float2* partial) {
+  auto* shared = reinterpret_cast<uint4*>(shared_memory());
+  const Slice slice = find_slice(scores, with_rows ? blockIdx.y : blockIdx.y / kTilesPerSlice);
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
+  const float* potentials =
+      prototype == nullptr ? nullptr : prototype + scores.head[slice.head].first_column;
+  RowSum sums[kLaneRows] = {};
+  const int first_tile = with_rows ? 0 : static_cast<int>(blockIdx.y % kTilesPerSlice);
+  const int end_tile = with_rows ? kTilesPerSlice : first_tile + 1;
+  for (int t = first_tile; t < end_tile && t * kTileColumns < slice.columns; ++t) {
+    const TileColumns columns{slice.head, slice.begin + t * kTileColumns};
+    ScoreTile tile;
+    score_tile<T>(tile, shared, factors, scores, columns, [&](int r) {
+      return first_row + r < n_valid ? first_row + r : static_cast<int64_t>(-1);
+    });
+    scale_tile(tile, factors.scale[slice.head], scores, columns);
+    if (store && with_rows) round_tile<T>(tile);
+    if (store) store_tile<T>(tile, shared, scores, columns, first_row);
+    if (with_rows) add_tile_rows(sums, tile, potentials, scores, columns, temperature);
+  }
+  if (!with_rows) return;
+  const RowSum sum = merge_across(sums, reinterpret_cast<float4*>(shared));
+  const int64_t n = first_row + threadIdx.x;
+  if (threadIdx.x < kTileRows && n < n_valid) {
+    partial[n * scores.n_slices + blockIdx.y] = make_float2(sum.sum.maximum, sum.sum.total);
   }
 }
 

@@ -65,13 +65,13 @@ __device__ __forceinline__ void student_tile(ScoreTile& tile, uint4* shared, con
 }
 
 // partial[m, slice] = maximum and total of the log-sum-exp of s/t, and sum_k q s, over the slice
-// blockIdx.x for the rows of tile blockIdx.y.
+// blockIdx.y for the rows of tile blockIdx.x.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     streamed_forward_kernel(const __grid_constant__ StreamedLoss p, float4* partial) {
   auto* shared = reinterpret_cast<uint4*>(shared_memory());
-  const Slice slice = find_slice(p.scores, blockIdx.x);
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
+  const Slice slice = find_slice(p.scores, blockIdx.y);
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
   RowSum sums[kLaneRows] = {};
   const int64_t end = slice.begin + smaller(slice.columns, kSliceColumns);
   for (int64_t first = slice.begin; first < end; first += kTileColumns) {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   part.y = sum.sum.total;
   part.z = sum.agreement;
   part.w = 0.0f;
-  partial[m * p.scores.n_slices + blockIdx.x] = part;
+  partial[m * p.scores.n_slices + blockIdx.y] = part;
 }
 
 // Gradient of the products <x, v> of one head (head 0 of p): out[m, k] = ds scale, with
@@ -112,10 +112,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     streamed_gradient_kernel(const __grid_constant__ StreamedLoss p, const float* grad_loss,
                              const float* lse, T* out, int64_t out_stride, float* scale_partial) {
   auto* shared = reinterpret_cast<uint4*>(shared_memory());
-  const TileColumns columns = find_tile(p.scores, blockIdx.x);
+  const TileColumns columns = find_tile(p.scores, blockIdx.y);
   const int64_t n_columns = p.scores.head[0].columns;
   if (columns.first >= n_columns) return;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
   ScoreTile q, tile;
   target_tile<T>(q, tile, shared, p, columns, first_row);
   student_tile<T>(tile, shared, p, columns, first_row);
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int c = 0; c < kLaneColumns; ++c) {
     const int64_t k = columns.first + tile_column(c);
-    if (k < n_columns) scale_partial[blockIdx.y * n_columns + k] = scale_gradient[c].total;
+    if (k < n_columns) scale_partial[blockIdx.x * n_columns + k] = scale_gradient[c].total;
   }
 }
 

@@ -12,16 +12,16 @@ namespace {
 
 namespace py = pybind11;
 using Numbers = std::vector<int64_t>;
+// Features, prototypes, number of prototypes and scales of each head, rows, code of the dtype.
 using Factors = std::tuple<Numbers, Numbers, Numbers, std::vector<Address>, int64_t, int>;
 
 // A side as Python passes it, kept alive for the time of a call.
 struct Side {
-  Side(const Numbers& feature_numbers, const Numbers& prototype_numbers, const Numbers& columns,
-       const std::vector<Address>& scale_addresses, int64_t n_rows, int dtype)
-      : features(unpack_heads(feature_numbers)),
-        prototypes(unpack_heads(prototype_numbers)),
-        n_prototypes(columns) {
-    for (Address address : scale_addresses) scales.push_back(pointer<const float>(address));
+  explicit Side(const Factors& factors)
+      : features(unpack_heads(std::get<0>(factors))),
+        prototypes(unpack_heads(std::get<1>(factors))),
+        n_prototypes(std::get<2>(factors)) {
+    for (Address address : std::get<3>(factors)) scales.push_back(pointer<const float>(address));
     if (prototypes.size() != features.size() || n_prototypes.size() != features.size() ||
         scales.size() != features.size()) {
       throw std::invalid_argument("features, prototypes and scales: one of each per head");
@@ -31,12 +31,9 @@ struct Side {
             n_prototypes.data(),
             scales.data(),
             static_cast<int64_t>(features.size()),
-            n_rows,
-            static_cast<DType>(dtype)};
+            std::get<4>(factors),
+            static_cast<DType>(std::get<5>(factors))};
   }
-  explicit Side(const Factors& f)
-      : Side(std::get<0>(f), std::get<1>(f), std::get<2>(f), std::get<3>(f), std::get<4>(f),
-             std::get<5>(f)) {}
   Side(const Side&) = delete;
   Side& operator=(const Side&) = delete;
 
@@ -66,44 +63,45 @@ struct StreamedProblem {
   cuda::StreamedProblem view;
 };
 
-void prototype_scores(const Numbers& features, const Numbers& prototypes, const Numbers& columns,
-                      const std::vector<Address>& scales, int64_t n_rows, int dtype,
-                      const Numbers& out, Address stream) {
-  const Side side(features, prototypes, columns, scales, n_rows, dtype);
+std::size_t prototype_scores_workspace(const Factors& factors, bool with_logsumexp) {
+  return cuda::prototype_scores_workspace(Side(factors).view, with_logsumexp);
+}
+
+// `out` is empty where the scores are not to be stored.
+void prototype_scores(const Factors& factors, const Numbers& out, double temperature,
+                      Address logsumexp, Address workspace, std::size_t workspace_bytes,
+                      Address stream) {
+  const Side side(factors);
   const std::vector<Head> heads = unpack_heads(out);
-  if (heads.size() != side.features.size()) throw std::invalid_argument("out: one per head");
-  cuda::prototype_scores(side.view, heads.data(), pointer<void>(stream));
+  if (!heads.empty() && heads.size() != side.features.size()) {
+    throw std::invalid_argument("out: one per head");
+  }
+  cuda::prototype_scores(side.view, heads.empty() ? nullptr : heads.data(), temperature,
+                         pointer<float>(logsumexp), pointer<void>(workspace), workspace_bytes,
+                         pointer<void>(stream));
 }
 
-std::size_t column_workspace(const Numbers& features, const Numbers& prototypes,
-                             const Numbers& columns, const std::vector<Address>& scales,
-                             int64_t n_rows, int dtype, int64_t n_valid) {
-  const Side side(features, prototypes, columns, scales, n_rows, dtype);
-  return cuda::streamed_column_workspace(side.view, n_valid);
+std::size_t column_workspace(const Factors& factors, int64_t n_valid) {
+  return cuda::streamed_column_workspace(Side(factors).view, n_valid);
 }
 
-void column_logsumexp(const Numbers& features, const Numbers& prototypes, const Numbers& columns,
-                      const std::vector<Address>& scales, int64_t n_rows, int dtype,
-                      double temperature, int64_t n_valid, Address maximum, Address total,
-                      Address workspace, std::size_t workspace_bytes, Address stream) {
-  const Side side(features, prototypes, columns, scales, n_rows, dtype);
+void column_logsumexp(const Factors& factors, double temperature, int64_t n_valid, Address maximum,
+                      Address total, Address workspace, std::size_t workspace_bytes,
+                      Address stream) {
+  const Side side(factors);
   cuda::streamed_column_logsumexp(side.view, temperature, n_valid, pointer<float>(maximum),
                                   pointer<float>(total), pointer<void>(workspace), workspace_bytes,
                                   pointer<void>(stream));
 }
 
-std::size_t row_step_workspace(const Numbers& features, const Numbers& prototypes,
-                               const Numbers& columns, const std::vector<Address>& scales,
-                               int64_t n_rows, int dtype, int64_t n_valid) {
-  const Side side(features, prototypes, columns, scales, n_rows, dtype);
-  return cuda::streamed_row_step_workspace(side.view, n_valid);
+std::size_t row_step_workspace(const Factors& factors, int64_t n_valid) {
+  return cuda::streamed_row_step_workspace(Side(factors).view, n_valid);
 }
 
-void row_step(const Numbers& features, const Numbers& prototypes, const Numbers& columns,
-              const std::vector<Address>& scales, int64_t n_rows, int dtype, double temperature,
-              Address prototype, int64_t n_valid, Address row, Address mass, Address workspace,
-              std::size_t workspace_bytes, Address stream) {
-  const Side side(features, prototypes, columns, scales, n_rows, dtype);
+void row_step(const Factors& factors, double temperature, Address prototype, int64_t n_valid,
+              Address row, Address mass, Address workspace, std::size_t workspace_bytes,
+              Address stream) {
+  const Side side(factors);
   cuda::streamed_row_step(side.view, temperature, pointer<const float>(prototype), n_valid,
                           pointer<float>(row), pointer<float>(mass), pointer<void>(workspace),
                           workspace_bytes, pointer<void>(stream));
@@ -132,6 +130,7 @@ void bind_cuda_streamed(py::module_& m) {
   py::class_<StreamedProblem>(m, "StreamedProblem")
       .def(py::init<const Factors&, const Factors&, Address, Address, double, double, Address,
                     int64_t, Address>());
+  m.def("prototype_scores_workspace", &prototype_scores_workspace);
   m.def("prototype_scores", &prototype_scores);
   m.def("streamed_column_workspace", &column_workspace);
   m.def("streamed_column_logsumexp", &column_logsumexp);

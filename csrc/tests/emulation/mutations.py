@@ -18,6 +18,8 @@ class Mutation(NamedTuple):
 
 
 LOGITS = "logits.cuh"
+LAUNCH = "primitives/launch.cuh"
+SINKHORN_HOST = "sinkhorn.cu"
 WARP = "primitives/warp.cuh"
 KERNELS = "sinkhorn_kernels.cuh"
 CLUSTER = "sinkhorn_cluster.cuh"
@@ -56,11 +58,24 @@ SINKHORN = [
     ),
     Mutation(KERNELS, "n + r < end ? row[n + r] : -kInfinity", "row[smaller(n + r, end - 1)]"),
     Mutation(KERNELS, BARRIER, ";", "row_partials_kernel("),
-    Mutation(KERNELS, BARRIER, ";", "iteration_kernel("),
+    Mutation(KERNELS, BARRIER, ";", "shared.row[n] ="),
+    Mutation(KERNELS, BARRIER, ";", "make_float2(sums[c].maximum, sums[c].total);"),
+    Mutation(KERNELS, BARRIER, ";", "shared.potential[offset + c] ="),
+    Mutation(KERNELS, "c * kThreads + thread", "c * kThreads + thread / 2", "group > 0"),
+    Mutation(KERNELS, "begin + share", "begin + share - 1"),
+    Mutation(KERNELS, "merge_slices(heads, slice.head, n, last_partial)", "LogSumExp{0.0f, 1.0f}"),
+    Mutation(LOGITS, "heads.head[h + 1].first_slice", "heads.n_slices", "end_of_slices("),
+    Mutation(SINKHORN_HOST, "partial[i % 2]", "partial[(i - 1) % 2]"),
+    Mutation(MERGES, "out.prototype[k] -= logf(sum);", "out.prototype[k] += logf(sum);"),
+    Mutation(MERGES, "-(sum.maximum + logf(sum.total))", "-sum.maximum"),
+    # What the driver is told and asked.
+    Mutation(LAUNCH, "raise();", ";", "found->second >= value"),
+    Mutation(LAUNCH, "found->second >= value", "found->second > 0"),
+    Mutation(LAUNCH, "found != values_.end()", "false"),
     Mutation(KERNELS, BARRIER, ";", "assignments_kernel("),
-    Mutation(MERGES, "n < n_valid ? -(sum.maximum + logf(sum.total)) : -kInfinity", "-sum.maximum"),
+    Mutation(MERGES, "n < n_valid ? sum.maximum + logf(sum.total) : kInfinity", "sum.maximum"),
     Mutation(KERNELS, "begin + warp_index()", "begin + lane_index()", "write_row_partials("),
-    Mutation(KERNELS, "potential[c] -= logf(mass[c]);", "potential[c] += logf(mass[c]);"),
+    Mutation(KERNELS, "sums[c].maximum + logf(sums[c].total)", "sums[c].maximum"),
     Mutation(KERNELS, "exists ? potential[c] : -kInfinity", "potential[c]"),
     Mutation(
         KERNELS,
@@ -124,7 +139,13 @@ STREAMED_CLUSTERING = [
     Mutation(TILE, "(x.columns + kDepth - 1) / kDepth", "x.columns / kDepth"),
     Mutation(TILE, "step + kTileStages - 1", "step + kTileStages"),
     Mutation(STREAMED, "tile % kTilesPerSlice * kTileColumns", "0 * tile"),
-    Mutation(STREAMED, BARRIER, ";", "scale[c] = 1.0f"),
+    Mutation(STREAMED, BARRIER, ";", "reinterpret_cast<uint32_t*>(shared)"),
+    Mutation(STREAMED, "blockIdx.y % kTilesPerSlice", "0 * blockIdx.y"),
+    Mutation(STREAMED, "with_rows ? blockIdx.y : blockIdx.y / kTilesPerSlice", "0 * blockIdx.y"),
+    Mutation(STREAMED, "store && with_rows", "false"),
+    Mutation(STREAMED, "store && with_rows", "true"),
+    Mutation(STREAMED, "partial[n * scores.n_slices + blockIdx.y]", "partial[n * scores.n_slices]"),
+    Mutation(LOSS, "scale_partial[blockIdx.x * n_columns + k]", "scale_partial[k]"),
     Mutation(STREAMED, BARRIER, ";", "make_pair<T>(score"),
     Mutation(STREAMED, "tile_row(r) < left", "true", "add_tile_columns("),
     Mutation(STREAMED, "tile_row(r) < left", "tile_row(r) <= left", "add_tile_mass("),
@@ -135,7 +156,7 @@ STREAMED_CLUSTERING = [
     Mutation(STREAMED, BARRIER, ";", "shared[tile_row(r) * kWarpsAcross"),
     Mutation(STREAMED, BARRIER, ";", "warp_down() == 1"),
     Mutation(STREAMED, "k < scores.head[columns.head].columns", "true"),
-    Mutation(STREAMED, "-kInfinity", "0.0f", "load_columns(potential, potentials"),
+    Mutation(STREAMED, "-kInfinity", "0.0f", "potential[c] = !exists"),
     Mutation(LOSS, "(first_row + r) * p.n_targets + target", "(first_row + r) * p.n_targets"),
     Mutation(LOSS, "p.row[columns.head * p.n_teacher_rows + n]", "p.row[n]"),
     Mutation(LOSS, "first + tile_column(c) < p.scores.head[slice.head].columns", "true"),

@@ -126,6 +126,26 @@ def check_scores() -> None:
     for given in (scales, None):
         for a, b in zip(own.forward(x, v, given), reference.forward(x, v, given), strict=True):
             close(a, b, 2e-2)
+        scores, logsumexp = own.forward_with_logsumexp(x, v, given, TEMPERATURE)
+        assert all(map(torch.equal, scores, own.forward(x, v, given)))
+        stored = [torch.logsumexp(z.double() / TEMPERATURE, dim=1) for z in scores]
+        close(logsumexp, torch.stack(stored), 1e-5)
+        wide = reference.forward(*([m.float() for m in part] for part in (x, v)), given)
+        exact = [torch.logsumexp(z.double() / TEMPERATURE, dim=1) for z in wide]
+        close(own.logsumexp(x, v, given, TEMPERATURE), torch.stack(exact), 1e-5)
+
+
+def check_default_dtype() -> None:
+    """Results are float32 whatever type new tensors have by default."""
+    own, _ = backends("sinkhorn")
+    logits = [torch.randn(9, 40)]
+    expected = own.potentials(logits, TEMPERATURE, 2, 9)
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = own.potentials(logits, TEMPERATURE, 2, 9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, results, expected))
 
 
 def check_streamed() -> None:
@@ -158,7 +178,15 @@ def check_streamed() -> None:
 def main() -> None:
     """Runs all checks; an exception is a failure."""
     install(Path(sys.argv[1]).resolve())
-    for check in (check_devices, check_sinkhorn, check_clustering, check_scores, check_streamed):
+    checks = (
+        check_devices,
+        check_default_dtype,
+        check_sinkhorn,
+        check_clustering,
+        check_scores,
+        check_streamed,
+    )
+    for check in checks:
         torch.manual_seed(0)
         check()
         print(f"{check.__name__}: passed")

@@ -233,6 +233,8 @@ int main() {
     cases.push_back({{{24, 8}, 70, dtype, 0, 0}, 66, 16, 1});
     cases.push_back(
         {{{2048 + 16, 72}, 5, dtype, 3, 2 * static_cast<std::size_t>(size_of(dtype))}, 4});
+    // The same kernel on the same device, with less and with more shared memory.
+    cases.push_back({{{40, 24}, 66, dtype}, 66, 2, 3});
     cases.push_back({{{40, 8200, 130}, 68, dtype, 24}, 66, 2, 3});
     cases.push_back({{{41, 129}, 75, dtype}, 69, 1, 2});
   }

@@ -102,7 +102,16 @@ void test_scores(const Case& c, uint64_t seed, bool with_scales) {
       for (int64_t k = 0; k < side.columns(h); ++k) out.set(h, n, k, NAN);
     }
   }
-  cuda::prototype_scores(view, out.view().heads, nullptr);
+  Guarded<float> logsumexp(side.n_heads() * c.n_rows), unrounded(logsumexp.size());
+  Guarded<char> workspace(cuda::prototype_scores_workspace(view, true));
+  const auto run = [&](const Head* heads, float* sums) {
+    workspace.poison();
+    cuda::prototype_scores(view, heads, kTeacherTemperature, sums, workspace.data(),
+                           workspace.size(), nullptr);
+  };
+  run(out.view().heads, nullptr);
+  run(nullptr, unrounded.data());
+  std::vector<double> expected_sums, expected_unrounded;
   for (int64_t h = 0; h < side.n_heads(); ++h) {
     const Head& head = out.view().heads[h];
     std::vector<float> values;
@@ -114,7 +123,32 @@ void test_scores(const Case& c, uint64_t seed, bool with_scales) {
       }
     }
     expect_close("scores", values, expected, c.dtype == DType::bfloat16 ? 4e-3 : 5e-4, 3e-5);
+    for (int64_t n = 0; n < c.n_rows; ++n) {
+      double stored = 0, exact = 0;
+      for (int64_t i = n * head.columns; i < (n + 1) * head.columns; ++i) {
+        stored += std::exp(static_cast<double>(values[i]) / kTeacherTemperature);
+        exact += std::exp(expected[i] / kTeacherTemperature);
+      }
+      expected_sums.push_back(std::log(stored));
+      expected_unrounded.push_back(std::log(exact));
+    }
   }
+  expect_close("log-sum-exp alone", unrounded.values(), expected_unrounded, 2e-6, 2e-5);
+  // Both at once: the same scores, and the log-sum-exp of what was stored.
+  RaggedMatrices again({c.prototypes, c.n_rows, c.dtype, c.padding, c.misalign}, 0);
+  run(again.view().heads, logsumexp.data());
+  for (int64_t h = 0; h < side.n_heads(); ++h) {
+    const Head &head = out.view().heads[h], &other = again.view().heads[h];
+    for (int64_t n = 0; n < c.n_rows; ++n) {
+      const std::size_t start = n * head.row_stride * size_of(c.dtype);
+      if (std::memcmp(static_cast<char*>(head.data) + start, static_cast<char*>(other.data) + start,
+                      head.columns * size_of(c.dtype)) != 0) {
+        fail("scores differ where their log-sum-exp is asked for, too");
+      }
+    }
+  }
+  expect_close("log-sum-exp", logsumexp.values(), expected_sums, 2e-6, 2e-5);
+  again.check_surroundings();
   out.check_surroundings();
 }
 

@@ -22,8 +22,12 @@ struct ScoreSide {
   DType dtype;
 };
 
-// out[h] [N, K] in the type of the factors.
-void prototype_scores(const ScoreSide& side, const Head* out, void* stream);
+// Scores, their rows' log-sum-exp, or both in one pass; a null pointer asks for no such result.
+// out[h] [N, K] is in the type of the factors; logsumexp[h, n] = log sum_k exp(z[n,k] /
+// temperature) is that of the scores as they are stored, or of unrounded ones where none are.
+std::size_t prototype_scores_workspace(const ScoreSide& side, bool with_logsumexp);
+void prototype_scores(const ScoreSide& side, const Head* out, double temperature, float* logsumexp,
+                      void* workspace, std::size_t workspace_bytes, void* stream);
 
 std::size_t streamed_column_workspace(const ScoreSide& side, int64_t n_valid);
 void streamed_column_logsumexp(const ScoreSide& side, double temperature, int64_t n_valid,

@@ -82,8 +82,8 @@ def forward(
         weights,
     )
     device, n_heads = student[0].device, len(student)
-    loss = torch.empty(n_heads, device=device)
-    lse = torch.empty(n_heads, problem.student.n_rows, device=device)
+    loss = torch.empty(n_heads, dtype=torch.float32, device=device)
+    lse = torch.empty(n_heads, problem.student.n_rows, dtype=torch.float32, device=device)
     with on_device_of(loss):
         memory = workspace(_C.cuda.clustering_forward_workspace(problem.view), device)
         _C.cuda.clustering_forward(

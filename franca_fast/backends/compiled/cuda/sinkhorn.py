@@ -23,7 +23,7 @@ def column_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K] float32."""
     heads, device = _pack(logits), logits[0].device
-    result = torch.empty(2, sum(heads.columns), device=device)
+    result = torch.empty(2, sum(heads.columns), dtype=torch.float32, device=device)
     maximum, total = result.unbind(0)
     view = (heads.numbers, heads.n_rows, heads.dtype)
     with on_device_of(result):
@@ -47,7 +47,7 @@ def row_step(
     """Row potentials [H, N] for given prototype potentials and, on request, the mass [sum K]."""
     heads, device = _pack(logits), logits[0].device
     prototype = vector(prototype, "prototype", (sum(heads.columns),), torch.float32, device)
-    row = torch.empty(len(logits), heads.n_rows, device=device)
+    row = torch.empty(len(logits), heads.n_rows, dtype=torch.float32, device=device)
     mass = torch.empty_like(prototype) if with_mass else None
     view = (heads.numbers, heads.n_rows, heads.dtype)
     with on_device_of(row):
@@ -72,7 +72,10 @@ def assignments(
     """Softmax over k of z/T + a[k], [N, K] float32 for each head; zero for rows from n_valid on."""
     heads, device = _pack(logits), logits[0].device
     prototype = vector(prototype, "prototype", (sum(heads.columns),), torch.float32, device)
-    out = [torch.empty(heads.n_rows, width, device=device) for width in heads.columns]
+    out = [
+        torch.empty(heads.n_rows, width, dtype=torch.float32, device=device)
+        for width in heads.columns
+    ]
     view = (heads.numbers, heads.n_rows, heads.dtype)
     with on_device_of(prototype):
         memory = workspace(_C.cuda.assignments_workspace(*view), device)
@@ -95,8 +98,8 @@ def potentials(
     """All iterations at once on one device: potentials [sum K] and [H, N]."""
     heads, device = _pack(logits), logits[0].device
     view = (heads.numbers, heads.n_rows, heads.dtype)
-    prototype = torch.empty(sum(heads.columns), device=device)
-    row = torch.empty(len(logits), heads.n_rows, device=device)
+    prototype = torch.empty(sum(heads.columns), dtype=torch.float32, device=device)
+    row = torch.empty(len(logits), heads.n_rows, dtype=torch.float32, device=device)
     with on_device_of(row):
         memory = workspace(_C.cuda.potentials_workspace(*view, n_valid), device)
         _C.cuda.potentials(

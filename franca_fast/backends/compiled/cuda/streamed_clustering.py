@@ -33,13 +33,13 @@ def column_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
     factors, device = pack_factors(features, prototypes, scales), features[0].device
-    result = torch.empty(2, sum(factors.columns), device=device)
+    result = torch.empty(2, sum(factors.columns), dtype=torch.float32, device=device)
     maximum, total = result.unbind(0)
     with on_device_of(result):
-        n_bytes = _C.cuda.streamed_column_workspace(*factors.arguments, n_valid)
+        n_bytes = _C.cuda.streamed_column_workspace(factors.arguments, n_valid)
         memory = workspace(n_bytes, device)
         _C.cuda.streamed_column_logsumexp(
-            *factors.arguments,
+            factors.arguments,
             temperature,
             n_valid,
             maximum.data_ptr(),
@@ -63,13 +63,13 @@ def row_step(
     """Row potentials [H, N] for given prototype potentials and, on request, the mass [sum K]."""
     factors, device = pack_factors(features, prototypes, scales), features[0].device
     prototype = vector(prototype, "prototype", (sum(factors.columns),), torch.float32, device)
-    row = torch.empty(len(features), factors.n_rows, device=device)
+    row = torch.empty(len(features), factors.n_rows, dtype=torch.float32, device=device)
     mass = torch.empty_like(prototype) if with_mass else None
     with on_device_of(row):
-        n_bytes = _C.cuda.streamed_row_step_workspace(*factors.arguments, n_valid)
+        n_bytes = _C.cuda.streamed_row_step_workspace(factors.arguments, n_valid)
         memory = workspace(n_bytes, device)
         _C.cuda.streamed_row_step(
-            *factors.arguments,
+            factors.arguments,
             temperature,
             prototype.data_ptr(),
             n_valid,
@@ -139,8 +139,8 @@ def forward(
         )
     problem = _problem(student, teacher, prototype, row, temperatures, teacher_rows, weights)
     device, n_heads = weights.device, len(student[0])
-    loss = torch.empty(n_heads, device=device)
-    lse = torch.empty(n_heads, problem.student.n_rows, device=device)
+    loss = torch.empty(n_heads, dtype=torch.float32, device=device)
+    lse = torch.empty(n_heads, problem.student.n_rows, dtype=torch.float32, device=device)
     with on_device_of(loss):
         n_bytes = _C.cuda.streamed_forward_workspace(problem.view)
         memory = workspace(n_bytes, device)
@@ -237,7 +237,7 @@ def _product_gradient(problem: _Problem, head: _Head, dtype: torch.dtype) -> tup
     # Rows begin on 16 bytes, for the library.
     padded = torch.empty(n_rows, -(-n_columns // 8) * 8, dtype=dtype, device=device)
     tiles = _C.cuda.streamed_row_tiles(n_rows)
-    scale_partial = torch.empty(tiles, n_columns, device=device)
+    scale_partial = torch.empty(tiles, n_columns, dtype=torch.float32, device=device)
     _C.cuda.streamed_gradient(
         problem.view,
         head.grad_loss.data_ptr(),
