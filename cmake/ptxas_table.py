@@ -1,7 +1,7 @@
 """Runs the CUDA compiler and puts a table in the build log instead of what ptxas says.
 
 One line for each kernel and architecture: registers, bytes of static shared memory, bytes spilled.
-Warnings and errors pass unchanged; the build makes spills an error.
+Warnings and errors pass unchanged. A kernel that spills registers is an error.
 
 Usage: ptxas_table.py COMPILER ARGUMENTS...
 """
@@ -71,7 +71,10 @@ def main() -> int:
     for kernel in sorted(kernels):
         name, architecture, registers, shared, spilled = kernel
         print(f"{name:<58} {architecture:<8} {registers:>9} {shared:>7} {spilled:>7}")
-    return 0
+    spilling = [kernel.name for kernel in kernels if kernel.spilled > 0]
+    if spilling:
+        print(f"error: registers spilled in {', '.join(spilling)}")
+    return 1 if spilling else 0
 
 
 if __name__ == "__main__":
