@@ -63,6 +63,8 @@ def run_sinkhorn(n_rows, dtype):
     maximum, _ = sinkhorn.column_logsumexp(z, 0.05, n_rows)
     sinkhorn.row_step(z, 0.05, maximum, n_rows, True)
     sinkhorn.assignments(z, 0.05, maximum, n_rows)
+    sinkhorn.potentials(z, 0.05, 3, n_rows)
+    sinkhorn.potentials(logits(64, dtype), 0.05, 3, 64)
 
 
 def run_cross_entropy(n_rows, dtype):
@@ -85,7 +87,7 @@ def run_streamed(n_rows, dtype):
 
 # Each with the number of kernels that it launches.
 DRIVERS = {
-    "sinkhorn": (run_sinkhorn, 6),
+    "sinkhorn": (run_sinkhorn, 9),
     "clustering_cross_entropy": (run_cross_entropy, 3),
     "streamed_clustering": (run_streamed, 7),
 }

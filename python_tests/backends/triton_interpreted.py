@@ -69,6 +69,46 @@ def test_sinkhorn_equals_float64_across_tiles(n_rows, columns, programs, monkeyp
     close(ours, passes(reference, (double(z),), a, n_rows))
 
 
+@pytest.mark.parametrize(
+    ("n_rows", "n_valid", "columns"),
+    [
+        (3, 2, (4500, 7)),  # several units in a head, several rows in a tile
+        (64, 64, (200, 5)),  # several tiles in a unit
+        (70, 68, (30, 5)),  # more rows than a tile holds, splits of the rows
+        (4, 0, (9,)),
+    ],
+)
+def test_potentials_equal_float64_across_tiles(n_rows, n_valid, columns):
+    z = [torch.randn(n_rows, k) for k in columns]
+    for n_iterations in (1, 3):
+        prototype, row = sinkhorn.potentials(z, TEACHER, n_iterations, n_valid)
+        a = torch.zeros(sum(columns), dtype=torch.float64)
+        if n_valid:
+            maximum, total = reference.column_logsumexp(double(z), TEACHER, n_valid)
+            a = -(maximum + total.log())
+            for _ in range(n_iterations - 1):
+                _, mass = reference.row_step(double(z), TEACHER, a, n_valid, True)
+                a -= mass.log()
+        b, _ = reference.row_step(double(z), TEACHER, a, n_valid, False)
+        assert (row[:, n_valid:] == -math.inf).all()
+        close([prototype], [a], factor=2)
+        if n_valid:
+            close([row[:, :n_valid]], [b[:, :n_valid]], factor=2)
+
+
+@pytest.mark.parametrize("unknown", [-1, 3])
+def test_teacher_rows_that_do_not_exist_are_not_read_and_give_nan(unknown):
+    student, teacher, a, b, rows, weights = loss_problem(columns=(40, 6))
+    rows[1, 2] = unknown
+    arguments = (student, teacher, a.float(), b.float())
+    rest = (STUDENT, TEACHER, rows, weights)
+    loss, lse = clustering_cross_entropy.forward(*arguments, *rest)
+    gradients = clustering_cross_entropy.backward(torch.ones(2), *arguments, lse, *rest)
+    assert loss.isnan().all()
+    for gradient in gradients:
+        assert gradient[1].isnan().all() and gradient[[0, 2, 3, 4]].isfinite().all()
+
+
 def test_assignments_equal_float64_across_tiles():
     z = [torch.randn(6, k) for k in (2100, 3)]
     a = potential(double(z))
@@ -239,6 +279,15 @@ def exact_results(student, teacher, a, b, rows, weights, grad):
 def test_streamed_loss_equals_float64(shape):
     problem, grad = streamed_problem(*shape), torch.randn(len(COLUMNS))
     close(streamed_results(*problem, grad), exact_results(*problem, grad), factor=4)
+
+
+def test_streamed_teacher_rows_that_do_not_exist_are_not_read_and_give_nan():
+    student, teacher, a, b, rows, weights = streamed_problem(5, 3, 2)
+    rows[1, 1] = 3
+    results = streamed_results(student, teacher, a, b, rows, weights, torch.ones(len(COLUMNS)))
+    assert results[0].isnan().all()
+    for dx in results[2 : 2 + len(COLUMNS)]:
+        assert dx[1].isnan().all() and dx[[0, 2, 3, 4]].isfinite().all()
 
 
 def test_streamed_gradient_in_chunks_equals_float64(monkeypatch):

@@ -127,3 +127,15 @@ def merge_exponentials(maxima, totals, maximum, total, AXIS: tl.constexpr):
     larger = tl.maximum(maximum, tl.max(maxima, AXIS))
     terms = totals * tl.exp(maxima - tl.expand_dims(larger, AXIS))
     return larger, total * tl.exp(maximum - larger) + tl.sum(terms, AXIS)
+
+
+@triton.jit
+def teacher_potentials(row, n_teacher, teacher_rows, m, valid, n_targets, p):
+    """The p-th teacher row that each student row m meets, and its potential.
+
+    A row that does not exist is not read: its potential is nan, so that nothing hides it.
+    """
+    n = tl.load(teacher_rows + m.to(tl.int64) * n_targets + p, mask=valid, other=0)
+    known = (n >= 0) & (n < n_teacher)
+    n = tl.where(known, n, 0)
+    return n, tl.where(known, tl.load(row + n, mask=valid, other=0.0), float("nan"))

@@ -46,6 +46,24 @@ def combine_columns(maximum: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     return result[0], result[1]
 
 
+def first_potentials(maximum: Tensor, total: Tensor) -> Tensor:
+    """Prototype potentials [sum K] from the log-sum-exps of the splits, [splits, sum K]."""
+    n_splits, n_columns = maximum.shape
+    prototype = maximum.new_empty(n_columns)
+    _combine_potentials[(triton.cdiv(n_columns, _COLUMNS),)](
+        maximum, total, prototype, n_splits, n_columns, COLUMNS=_COLUMNS, num_warps=4
+    )
+    return prototype
+
+
+def update_potentials(prototype: Tensor, mass: Tensor) -> None:
+    """Takes the logarithm of the mass, [splits, sum K], off the prototype potentials."""
+    n_splits, n_columns = mass.shape
+    _combine_mass[(triton.cdiv(n_columns, _COLUMNS),)](
+        mass, prototype, n_splits, n_columns, COLUMNS=_COLUMNS, num_warps=4
+    )
+
+
 def combine_rows(
     parts: RowSums, columns: tuple[int, ...], width: int, n_rows: int, n_valid: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +137,23 @@ def combine_losses(
     return row_loss.sum(dim=1), lse
 
 
+@triton.jit
+def _column_sums(maxima, totals, k, n_splits, n_columns, COLUMNS: tl.constexpr):
+    """Maximum and total of the columns k over all splits."""
+    inside = k < n_columns
+    maximum = tl.full([COLUMNS], LOWEST, tl.float32)
+    total = tl.zeros([COLUMNS], tl.float32)
+    for _ in range(n_splits):
+        m = tl.load(maxima + k, mask=inside, other=LOWEST)
+        t = tl.load(totals + k, mask=inside, other=0.0)
+        maxima += n_columns
+        totals += n_columns
+        larger = tl.maximum(maximum, m)
+        total = total * tl.exp(maximum - larger) + t * tl.exp(m - larger)
+        maximum = larger
+    return maximum, total
+
+
 @triton.jit(do_not_specialize=["n_splits"])
 def _combine_columns(
     partial_maximum,  # [splits, sum K]
@@ -130,19 +165,42 @@ def _combine_columns(
     COLUMNS: tl.constexpr,
 ):
     k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    maximum, total = _column_sums(partial_maximum, partial_total, k, n_splits, n_columns, COLUMNS)
+    tl.store(maximum_out + k, maximum, mask=k < n_columns)
+    tl.store(total_out + k, total, mask=k < n_columns)
+
+
+@triton.jit(do_not_specialize=["n_splits"])
+def _combine_potentials(
+    partial_maximum,  # [splits, sum K]
+    partial_total,  # [splits, sum K]
+    prototype_out,  # [sum K]
+    n_splits,
+    n_columns,
+    COLUMNS: tl.constexpr,
+):
+    k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    maximum, total = _column_sums(partial_maximum, partial_total, k, n_splits, n_columns, COLUMNS)
+    total = tl.where(k < n_columns, total, 1.0)
+    tl.store(prototype_out + k, -(maximum + tl.log(total)), mask=k < n_columns)
+
+
+@triton.jit(do_not_specialize=["n_splits"])
+def _combine_mass(
+    partial,  # [splits, sum K]
+    prototype,  # [sum K], updated
+    n_splits,
+    n_columns,
+    COLUMNS: tl.constexpr,
+):
+    k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = k < n_columns
-    maximum = tl.full([COLUMNS], LOWEST, tl.float32)
-    total = tl.zeros([COLUMNS], tl.float32)
+    mass = tl.zeros([COLUMNS], tl.float32)
     for _ in range(n_splits):
-        m = tl.load(partial_maximum + k, mask=inside, other=LOWEST)
-        t = tl.load(partial_total + k, mask=inside, other=0.0)
-        partial_maximum += n_columns
-        partial_total += n_columns
-        larger = tl.maximum(maximum, m)
-        total = total * tl.exp(maximum - larger) + t * tl.exp(m - larger)
-        maximum = larger
-    tl.store(maximum_out + k, maximum, mask=inside)
-    tl.store(total_out + k, total, mask=inside)
+        mass += tl.load(partial + k, mask=inside, other=0.0)
+        partial += n_columns
+    a = tl.load(prototype + k, mask=inside, other=0.0)
+    tl.store(prototype + k, a - tl.log(tl.where(mass > 0, mass, 1.0)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["row_stride", "n_rows", "n_valid"])

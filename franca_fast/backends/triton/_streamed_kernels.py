@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from . import interpreted
-from ._heads import LOWEST, add_exponentials, locate, pick
+from ._heads import LOWEST, add_exponentials, locate, pick, teacher_potentials
 
 INTERPRETED = tl.constexpr(interpreted())
 
@@ -54,6 +54,7 @@ def targets(
     inside,  # [COLUMNS]
     depth,
     row,  # potentials of this head, [N]
+    n_teacher,  # N
     teacher_rows,  # [M, P]
     m,  # [ROWS]
     valid,  # [ROWS]
@@ -71,8 +72,7 @@ def targets(
     else:
         q = tl.zeros([m.shape[0], v_rows.shape[0]], tl.float32)
     for p in range(n_targets):
-        n = tl.load(teacher_rows + m.to(tl.int64) * n_targets + p, mask=valid, other=0)
-        b = tl.load(row + n, mask=valid, other=0.0)
+        n, b = teacher_potentials(row, n_teacher, teacher_rows, m, valid, n_targets, p)
         x_rows = x + n * x_stride
         if COLUMNS_FIRST:
             z = products(v_rows, inside, x_rows, valid, depth, DEPTH)
@@ -291,6 +291,7 @@ def forward_kernel(
             inside,
             pick(teacher_depths, head, HEADS),
             row + head.to(tl.int64) * n_teacher,
+            n_teacher,
             teacher_rows,
             m,
             valid,
@@ -313,7 +314,14 @@ def forward_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["n_rows", "n_columns", "n_targets", "inverse_student", "inverse_teacher"]
+    do_not_specialize=[
+        "n_rows",
+        "n_columns",
+        "n_teacher",
+        "n_targets",
+        "inverse_student",
+        "inverse_teacher",
+    ]
 )
 def gradient_kernel(
     grad_loss,  # [1], of this head
@@ -338,6 +346,7 @@ def gradient_kernel(
     scale_grad_out,  # [row blocks, K']
     n_rows,
     n_columns,  # K'
+    n_teacher,
     n_targets,
     inverse_student,
     inverse_teacher,
@@ -359,6 +368,7 @@ def gradient_kernel(
         inside,
         teacher_depth,
         row,
+        n_teacher,
         teacher_rows,
         m,
         valid,

@@ -13,7 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._heads import LOWEST, count_units, locate, on_device_of, pack, pick, unit_width
+from ._heads import (
+    LOWEST,
+    count_units,
+    locate,
+    on_device_of,
+    pack,
+    pick,
+    teacher_potentials,
+    unit_width,
+)
 from ._reductions import RowSums, combine_losses
 
 _TILE = (4, 1024)  # rows and columns; a row of 4 values of a thread is one vector load
@@ -117,6 +126,7 @@ def _targets(
     stride,
     a,  # [COLUMNS]
     row,  # [N], potentials of this head
+    n_teacher,  # N
     teacher_rows,  # [M, P]
     m,  # [ROWS]
     valid,  # [ROWS]
@@ -127,10 +137,9 @@ def _targets(
     """q[m, k]: the sum over the teacher rows that meet row m of exp(z/T + a + b)."""
     q = tl.zeros(inside.shape, tl.float32)
     for p in tl.static_range(TARGETS):
-        n = tl.load(teacher_rows + m.to(tl.int64) * TARGETS + p, mask=valid, other=0)
+        n, b = teacher_potentials(row, n_teacher, teacher_rows, m, valid, TARGETS, p)
         z_at = teacher_columns[None, :] + n[:, None] * stride
         z = tl.load(z_at, mask=inside, other=float("-inf")).to(tl.float32)
-        b = tl.load(row + n, mask=valid, other=0.0)
         q += tl.exp(tl.fma(z, inverse_temperature, a[None, :]) + b[:, None])
     return q
 
@@ -190,6 +199,7 @@ def _forward(
             teacher_stride,
             a,
             row_head,
+            n_teacher,
             teacher_rows,
             m,
             valid,
@@ -245,6 +255,7 @@ def _backward(
         pick(teacher_strides, head, HEADS),
         a,
         row + head.to(tl.int64) * n_teacher,
+        n_teacher,
         teacher_rows,
         m,
         valid,

@@ -312,6 +312,7 @@ def _head_backward(
             scale_grad,
             n_rows,
             width,
+            row.shape[0],
             n_targets,
             *inverse_temperatures,
             product_grad.stride(0),
