@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from python_tests.helpers import DEVICE
 
 GOLDEN = Path(__file__).parent / "golden"
-# Also for tensors that tests make while they are imported.
-torch.set_default_device(DEVICE)
+if DEVICE.type != "cpu":
+    # At once, for the tensors that tests make while they are imported.
+    torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)
