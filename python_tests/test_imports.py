@@ -34,6 +34,9 @@ HEAVY = [
     "pyarrow",
     "kornia",
     "xformers",
+    "onnx",
+    "onnxruntime",
+    "transformers",
 ]
 
 
@@ -85,6 +88,7 @@ def test_import_loads_nothing_heavy():
 
 def test_everything_imports_without_the_optional_packages():
     optional = {"torchvision", "triton", "tensorboard", "matplotlib", "pyarrow"}
+    optional |= {"onnx", "onnxruntime", "onnxscript", "transformers"}
     run(
         f"""
 import sys

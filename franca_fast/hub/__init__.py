@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from franca_fast.hub.huggingface import export_huggingface
 from franca_fast.hub.load import check_img_size, load_head, load_model
 from franca_fast.hub.released import ModelInfo, list_models
 from franca_fast.hub.save import save_backbone
@@ -13,6 +14,7 @@ __all__ = [
     "cache_folder",
     "check_img_size",
     "download_model",
+    "export_huggingface",
     "list_models",
     "load_head",
     "load_model",

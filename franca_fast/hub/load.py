@@ -12,6 +12,7 @@ import torch
 
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.hub.archive import is_archive
+from franca_fast.hub.huggingface import is_huggingface, read_huggingface
 from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
 from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
 from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
@@ -47,6 +48,7 @@ def load_model(
     - a `.safetensors` file with its `.json` beside it (either path, or their common stem), as
       `save_backbone` and the pretraining write them;
     - a run directory of `pretrain`, whose `exported/` folder is used;
+    - a folder in the Hugging Face layout of DINOv2 (see `export_huggingface`);
     - a `.pth` file as released (`{"teacher": ...}` or flat, any key spelling that
       `normalize_backbone_keys` knows), with the architecture read from the shapes; also inside a
       `.tar.gz` archive, whole or in parts;
@@ -89,6 +91,9 @@ def load_model(
             f"weights '{os.fspath(weights)}' need the name of an architecture or of a released "
             f"model, not '{name}'{did_you_mean(name, _known_names())}"
         )
+    elif is_huggingface(Path(name)):
+        state, config = read_huggingface(Path(name))
+        model = _build(config | overrides, state, name)
     else:
         model = _load_path(_find_file(name), overrides)
     check_img_size(img_size, model.patch_size)
