@@ -87,7 +87,7 @@ __device__ __forceinline__ void add_query_gradient(Sums<D>& sums, const QueryRow
 
 // dQ, and the statistics that the other kernel reads.
 template <class T, int D, bool whole>
-__global__ void __launch_bounds__(kMostWarps* kWarpSize, 128 / D)
+__global__ void __launch_bounds__(kMostWarps* kWarpSize)
     attention_query_gradient_kernel(const __grid_constant__ BackwardParameters p,
                                     const __grid_constant__ Schedule schedule) {
   const Task task = find_task(schedule);
@@ -109,16 +109,16 @@ __global__ void __launch_bounds__(kMostWarps* kWarpSize, 128 / D)
     }
   };
   const float scale[2] = {p.scale, p.scale};
+  int unit = task.first_unit + warp_index();
+  if (whole) fetch(0, 0);
+  commit_copies();
+  load_query_rows<T>(rows, p, schedule, task, unit);
   if (whole) {
-    fetch(0, 0);
-    commit_copies();
     wait_for_copies<0>();
     block_barrier();
+    if (unit >= units) return;
   }
-#pragma unroll 1
-  for (int unit = task.first_unit + warp_index();; unit += warp_count()) {
-    if (whole && unit >= units) break;
-    load_query_rows<T>(rows, p, schedule, task, unit);
+  while (true) {
     sums.clear();
     if (whole) {
       step(0, 0);
@@ -126,7 +126,9 @@ __global__ void __launch_bounds__(kMostWarps* kWarpSize, 128 / D)
       stream_columns(task.length, fetch, step);
     }
     store_rows<T>(p.dq, task, unit, sums, scale);
-    if (!whole) break;
+    unit += warp_count();
+    if (!whole || unit >= units) return;
+    load_query_rows<T>(rows, p, schedule, task, unit);
   }
 }
 
@@ -198,17 +200,17 @@ __global__ void __launch_bounds__(kMostWarps* kWarpSize, 1)
     }
   };
   const float scale[2] = {p.scale, p.scale}, one[2] = {1.0f, 1.0f};
+  int unit = task.first_unit + warp_index();
+  if (whole) fetch(0, 0);
+  commit_copies();
+  load_rows(rows.key, nullptr, p.k, task, unit);
+  load_rows(rows.value, held, p.v, task, unit);
   if (whole) {
-    fetch(0, 0);
-    commit_copies();
     wait_for_copies<0>();
     block_barrier();
+    if (unit >= units) return;
   }
-#pragma unroll 1
-  for (int unit = task.first_unit + warp_index();; unit += warp_count()) {
-    if (whole && unit >= units) break;
-    load_rows(rows.key, nullptr, p.k, task, unit);
-    load_rows(rows.value, held, p.v, task, unit);
+  while (true) {
     key_sums.clear();
     value_sums.clear();
     if (whole) {
@@ -218,7 +220,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarpSize, 1)
     }
     store_rows<T>(p.dk, task, unit, key_sums, scale);
     store_rows<T>(p.dv, task, unit, value_sums, one);
-    if (!whole) break;
+    unit += warp_count();
+    if (!whole || unit >= units) return;
+    load_rows(rows.key, nullptr, p.k, task, unit);
+    load_rows(rows.value, held, p.v, task, unit);
   }
 }
 

@@ -88,6 +88,16 @@ Plan make_plan(int bucket, bool whole, const SequenceRun* const* runs, int n_run
   return plan;
 }
 
+// How many of the buckets [0, n_whole) fit the device's shared memory.
+int fitting_buckets(int n_whole, std::size_t bytes_per_column, std::size_t bytes_per_warp) {
+  const std::size_t most = most_shared_bytes();
+  const auto fits = [&](int bucket) {
+    return kWholeUnits[bucket] * kUnit * bytes_per_column + kMostWarps * bytes_per_warp <= most;
+  };
+  while (n_whole > 0 && !fits(n_whole - 1)) --n_whole;
+  return n_whole;
+}
+
 // Calls body(plan) for each launch that the runs need; the first `n_whole` buckets are not
 // streamed.
 template <class Body>
@@ -159,14 +169,18 @@ void launch_forward(const Plan& plan, const ForwardParameters& p, void* stream) 
   }
 }
 
+// Shared memory of the kernel of dK and dV, for each column and for each warp.
+template <int D>
+constexpr std::size_t kGradientBytes = 2 * D * sizeof(uint16_t) + sizeof(float2);
+template <int D>
+constexpr std::size_t kHeldBytes = ValueRows<D>::kPacks * kPackBytes;
+
 template <class T, int D, bool whole>
 void launch_backward(const Plan& plan, const BackwardParameters& p, void* stream) {
-  constexpr std::size_t kBytes = 2 * D * sizeof(T);
-  launch(attention_query_gradient_kernel<T, D, whole>, plan.shape(kBytes, 0), stream, p,
+  launch(attention_query_gradient_kernel<T, D, whole>, plan.shape(2 * D * sizeof(T), 0), stream, p,
          plan.schedule);
-  launch(attention_key_gradient_kernel<T, D, whole>,
-         plan.shape(kBytes + sizeof(float2), ValueRows<D>::kPacks * kPackBytes), stream, p,
-         plan.schedule);
+  launch(attention_key_gradient_kernel<T, D, whole>, plan.shape(kGradientBytes<D>, kHeldBytes<D>),
+         stream, p, plan.schedule);
 }
 
 }  // namespace
@@ -183,7 +197,7 @@ void attention_forward(const AttentionProblem& problem, const PackedHeads& out, 
   with_head_type(problem, [&](auto* type, auto head_dim) {
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr int D = decltype(head_dim)::value;
-    for_each_plan(problem, kWholeForward<D>,
+    for_each_plan(problem, fitting_buckets(kWholeForward<D>, 2 * D * sizeof(T), 0),
                   [&](const Plan& plan) { launch_forward<T, D>(plan, p, stream); });
   });
 }
@@ -216,11 +230,13 @@ void attention_backward(const AttentionProblem& problem, const PackedHeads& grad
                              static_cast<float>(problem.scale * kLog2E)};
   with_head_type(problem, [&](auto* type, auto head_dim) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for_each_plan(problem, kWholeBuckets, [&](const Plan& plan) {
+    constexpr int D = decltype(head_dim)::value;
+    const int n_whole = fitting_buckets(kWholeBuckets, kGradientBytes<D>, kHeldBytes<D>);
+    for_each_plan(problem, n_whole, [&](const Plan& plan) {
       if (plan.whole) {
-        launch_backward<T, decltype(head_dim)::value, true>(plan, p, stream);
+        launch_backward<T, D, true>(plan, p, stream);
       } else {
-        launch_backward<T, decltype(head_dim)::value, false>(plan, p, stream);
+        launch_backward<T, D, false>(plan, p, stream);
       }
     });
   });

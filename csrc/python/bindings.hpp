@@ -41,6 +41,7 @@ void bind_clustering_cross_entropy(pybind11::module_& m);
 #if defined(FRANCA_CUDA)
 void bind_cuda(pybind11::module_& m);
 void bind_cuda_streamed(pybind11::module_& m);
+void bind_cuda_attention(pybind11::module_& m);
 #endif
 
 }  // namespace franca::python

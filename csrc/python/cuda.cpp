@@ -107,6 +107,7 @@ void bind_cuda(py::module_& parent) {
   m.def("clustering_forward", &clustering_forward);
   m.def("clustering_backward", &clustering_backward);
   bind_cuda_streamed(m);
+  bind_cuda_attention(m);
 }
 
 }  // namespace franca::python

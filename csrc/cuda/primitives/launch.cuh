@@ -44,9 +44,12 @@ inline void allow_shared_memory(const void* function, std::size_t bytes) {
 
 inline void allow_large_clusters(const void*) {}
 
-inline bool offers(const LaunchShape& shape) {
-  return static_cast<int>(shape.cluster) <= emulation::device().max_cluster &&
-         shape.shared_bytes <= emulation::device().max_shared_bytes;
+inline std::size_t most_shared_bytes() {
+  return emulation::device().max_shared_bytes;
+}
+
+inline bool offers_cluster(unsigned blocks) {
+  return static_cast<int>(blocks) <= emulation::device().max_cluster;
 }
 
 inline int active_clusters(const void*, const LaunchShape&) {
@@ -118,10 +121,12 @@ inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, void* stream,
   return config;
 }
 
-inline bool offers(const LaunchShape& shape) {
-  if (shape.cluster > 1 && !attribute(cudaDevAttrClusterLaunch)) return false;
-  return shape.shared_bytes <=
-         static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+inline std::size_t most_shared_bytes() {
+  return static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+inline bool offers_cluster(unsigned blocks) {
+  return blocks == 1 || attribute(cudaDevAttrClusterLaunch);
 }
 
 // For a shape that the device offers and the kernel has been allowed.
@@ -208,6 +213,12 @@ inline int multiprocessors() {
   return known.get(driver::current_device(), [] { return driver::multiprocessors(); });
 }
 
+// Shared memory that a block may ask for.
+inline std::size_t most_shared_bytes() {
+  static Memory<int, std::size_t> known;
+  return known.get(driver::current_device(), [] { return driver::most_shared_bytes(); });
+}
+
 // How many clusters of this shape run at once; 0 when the device cannot run one.
 template <class... Parameters>
 int active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
@@ -217,7 +228,8 @@ int active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
   const Key key{function, driver::current_device(), shape.threads, shape.shared_bytes,
                 shape.cluster};
   return known.get(key, [&] {
-    if (!driver::offers(shape)) return 0;
+    if (!driver::offers_cluster(shape.cluster)) return 0;
+    if (shape.shared_bytes > most_shared_bytes()) return 0;
     allow_resources(function, shape);
     return driver::active_clusters(function, shape);
   });

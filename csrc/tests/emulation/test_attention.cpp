@@ -18,6 +18,7 @@ struct Case {
   int64_t spare_tokens = 0;             // after the last run
   double scale = 0.125;
   double spread = 1.5;  // of queries and keys
+  double offset = 0.0;  // added to queries and taken from keys: all scores become negative
 
   int64_t n_tokens() const {
     const cuda::SequenceRun& last = runs.back();
@@ -47,9 +48,9 @@ class Projection {
   Projection(const Case& c, int64_t parts)
       : c_(c), parts_(parts), memory_(c.n_tokens() * parts * c.n_heads * c.head_dim) {}
 
-  void fill(int64_t part, double spread, uint64_t seed) {
+  void fill(int64_t part, double offset, double spread, uint64_t seed) {
     std::mt19937_64 generator(seed);
-    std::uniform_real_distribution<double> uniform(-spread, spread);
+    std::uniform_real_distribution<double> uniform(offset - spread, offset + spread);
     for (int64_t t = 0; t < c_.n_tokens(); ++t) {
       for (int64_t i = 0; i < c_.n_heads * c_.head_dim; ++i) {
         store(memory_.data(), index(t, part, 0, 0) + i, uniform(generator), c_.dtype);
@@ -183,9 +184,10 @@ void test_attention(const Case& c, uint64_t seed) {
   emulation::set_seed(seed);
   Projection qkv(c, 3), grad(c, 1), out(c, 1), gradients(c, 3);
   for (int64_t part = 0; part < 3; ++part) {
-    qkv.fill(part, part < 2 ? c.spread : 1.0, 3 * seed + part);
+    const double offset = part == 2 ? 0.0 : part == 0 ? c.offset : -c.offset;
+    qkv.fill(part, offset, part < 2 ? c.spread : 1.0, 3 * seed + part);
   }
-  grad.fill(0, 1.0, seed + 100);
+  grad.fill(0, 0.0, 1.0, seed + 100);
   const Reference reference(c, qkv, grad);
   const Expected& e = reference.expected();
   Guarded<float> lse(c.n_tokens() * c.n_heads);
@@ -264,6 +266,12 @@ int main() {
   // Tokens between the runs, and scores far from zero with a falling and a rising maximum.
   test_attention({bf16, 64, 1, {{2, 1, 20}, {25, 2, 70}}, 5, 1.0, 4.0}, seed++);
   test_attention({f16, 64, 1, runs_of({{2, 273}, {1, 40}}), 0, 0.5, 4.0}, seed++);
+  // A device with less shared memory streams what does not fit.
+  emulation::device().max_shared_bytes = 99 * 1024;
+  test_attention({f16, 128, 1, runs_of({{1, 145}})}, seed++);
+  emulation::device().max_shared_bytes = 227 * 1024;
+  // exp(-lse) is infinite.
+  test_attention({bf16, 64, 1, runs_of({{1, 37}}), 0, 0.5, 1.5, 2.2}, seed++);
   // More runs than one launch takes.
   std::vector<std::pair<int64_t, int64_t>> many;
   for (int i = 0; i < 140; ++i) many.push_back({1, 1 + i % 2});
