@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from franca_fast.hub.export import export_matrix, export_onnx, export_torch
 from franca_fast.hub.huggingface import export_huggingface
 from franca_fast.hub.load import check_img_size, load_head, load_model
 from franca_fast.hub.released import ModelInfo, list_models
@@ -15,6 +16,9 @@ __all__ = [
     "check_img_size",
     "download_model",
     "export_huggingface",
+    "export_matrix",
+    "export_onnx",
+    "export_torch",
     "list_models",
     "load_head",
     "load_model",
