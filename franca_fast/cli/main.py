@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from franca_fast.cli import (
+    convert,
     demo,
     doctor,
     embed,
     evaluate,
+    export,
     finetune,
     models,
     pretrain,
@@ -29,6 +31,8 @@ _VERBS = {
     "eval": evaluate,
     "visualize": visualize,
     "shards": shards,
+    "convert": convert,
+    "export": export,
     "models": models,
     "doctor": doctor,
 }

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from franca_fast.hub.export import export_matrix, export_onnx, export_torch
+from franca_fast.hub.conversion import Converted, convert
+from franca_fast.hub.export import (
+    export_matrix,
+    export_onnx,
+    export_safetensors,
+    export_torch,
+)
 from franca_fast.hub.huggingface import export_huggingface
 from franca_fast.hub.load import check_img_size, load_head, load_model
 from franca_fast.hub.released import ModelInfo, list_models
@@ -11,13 +17,16 @@ from franca_fast.hub.state_dict import normalize_backbone_keys, read_state_dict
 from franca_fast.hub.store import cache_folder, download_model
 
 __all__ = [
+    "Converted",
     "ModelInfo",
     "cache_folder",
     "check_img_size",
+    "convert",
     "download_model",
     "export_huggingface",
     "export_matrix",
     "export_onnx",
+    "export_safetensors",
     "export_torch",
     "list_models",
     "load_head",

@@ -1,4 +1,4 @@
-"""Backbones as programs that need nothing of this package: ONNX and torch.export."""
+"""Backbones for use elsewhere; as ONNX or torch.export programs without this package."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from franca_fast.data.settings import CropSettings
 from franca_fast.errors import FrancaError, InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
 from franca_fast.hub.huggingface import position_removal
+from franca_fast.hub.save import backbone_files, save_backbone
 from franca_fast.models import VisionTransformer
 
 INPUT, OUTPUTS = "image", ("cls_token", "patch_tokens")
@@ -65,6 +66,30 @@ class ImageFeatures(nn.Module):
         return dict(
             zip(OUTPUTS, (features["x_norm_clstoken"], features["x_norm_patchtokens"]), strict=True)
         )
+
+
+def export_safetensors(
+    model: VisionTransformer, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
+    """Writes the weights as safetensors and the architecture as JSON beside them.
+
+    `load_model(path)` restores the model, with its removal of positions where it has one. See
+    `save_backbone`, which this is with a check of what is there already.
+
+    Args:
+        model: the backbone.
+        path: the file to write, ending in `.safetensors`.
+        overwrite: whether the files may exist.
+
+    Returns:
+        the path.
+
+    Raises:
+        InputError: a path that is in use or of another kind.
+    """
+    target = _check_target(path, ".safetensors", overwrite)
+    check_file(backbone_files(target)[1], overwrite=overwrite)
+    return save_backbone(model, target)
 
 
 def export_onnx(

@@ -195,9 +195,14 @@ def position_removal(model: VisionTransformer) -> Tensor | None:
         return removal(torch.eye(model.embed_dim, device=model.cls_token.device)).T.contiguous()
 
 
+def huggingface_weights(folder: Path) -> Path:
+    """The file of weights in a folder of the Hugging Face layout."""
+    return folder / _WEIGHTS_FILE
+
+
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder is a model in the Hugging Face layout."""
-    return (folder / CONFIG_FILE).is_file() and (folder / _WEIGHTS_FILE).is_file()
+    return (folder / CONFIG_FILE).is_file() and huggingface_weights(folder).is_file()
 
 
 def read_huggingface(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -213,7 +218,7 @@ def read_huggingface(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     config = _read_config(folder)
     registers = int(config.get("num_register_tokens", 0))
-    theirs = read_state_dict(folder / _WEIGHTS_FILE)
+    theirs = read_state_dict(huggingface_weights(folder))
     state: dict[str, Tensor] = {}
     for key, tensor in theirs.items():
         if f"{_SPLIT}query." in key:

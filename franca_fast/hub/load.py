@@ -12,7 +12,7 @@ import torch
 
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.hub.archive import is_archive
-from franca_fast.hub.huggingface import is_huggingface, read_huggingface
+from franca_fast.hub.huggingface import huggingface_weights, is_huggingface, read_huggingface
 from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
 from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
 from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
@@ -139,6 +139,19 @@ def load_head(
         module = NestedPrototypeHead(**infer_head(state, source, in_dim), normalize=normalize)
     load_strict(module, state, source)
     return module.eval()
+
+
+def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of weights that `load_model(name_or_path)` reads; downloaded when it has to be.
+
+    Raises:
+        InputError: unknown name, or no such file.
+    """
+    name = os.fspath(name_or_path)
+    if name in ARCHITECTURES or name in RELEASED_NAMES:
+        return _weights_file(name, None)
+    folder = Path(name)
+    return huggingface_weights(folder) if is_huggingface(folder) else _find_file(name)
 
 
 def check_img_size(img_size: int | None, patch_size: int) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from franca_fast.files import atomic_path, save_safetensors, write_json
 from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
@@ -12,7 +15,11 @@ from franca_fast.models import VisionTransformer
 ARCHITECTURE_FORMAT = "franca_fast.backbone/1"
 
 
-def save_backbone(model: VisionTransformer, path_stem: str | os.PathLike[str]) -> Path:
+def save_backbone(
+    model: VisionTransformer,
+    path_stem: str | os.PathLike[str],
+    heads: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Writes `<stem>.safetensors` and `<stem>.json`, each complete or not at all.
 
     The JSON holds {"format": ..., "architecture": the constructor arguments}, so that
@@ -21,6 +28,8 @@ def save_backbone(model: VisionTransformer, path_stem: str | os.PathLike[str]) -
     Args:
         model: the backbone; its weights keep their dtypes.
         path_stem: path without suffix (a `.safetensors` suffix is accepted).
+        heads: tensors to store beside the backbone, their keys as `load_head` expects them
+            ("dino_head.", "ibot_head."); loading the backbone leaves them out.
 
     Returns:
         the path of the safetensors file.
@@ -34,7 +43,8 @@ def save_backbone(model: VisionTransformer, path_stem: str | os.PathLike[str]) -
         'teacher.safetensors'
     """
     weights, architecture = backbone_files(path_stem)
-    tensors = {key: t.detach().contiguous().cpu() for key, t in model.state_dict().items()}
+    state = model.state_dict() | dict(heads or {})
+    tensors = {key: t.detach().contiguous().cpu() for key, t in state.items()}
     with atomic_path(weights) as temporary:
         save_safetensors(tensors, temporary, {"format": "pt"})
     write_json(architecture, {"format": ARCHITECTURE_FORMAT, "architecture": model.config})

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from franca_fast.cli import models
-from franca_fast.cli.main import main
+from franca_fast.cli.main import _VERBS, main
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,7 @@ def test_wrong_command_lines_are_one_line(fails, argv: list[str], complaint: str
     assert complaint in fails(*argv)
 
 
-@pytest.mark.parametrize(
-    "verb", ["demo", "pretrain", "finetune", "embed", "eval", "visualize", "models", "doctor"]
-)
+@pytest.mark.parametrize("verb", _VERBS)
 def test_every_verb_has_help(run, verb: str) -> None:
     outcome = run(verb, "--help")
     assert outcome.code == 0
@@ -92,7 +90,7 @@ def test_reader_that_goes_away_is_no_error() -> None:
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from franca_fast.cli.main import main; main(['embed', '--help']);"
+        "import sys; from franca_fast.cli.main import _VERBS, main; main(['embed', '--help']);"
         "sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,0 +1,52 @@
+"""Convert weights: any spelling to safetensors and JSON, or back to a released-style .pth.
+
+franca-fast convert franca_vitb14_In21K.pth vitb.safetensors
+franca-fast convert franca_vitg14_Laion600M_chunked.tar.gz.part_aa vitg.safetensors
+franca-fast convert runs/mine mine.pth --keep-heads
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from franca_fast.cli.common import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a file of weights, an archive, a run or Hugging Face folder, or a released name",
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="a .safetensors or a .pth file")
+    parser.add_argument(
+        "--keep-heads", action="store_true", help="also keep the heads beside the backbone"
+    )
+    parser.add_argument(
+        "--num-heads",
+        type=positive,
+        metavar="N",
+        help="attention heads, for an architecture that is not among those of franca-fast models",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what is at OUTPUT already"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    from franca_fast.hub import convert
+
+    architecture = {"num_heads": args.num_heads} if args.num_heads else None
+    written = convert(
+        args.source,
+        args.output,
+        keep_heads=args.keep_heads,
+        architecture=architecture,
+        overwrite=args.overwrite,
+    )
+    print(f"{written.path}: backbone" + "".join(f", {head}" for head in written.heads))
+    if written.not_stored:
+        print(f"To load it: load_model('{written.path}', architecture={written.not_stored})")
+    return 0

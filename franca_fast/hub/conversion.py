@@ -1,0 +1,123 @@
+"""From any spelling of weights to ours, and from ours to that of the released files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from franca_fast.errors import InputError
+from franca_fast.files import atomic_path, check_file
+from franca_fast.hub.huggingface import position_removal
+from franca_fast.hub.infer import infer_backbone
+from franca_fast.hub.load import find_weights, load_model
+from franca_fast.hub.save import backbone_files, save_backbone
+from franca_fast.hub.state_dict import (
+    HEAD_PREFIXES,
+    SAFETENSORS_SUFFIX,
+    head_keys,
+    read_state_dict,
+    shorten,
+)
+from franca_fast.models import VisionTransformer
+
+_RELEASED_SUFFIX = ".pth"
+
+
+class Converted(NamedTuple):
+    """What `convert` wrote.
+
+    Attributes:
+        path: the file of weights.
+        heads: names of the heads in it.
+        not_stored: arguments of the architecture that a `.pth` file cannot tell by its shapes; to
+            be given as `load_model(path, architecture=...)`.
+    """
+
+    path: Path
+    heads: tuple[str, ...]
+    not_stored: dict[str, Any]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    keep_heads: bool = False,
+    architecture: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Writes a backbone in our form or in that of the released files.
+
+    Args:
+        source: whatever `load_model` takes: a file in any spelling, an archive, a folder, a
+            released name.
+        destination: `.safetensors`, with the architecture as JSON beside it; or `.pth`, as
+            released: `{"teacher": {"backbone.<key>": tensor}}`.
+        keep_heads: also take the heads that stand beside the backbone (`dino_head.`, `ibot_head.`,
+            `rasa_head.`); `load_head` reads them from either form.
+        architecture: constructor arguments that no shape tells, such as {"num_heads": 4}.
+        overwrite: whether the files at `destination` may exist.
+
+    Returns:
+        what was written.
+
+    Raises:
+        InputError: weights that do not load, no heads to keep, or a destination that is in use or
+            of another kind.
+
+    Example:
+        >>> from franca_fast.models import build_backbone
+        >>> _ = save_backbone(build_backbone("vit_nano"), "nano")
+        >>> convert("nano", "nano.pth").path.name
+        'nano.pth'
+    """
+    target = check_file(destination, overwrite=overwrite)
+    if target.suffix == SAFETENSORS_SUFFIX:
+        check_file(backbone_files(target)[1], overwrite=overwrite)
+    elif target.suffix != _RELEASED_SUFFIX:
+        raise InputError(
+            f"output '{target}': a name that ends in {SAFETENSORS_SUFFIX} or {_RELEASED_SUFFIX} "
+            "is expected"
+        )
+    model = load_model(source, architecture=architecture)
+    heads = _read_heads(source) if keep_heads else {}
+    names = tuple(dict.fromkeys(key.split(".", 1)[0] for key in heads))
+    if target.suffix == SAFETENSORS_SUFFIX:
+        return Converted(save_backbone(model, target, heads), names, {})
+    if position_removal(model) is not None:
+        raise InputError(
+            f"model '{source}' removes positions, which a {_RELEASED_SUFFIX} file has no place for"
+        )
+    backbone = {f"backbone.{key}": t.contiguous() for key, t in model.state_dict().items()}
+    with atomic_path(target) as temporary:
+        torch.save({"teacher": backbone | heads}, temporary)
+    return Converted(target, names, _not_in_shapes(model))
+
+
+def _read_heads(source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    state = read_state_dict(find_weights(source))
+    heads = {
+        f"{prefix}{key}": tensor.contiguous()
+        for prefix in HEAD_PREFIXES
+        for key, tensor in head_keys(state, prefix.removesuffix(".")).items()
+    }
+    if not heads:
+        raise InputError(f"weights '{source}': no heads to keep ({shorten(HEAD_PREFIXES)})")
+    return heads
+
+
+def _not_in_shapes(model: VisionTransformer) -> dict[str, Any]:
+    """What `load_model` would not find again in a file of weights alone."""
+    found = infer_backbone(model.state_dict(), "model")
+    wanted = ("num_heads", "interpolate_antialias", "interpolate_offset")
+    defaults = {"num_heads": None, "interpolate_antialias": False, "interpolate_offset": 0.1}
+    return {
+        key: model.config[key]
+        for key in wanted
+        if found.get(key, defaults[key]) != model.config[key]
+    }
