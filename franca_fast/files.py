@@ -15,6 +15,8 @@ from franca_fast.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+CACHE_VARIABLE = "FRANCA_FAST_CACHE"
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -48,6 +50,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def cache_folder() -> Path:
+    """The folder that keeps downloaded weights and indexes of shards.
+
+    FRANCA_FAST_CACHE where it is set, else `franca_fast` in XDG_CACHE_HOME or `~/.cache`.
+    """
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "franca_fast"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

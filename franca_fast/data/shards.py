@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from franca_fast.data.decoding import BadImage, BadSample
+from franca_fast.data.index_cache import TarContents, load_contents, store_contents
 from franca_fast.data.samples import SampleRef, open_file, parse_label, read_file, read_sample
 from franca_fast.data.tar_index import Member, Read, TarDamage, TarSample, tar_samples
 
@@ -36,7 +37,7 @@ class ShardIndex:
     """The samples of one shard, held compactly.
 
     Args:
-        names: one per sample.
+        names: one per sample; or all of them, encoded, with a zero byte between two.
         path: the shard, or the folder when the names are of files in it.
         data: what the shard holds, when it cannot be read at a place.
         places: int64 [n, 2] offsets and sizes; None for whole files.
@@ -51,7 +52,7 @@ class ShardIndex:
 
     def __init__(
         self,
-        names: Sequence[str],
+        names: Sequence[str] | bytes,
         path: str,
         *,
         data: bytes | bytearray | None = None,
@@ -61,11 +62,11 @@ class ShardIndex:
         damage: BadSample | None = None,
     ) -> None:
         # One object per name would take most of the memory when there are millions of them.
-        self._names = "\0".join(names).encode("utf-8", "surrogateescape")
+        self._names = names if isinstance(names, bytes) else joined_names(names)
         zeros = np.flatnonzero(np.frombuffer(self._names, np.uint8) == 0)
         self._starts = np.concatenate([[0], zeros + 1])
         self._ends = np.concatenate([zeros, [len(self._names)]])
-        self._length = len(names)
+        self._length = len(self._ends) if self._names else 0
         self._path, self.data = path, data
         self._places = places
         self._label_places = label_places
@@ -113,10 +114,20 @@ class Shard(ABC):
     """
 
     name: str
+    early = False
+    """Whether the index is small, and may be made long before it is needed."""
 
     @abstractmethod
     def index(self) -> ShardIndex:
         """Finds the samples. Damage is told in the index, never raised."""
+
+    def seems_empty(self) -> bool:
+        """Whether there is certainly no image, as far as a short look tells."""
+        return not len(self.index())
+
+    def size(self) -> int:
+        """Bytes to look through for an index; 0 where there is nothing to look through."""
+        return 0
 
 
 class ImageFiles(Shard):
@@ -151,6 +162,26 @@ class TarShard(Shard):
 
     def __init__(self, path: str, label: int | None = None) -> None:
         self.name, self._path, self._label = path, path, label
+        self.early = path.lower().endswith(".tar")
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        try:
+            return os.stat(self._path).st_size
+        except OSError:
+            return 0
+
+    def seems_empty(self) -> bool:
+        """Whether there is no image before the first damage."""
+        try:
+            with open_file(self._path) as file:
+                if file.read(len(_GZIP)) != _GZIP:
+                    read = _HeaderReader(file.fileno()).read
+                    size = os.fstat(file.fileno()).st_size
+                    return next(tar_samples(read, size), None) is None
+        except (OSError, TarDamage):
+            return True
+        return super().seems_empty()
 
     def index(self) -> ShardIndex:
         """Reads the headers of the tar; the whole of it when it is compressed."""
@@ -158,8 +189,12 @@ class TarShard(Shard):
             with open_file(self._path) as file:
                 if file.read(len(_GZIP)) == _GZIP:
                     return self._index_memory(*_gunzip(self._path))
-                size = os.fstat(file.fileno()).st_size
-                return self._index(_HeaderReader(file.fileno()).read, size)
+                status = os.fstat(file.fileno())
+                contents = load_contents(self._path, status)
+                if contents is None:
+                    contents = _contents(_HeaderReader(file.fileno()).read, status.st_size)
+                    store_contents(self._path, status, contents)
+                return self._index(contents)
         except FileNotFoundError:
             return self._empty(MISSING_SHARD, "")
         except OSError as error:
@@ -186,38 +221,27 @@ class TarShard(Shard):
         return 0
 
     def _index_memory(self, data: bytes | bytearray, problem: str) -> ShardIndex:
-        return self._index(lambda o, size: bytes(data[o : o + size]), len(data), data, problem)
+        contents = _contents(lambda o, size: bytes(data[o : o + size]), len(data))
+        return self._index(contents._replace(problem=problem or contents.problem), data)
 
-    def _index(
-        self, read: Read, total: int, data: bytes | bytearray | None = None, problem: str = ""
-    ) -> ShardIndex:
-        samples: list[TarSample] = []
-        lost = 0
-        try:
-            for sample in tar_samples(read, total):
-                samples.append(sample)
-        except TarDamage as error:
-            problem, lost = problem or str(error), error.lost
-        damage = None
-        if problem and not samples:
+    def _index(self, contents: TarContents, data: bytes | bytearray | None = None) -> ShardIndex:
+        names, places, label_places, problem, lost = contents
+        found = len(places)
+        if problem and not found:
             return self._empty(UNREADABLE_SHARD, problem, lost)
+        damage = None
         if problem:
-            lost = max(1, lost, self._listed_images() - len(samples))
+            lost = max(1, lost, self._listed_images() - found)
             problem += f"; {lost} or more of its images are lost"
-            damage = BadSample(self.name, DAMAGED_SHARD, problem, lost, lost + len(samples))
-        labels = label_places = None
-        if self._label is not None:
-            labels = np.full(len(samples), self._label)
-        elif any(sample.label for sample in samples):
-            absent = Member("", 0, -1)
-            label_places = _places([sample.label or absent for sample in samples])
+            damage = BadSample(self.name, DAMAGED_SHARD, problem, lost, lost + found)
+        one_class = self._label is not None
         return ShardIndex(
-            [sample.image.name for sample in samples],
+            names,
             self._path,
             data=data,
-            places=_places([sample.image for sample in samples]),
-            label_places=label_places,
-            labels=labels,
+            places=places,
+            label_places=None if one_class else label_places,
+            labels=np.full(found, self._label) if one_class else None,
             damage=damage,
         )
 
@@ -232,6 +256,11 @@ class PipeShard(TarShard):
     def __init__(self, command: str) -> None:
         super().__init__(f"pipe:{command}")
         self._command = command
+        self.early = False
+
+    def seems_empty(self) -> bool:
+        """Never: the command is not run to look."""
+        return False
 
     def index(self) -> ShardIndex:
         """Runs the command and keeps its output in memory."""
@@ -261,6 +290,29 @@ class _HeaderReader:
             self._piece = os.pread(self._descriptor, max(size, self._ahead), offset)
             self._start, begin = offset, 0
         return self._piece[begin : begin + size]
+
+
+def _contents(read: Read, total: int) -> TarContents:
+    """Walks over a tar."""
+    samples = list[TarSample]()
+    problem, lost = "", 0
+    try:
+        for sample in tar_samples(read, total):
+            samples.append(sample)
+    except TarDamage as error:
+        problem, lost = str(error), error.lost
+    labels = None
+    if any(sample.label for sample in samples):
+        absent = Member("", 0, -1)
+        labels = _places([sample.label or absent for sample in samples])
+    images = [sample.image for sample in samples]
+    names = joined_names([image.name for image in images])
+    return TarContents(names, _places(images), labels, problem, lost)
+
+
+def joined_names(names: Sequence[str]) -> bytes:
+    """Names as `ShardIndex` keeps them."""
+    return "\0".join(names).encode("utf-8", "surrogateescape")
 
 
 def _places(members: list[Member]) -> NDArray[np.int64]:

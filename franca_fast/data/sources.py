@@ -303,8 +303,10 @@ def _check_missing(spec: str, shards: list[str], max_missing_fraction: float) ->
         raise InputError(
             f"'{spec}': {len(missing)} of {len(shards)} shards are missing, '{missing[0]}' first"
         )
-    for path in missing:
-        logger.warning("shard '%s' is missing and will be skipped", path)
+    if missing:
+        logger.warning(
+            "%d of %d shards are missing, '%s' first", len(missing), len(shards), missing[0]
+        )
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -317,6 +319,8 @@ def _check_images(source: Source) -> None:
     """Looks into the first shards until one has an image."""
     found = list[BadSample]()
     for shard in source.shards[:_SHARDS_TRIED]:
+        if not shard.seems_empty():
+            return
         index = shard.index()
         if len(index):
             return

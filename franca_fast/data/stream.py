@@ -3,21 +3,29 @@
 Each epoch takes the shards in a new random order. They are read in windows: as many shards as it
 takes to have `shuffle_buffer` samples, which then come in random order. Both orders are functions
 of (seed, epoch, window), so the position is four numbers; the contents of the window follow from
-them. There is one sequence for all ranks and workers: of every batch of B samples, rank r of R
-takes those at r, r + R, r + 2R, ... A run can therefore be continued, sample for sample, on any
-number of ranks and workers.
+them.
+
+Where the samples of a shard lie is only known when its headers have been read. That is done window
+by window, ahead and in the background. So that training begins soon whatever there is to read, a
+window of the first epoch holds no more bytes of shards than all before it, or 8 GiB: windows begin
+small and double, by a rule that depends on the data alone.
+
+There is one sequence for all ranks and workers: of every batch of B samples, rank r of R takes
+those at r, r + R, r + 2R, ... A run can therefore be continued, sample for sample, on any number of
+ranks and workers.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from franca_fast.data.decoding import BadSample
+from franca_fast.data.indexing import ShardIndexes
 from franca_fast.data.randomness import Purpose, permutation, uniforms
 from franca_fast.data.samples import SampleRef
 from franca_fast.data.shards import ShardIndex
@@ -28,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 # A window also ends when its shards hold this much in memory (compressed ones hold their images).
 _WINDOW_BYTES = 2 << 30
-_CACHE_BYTES = 1 << 30
+_FIRST_BYTES = 8 << 30  # of shards in the first window
+_SHARDS_AHEAD = 8  # indexed side by side
 
 
 @dataclass(frozen=True)
@@ -154,9 +163,8 @@ class SampleStream:
             raise InputError(f"shuffle_buffer {shuffle_buffer}: 1 or more samples")
         self.source, self._seed = source, seed
         self._shuffle_buffer = shuffle_buffer
-        self._cache: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indexes = ShardIndexes(source.shards)
         self._window: Window | None = None
-        self._cached_bytes = 0
         self.position = Position()
 
     def seek(self, position: Position) -> None:
@@ -180,7 +188,7 @@ class SampleStream:
         refs, damage = list[SampleRef](), list[BadSample]()
         taken = 0
         while taken < count:
-            window = self._current_window(damage)
+            window = self._current_window(damage, rank)
             at = self.position
             n = min(count - taken, len(window) - at.offset)
             own = np.arange(at.offset + (rank - taken) % world_size, at.offset + n, world_size)
@@ -192,11 +200,11 @@ class SampleStream:
         places = (drawn[0, :spares] * len(window)).astype(np.int64)
         return Draw(first, numbers, refs, window.refs(places), damage)
 
-    def _current_window(self, damage: list[BadSample]) -> Window:
+    def _current_window(self, damage: list[BadSample], rank: int) -> Window:
         """The window with the next sample; adds to `damage` what is found in new shards."""
         at = self.position
         if self._window is None:
-            self._window = self._open_window(at.epoch, at.shard)
+            self._window = self._open_window(at.epoch, at.shard, rank)
             if at.offset == 0:
                 damage += self._window.damage
             elif at.window != len(self._window):
@@ -212,19 +220,26 @@ class SampleStream:
             epoch, shard = (
                 (at.epoch, shard) if shard < len(self.source.shards) else (at.epoch + 1, 0)
             )
-            self._window = self._open_window(epoch, shard)
+            self._window = self._open_window(epoch, shard, rank)
             self.position = Position(epoch, shard, 0, at.drawn, len(self._window))
             damage += self._window.damage
         raise InputError(f"no images in '{self.source.description}' any more")
 
-    def _open_window(self, epoch: int, shard: int) -> Window:
+    def _open_window(self, epoch: int, shard: int, rank: int) -> Window:
         """Indexes as many shards of an epoch, from a place in its order, as make a window."""
         shards = self.source.shards
-        order = permutation(self._seed, Purpose.SHARD_ORDER, (epoch,), len(shards))
+        order = permutation(self._seed, Purpose.SHARD_ORDER, (epoch,), len(shards)).tolist()
+        most_bytes = math.inf
+        if epoch == 0:
+            most_bytes = max(_FIRST_BYTES, sum(shards[number].size() for number in order[:shard]))
         indexes, damage = list[ShardIndex](), list[BadSample]()
-        samples = memory = 0
-        for number in order[shard:].tolist():
-            index = self._index(number)
+        samples = memory = in_bytes = 0
+        for place in range(shard, len(order)):
+            in_bytes += shards[order[place]].size() if epoch == 0 else 0
+            if indexes and in_bytes > most_bytes:
+                break
+            self._indexes.prepare(order[place : place + _SHARDS_AHEAD])
+            index = self._indexes[order[place]]
             indexes.append(index)
             if index.damage is not None:
                 damage.append(index.damage)
@@ -233,16 +248,11 @@ class SampleStream:
             full = samples >= self._shuffle_buffer and not self.source.shuffle_whole
             if full or memory >= _WINDOW_BYTES:
                 break
+        # The next window is probably as long. Each rank begins elsewhere in it, and finds in the
+        # cache on disk what others have indexed in the meantime.
+        following = shard + len(indexes)
+        ahead = order[following : following + max(_SHARDS_AHEAD, len(indexes))]
+        turn = rank % max(1, len(ahead))
+        self._indexes.prepare(ahead[turn:] + ahead[:turn])
         shuffled = permutation(self._seed, Purpose.SAMPLE_ORDER, (epoch, shard), samples)
-        return Window(indexes, shuffled, damage, shard + len(indexes))
-
-    def _index(self, number: int) -> ShardIndex:
-        """The index of a shard; the ones used last are kept."""
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        index = self._cache[number] = self.source.shards[number].index()
-        self._cached_bytes += index.memory
-        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].memory
-        return index
+        return Window(indexes, shuffled, damage, following)

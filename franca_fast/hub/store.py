@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from franca_fast.errors import InputError
+from franca_fast.files import CACHE_VARIABLE, cache_folder
 from franca_fast.hub.archive import unpack
 from franca_fast.hub.download import (
     download,
@@ -20,19 +21,7 @@ from franca_fast.hub.infer import check_architecture, infer_backbone
 from franca_fast.hub.released import RELEASED_MODELS, ModelInfo, find_released
 from franca_fast.hub.state_dict import normalize_backbone_keys, read_torch_file
 
-CACHE_VARIABLE = "FRANCA_FAST_CACHE"
 MIRROR_VARIABLE = "FRANCA_FAST_MIRROR"
-
-
-def cache_folder() -> Path:
-    """The folder that keeps downloaded weights.
-
-    FRANCA_FAST_CACHE where it is set, else `franca_fast` in XDG_CACHE_HOME or `~/.cache`.
-    """
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "franca_fast"
 
 
 def cached_path(model: ModelInfo, *, rasa: bool = False) -> Path:

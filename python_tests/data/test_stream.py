@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from franca_fast.data import open_source
+from franca_fast.data.shards import Shard, ShardIndex, TarShard
+from franca_fast.data.sources import Source
 from franca_fast.data.stream import Draw, Position, SampleStream
 from franca_fast.errors import InputError
 from python_tests.data.files import write_shards
@@ -126,14 +130,84 @@ def test_a_wrong_position_is_refused(state: object) -> None:
         Position.from_dict(state)
 
 
-def test_few_indexes_are_kept(stream: SampleStream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("franca_fast.data.stream._CACHE_BYTES", 400)
-    first = keys(stream.take(60))
-    assert 1 <= len(stream._cache) < 4
-    fresh = SampleStream(stream.source, seed=0, shuffle_buffer=8)
-    assert keys(fresh.take(60)) == first
-
-
 def test_memory_ends_a_window(stream: SampleStream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("franca_fast.data.stream._WINDOW_BYTES", 1)
     assert len({key // 5 for key in keys(stream.take(5))}) == 1
+
+
+def test_windows_of_the_first_epoch_begin_small_and_double(
+    stream: SampleStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = stream.source.shards[0].size()
+    monkeypatch.setattr("franca_fast.data.stream._FIRST_BYTES", one)
+    for whole in (False, True):
+        stream.source.shuffle_whole = whole
+        fresh = SampleStream(stream.source, seed=0, shuffle_buffer=100)
+        windows = []
+        while fresh.position.epoch == 0:
+            fresh.take(1)
+            windows.append(fresh.position.window)
+        assert windows[:30] == [5] * 10 + [10] * 10 + [10] * 10  # 1, 1, 2 and the last 2 shards
+        assert fresh.position.window == 30
+
+
+def test_windows_that_grow_are_resumed_exactly(
+    stream: SampleStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("franca_fast.data.stream._FIRST_BYTES", 1)
+    positions, drawn = [], []
+    for _ in range(12):
+        positions.append(stream.position)
+        drawn.append(keys(stream.take(4)))
+    assert stream.position.epoch == 1
+    for start in range(12):
+        fresh = SampleStream(stream.source, seed=0, shuffle_buffer=8)
+        fresh.seek(positions[start])
+        assert [keys(fresh.take(4)) for _ in drawn[start:]] == drawn[start:]
+
+
+class SlowShard(TarShard):
+    """A shard that is indexed when the test allows it."""
+
+    allowed: threading.Event
+
+    def index(self) -> ShardIndex:
+        assert self.allowed.wait(60)
+        return super().index()
+
+
+def test_the_first_samples_do_not_wait_for_all_shards(
+    stream: SampleStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("franca_fast.data.stream._FIRST_BYTES", 1)
+    expected = [keys(stream.take(count)) for count in (5, 5, 10, 10)]  # its four windows
+    slow = list[Shard]()
+    for i in range(6):
+        shard = SlowShard(str(tmp_path / f"s-{i}.tar"))
+        shard.allowed = threading.Event()
+        slow.append(shard)
+    fresh = SampleStream(Source("slow", slow), seed=0, shuffle_buffer=8)
+    for draw in expected:
+        for key in draw:
+            slow[key // 5].allowed.set()  # type: ignore[attr-defined]
+        assert keys(fresh.take(len(draw))) == draw
+
+
+def test_shards_ahead_are_indexed_in_the_background(
+    stream: SampleStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("franca_fast.data.stream._FIRST_BYTES", 1)
+    indexed = set[str]()
+    original = TarShard.index
+
+    def index(shard: TarShard) -> ShardIndex:
+        result = original(shard)
+        indexed.add(shard.name)
+        return result
+
+    monkeypatch.setattr(TarShard, "index", index)
+    stream.take(1)
+    end = time.monotonic() + 60
+    while len(indexed) < 6 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(indexed) == 6
