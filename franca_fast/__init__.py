@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import backends, data, evaluation, hub, losses, models, ops, training
+    from . import backends, data, evaluation, hub, losses, models, ops, rasa, training
     from .backends import use_backend
     from .evaluation import embed
     from .hub import list_models, load_model
@@ -41,6 +41,7 @@ __all__ = [
     "models",
     "ops",
     "pretrain",
+    "rasa",
     "training",
     "use_backend",
 ]

@@ -89,8 +89,13 @@ def pca_pictures(model: Encoder, images: Sequence[Image.Image], size: int) -> li
 
 def as_seen(image: Image.Image, size: int) -> Image.Image:
     """The square [size, size] of an image that `eval_transform` gives the model, as a picture."""
+    return as_picture(eval_transform(size)(image))
+
+
+def as_picture(pixels: Tensor) -> Image.Image:
+    """The picture that was normalised to float32 [3, H, W] for the model."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CropSettings.mean, CropSettings.std))
-    pixels = (eval_transform(size)(image) * std + mean).mul(255).round().clamp(0, 255)
+    pixels = (pixels.cpu() * std + mean).mul(255).round().clamp(0, 255)
     return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy())
 
 

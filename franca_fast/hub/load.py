@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,9 @@ from franca_fast.hub.store import download_model
 from franca_fast.models import NestedPrototypeHead, VisionTransformer
 from franca_fast.models.architectures import ARCHITECTURES, build_backbone
 
+if TYPE_CHECKING:
+    from franca_fast.rasa import PositionProjector
+
 RANDOM = "random"
 _FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".json", *TORCH_SUFFIXES)
 
@@ -37,7 +40,7 @@ def load_model(
     name_or_path: str | os.PathLike[str],
     weights: str | os.PathLike[str] | None = None,
     img_size: int | None = None,
-    rasa: str | os.PathLike[str] | None = None,
+    rasa: PositionProjector | str | os.PathLike[str] | None = None,
     *,
     architecture: Mapping[str, Any] | None = None,
 ) -> VisionTransformer:
@@ -63,7 +66,10 @@ def load_model(
         img_size: side in pixels of the images to use. Other sizes than the weights' own work by
             interpolating the position embedding when the model runs, so this only checks that
             the size is a multiple of the patch; with weights="random" it is the native size.
-        rasa: a file for the removal of absolute spatial attributes; not supported yet.
+        rasa: removes absolute positions from the patch tokens: a released RASA file, what
+            `PositionProjector.save` wrote, or a projector. All directions are removed at once;
+            for a released file's own outputs pass
+            `PositionProjector.from_files(file, compatible=True)`.
         architecture: constructor arguments of `VisionTransformer` that overrule those read from
             the file or the name, for instance {"num_heads": 4}, which no shape tells.
 
@@ -79,10 +85,6 @@ def load_model(
         >>> model(torch.zeros(1, 3, 224, 224)).shape
         torch.Size([1, 384])
     """
-    if rasa is not None:
-        raise InputError(
-            f"rasa '{os.fspath(rasa)}': removing positions while loading is not supported yet"
-        )
     name, overrides = os.fspath(name_or_path), dict(architecture or {})
     if name in ARCHITECTURES or name in RELEASED_NAMES:
         model = _load_named(name, weights, img_size, overrides)
@@ -97,6 +99,10 @@ def load_model(
     else:
         model = _load_path(_find_file(name), overrides)
     check_img_size(img_size, model.patch_size)
+    if rasa is not None:
+        from franca_fast.rasa.projected import as_projector
+
+        model = as_projector(rasa).attach(model)
     return model.eval()
 
 
@@ -266,13 +272,22 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     return content["architecture"]
 
 
+def _architecture(config: Mapping[str, Any]) -> type[VisionTransformer]:
+    """The class that a configuration is of; rasa builds on this package, so it comes late."""
+    if "rasa_directions" not in config:
+        return VisionTransformer
+    from franca_fast.rasa.projected import ProjectedBackbone
+
+    return ProjectedBackbone
+
+
 def _build(
     config: dict[str, Any], state: Mapping[str, torch.Tensor], source: str
 ) -> VisionTransformer:
     try:
         # Without storage: the weights are about to be assigned, and a large random init is slow.
         with torch.device("meta"):
-            model = VisionTransformer(**config)
+            model = _architecture(config)(**config)
     except TypeError as error:
         raise InputError(f"architecture of '{source}': {error}") from error
     load_strict(model, state, source)

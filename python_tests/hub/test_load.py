@@ -11,6 +11,7 @@ from torch import Tensor
 from franca_fast.errors import InputError
 from franca_fast.hub import load_head, load_model, read_state_dict, save_backbone
 from franca_fast.models import ARCHITECTURES, VisionTransformer
+from franca_fast.rasa import PositionProjector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "teacher_checkpoint.pth"
@@ -217,9 +218,25 @@ def test_image_size_must_fit_the_patch(tmp_path: Path, backbone: VisionTransform
         load_model(tmp_path, img_size=30)
 
 
-def test_rasa_is_refused_clearly() -> None:
-    with pytest.raises(InputError, match="rasa"):
-        load_model(CHECKPOINT, rasa=GOLDEN / "rasa.pth", architecture={"num_heads": 4})
+def test_rasa_cleans_patch_tokens_only() -> None:
+    architecture = {"num_heads": 4}
+    image = torch.randn(1, 3, 98, 98)
+    raw = load_model(CHECKPOINT, architecture=architecture).forward_features(image)
+    for rasa in (GOLDEN / "rasa.pth", PositionProjector.from_files(GOLDEN / "rasa.pth")):
+        model = load_model(CHECKPOINT, rasa=rasa, architecture=architecture)
+        tokens = model.forward_features(image)
+        assert torch.equal(tokens["x_norm_clstoken"], raw["x_norm_clstoken"])
+        expected = PositionProjector.from_files(GOLDEN / "rasa.pth").apply(
+            raw["x_norm_patchtokens"]
+        )
+        assert torch.equal(tokens["x_norm_patchtokens"], expected)
+
+
+@pytest.mark.parametrize(("name", "message"), [("none.pth", "no such file"), ("r.pth", "width 8")])
+def test_rasa_that_does_not_fit_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    torch.save({"pos_pred.weight": torch.randn(2, 8)}, tmp_path / "r.pth")
+    with pytest.raises(InputError, match=f"rasa.*{message}"):
+        load_model(CHECKPOINT, rasa=tmp_path / name, architecture={"num_heads": 4})
 
 
 @pytest.mark.parametrize(

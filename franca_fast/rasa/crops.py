@@ -1,0 +1,146 @@
+"""Square crops of images by number, in any order: what positions are fitted and measured on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from franca_fast.data import CropSettings, SkipCounter, eval_transform, open_source
+from franca_fast.data.crops import crop_regions
+from franca_fast.data.decoding import BadImage, BadSample, LazyImage, without_remarks
+from franca_fast.data.shards import read_sample
+from franca_fast.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from franca_fast.evaluation.features import Source
+
+CROPS = ("random", "center")
+# As the released code crops, colours aside. The flips of the three crops that are drawn for an
+# image stand for its mirror images and its exchange of rows and columns.
+_RANDOM = CropSettings(global_crops_scale=(0.25, 1.0), local_crops_number=1)
+
+
+class ImageCrops:
+    """One square crop of every image of a source.
+
+    "random" cuts a quarter to all of the image's area at a random place, mirrored and turned at
+    random, so that what lies where in the photographs says little of a patch's position. "center"
+    is what evaluations use. The crop of an image depends on the seed and its number alone.
+
+    Args:
+        source: image files, folders or shards. Compressed shards are held in memory.
+        size: side of the crops, pixels.
+        kind: "random" or "center".
+        seed: of the random crops.
+        num_workers: threads that prepare images.
+
+    Attributes:
+        skipped: images that could not be read, by reason.
+
+    Raises:
+        InputError: unknown kind, nothing at a path, or no images there.
+
+    Example:
+        >>> crops = ImageCrops("FashionMNIST:split=TEST", 28, "random")
+        >>> numbers, images = next(crops.batches(range(5), 4))
+        >>> len(crops), numbers, images.shape
+        (1000, [0, 1, 2, 3], torch.Size([4, 3, 28, 28]))
+    """
+
+    def __init__(
+        self, source: Source, size: int, kind: str = "random", seed: int = 0, num_workers: int = 2
+    ) -> None:
+        check_crops(kind)
+        opened = open_source(source, max_missing_fraction=1)
+        self.skipped = SkipCounter()
+        self._indexes = [shard.index() for shard in opened.shards]
+        for index in self._indexes:
+            if index.damage is not None:
+                self.skipped.add(index.damage)
+        self._ends = np.cumsum([len(index) for index in self._indexes])
+        self._size, self._kind, self._seed = size, kind, seed
+        self._workers = max(1, num_workers)
+        self._transform = eval_transform(size)
+        self._bad: set[int] = set()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def batches(self, numbers: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Prepares images, one batch ahead; those that cannot be read are left out and counted.
+
+        Args:
+            numbers: of the images, in the order wanted.
+            size: images a batch; fewer where some cannot be read.
+
+        Yields:
+            numbers of the images, and float32 [b, 3, S, S], normalised; b may not be 0.
+        """
+        waiting: deque[list[tuple[int, Future[Tensor | BadSample]]]] = deque()
+        with without_remarks(), ThreadPoolExecutor(self._workers) as pool:
+            for start in range(0, len(numbers), size):
+                part = numbers[start : start + size]
+                waiting.append([(int(i), pool.submit(self._prepare, int(i))) for i in part])
+                if len(waiting) > 1:
+                    yield from self._finish(waiting.popleft())
+            while waiting:
+                yield from self._finish(waiting.popleft())
+
+    def _finish(
+        self, part: list[tuple[int, Future[Tensor | BadSample]]]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        good: list[int] = []
+        images: list[Tensor] = []
+        for i, future in part:
+            result = future.result()
+            if isinstance(result, Tensor):
+                good.append(i)
+                images.append(result)
+            elif i not in self._bad:  # later passes over it are not counted again
+                self._bad.add(i)
+                self.skipped.add(result)
+        if good:
+            yield good, torch.stack(images)
+
+    def _prepare(self, i: int) -> Tensor | BadSample:
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        index = self._indexes[shard]
+        ref = index.ref(i - int(self._ends[shard]) + len(index))
+        try:
+            image = LazyImage(read_sample(ref)).load()
+        except BadImage as error:
+            return BadSample(ref.location, error.reason, error.detail)
+        return self._transform(self._cut(i, image) if self._kind == "random" else image)
+
+    def _cut(self, i: int, image: Image.Image) -> Image.Image:
+        regions = crop_regions(_RANDOM, self._seed, np.array([i]), [image.size])
+        box = tuple(np.clip(regions.boxes[0, 0], 0, image.size * 2).tolist())
+        piece = image.resize((self._size, self._size), Image.Resampling.BICUBIC, box=box)
+        turns = (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+        )
+        for turn, chosen in zip(turns, regions.flips[0].tolist(), strict=True):
+            if chosen:
+                piece = piece.transpose(turn)
+        return piece
+
+
+def check_crops(kind: str) -> None:
+    """Refuses a kind of crops that does not exist.
+
+    Raises:
+        InputError: with the nearest name.
+    """
+    if kind not in CROPS:
+        raise InputError(
+            f"crops '{kind}'{did_you_mean(kind, CROPS)}; accepted are {', '.join(CROPS)}"
+        )

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from franca_fast.errors import InputError
+from franca_fast.models import VisionTransformer, build_backbone
+from franca_fast.rasa import FitSettings, PositionProjector
+from franca_fast.rasa import fit as fit_module
+from franca_fast.rasa.features import CachedFeatures
+from franca_fast.rasa.fit import fit_features
+from franca_fast.rasa.positions import Moments, patch_positions
+from franca_fast.rasa.readout import READOUTS
+
+from .tokens import GRID, planted, shares_of
+
+QUICK = FitSettings(iterations=2, epochs=2, num_workers=0)
+
+
+@pytest.fixture
+def model() -> VisionTransformer:
+    torch.manual_seed(1)
+    model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28).eval()
+    torch.nn.init.normal_(model.pos_embed, std=0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 images of noise, just enough for a width of 128."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(90):
+        pixels = torch.randint(0, 255, (30, 40, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def held_out_error(projector: PositionProjector, **options) -> tuple[float, float]:
+    """Error of a fresh probe on new planted tokens, and chance."""
+    positions = patch_positions(GRID)
+    features = [planted(seed=seed, **options)[0] for seed in (1, 2)]
+    fitted, other = (Moments(f.batches(range(f.n_images), 99), positions) for f in features)
+    return other.error(fitted.probe(projector.matrix())), other.variance
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_planted_directions_are_found(readout):
+    tokens, directions = planted()
+    projector = fit_features(tokens, FitSettings(iterations=1, readout=readout))
+    # The paper's number of steps leaves the sigmoid's weights on their way, so not quite there.
+    assert shares_of(directions, projector.read).min() > 0.98
+    assert projector.rank == 2
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_nothing_is_read_from_new_tokens_after_removal(readout):
+    tokens, _ = planted()
+    before, chance = held_out_error(PositionProjector(torch.eye(32)[None, :2]))
+    projector = fit_features(tokens, FitSettings(readout=readout))
+    after, _ = held_out_error(projector)
+    assert before < 0.6 * chance
+    assert after > 0.99 * chance
+
+
+def test_fit_stops_when_the_loss_is_at_chance():
+    tokens, _ = planted()
+    projector = fit_features(tokens, FitSettings())
+    lines = projector.facts["iterations"]
+    assert 1 <= len(lines) < 8
+    assert projector.rank == 2 * len(lines)
+    assert lines[0]["explained"] > 0.4
+    assert all(line["explained"] >= 0.01 for line in lines)
+    more = fit_features(tokens, FitSettings(stop_below=0.3))
+    assert torch.equal(more.weights, projector.weights[:1])
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_every_iteration_removes_two_more_directions(compatible):
+    tokens, _ = planted()
+    settings = FitSettings(iterations=4, epochs=2, stop_below=0, compatible=compatible)
+    projector = fit_features(tokens, settings)
+    assert (projector.rank, projector.compatible) == (8, compatible)
+    removed = torch.eye(32).double() - projector.matrix()
+    assert torch.linalg.matrix_rank(removed, tol=1e-6) == 8
+
+
+def test_covariance_needs_one_iteration():
+    tokens, _ = planted()
+    projector = fit_features(tokens, FitSettings(readout="covariance"))
+    assert projector.rank == 2
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_size_of_the_features_does_not_matter(scale):
+    tokens, _ = planted(n=100)
+    settings = FitSettings(iterations=1)
+    raw = next(tokens.batches(range(100), 100)).unflatten(1, GRID)
+    projector = fit_features(CachedFeatures(raw * scale), settings)
+    torch.testing.assert_close(
+        projector.weights * scale, fit_features(tokens, settings).weights, rtol=1e-2, atol=1e-4
+    )
+
+
+def test_tokens_without_positions_are_refused():
+    tokens, _ = planted(strength=0)
+    with pytest.raises(InputError, match="nothing to remove"):
+        fit_features(tokens, FitSettings())
+
+
+def test_positions_of_a_random_network_are_removed(model, image_folder):
+    settings = FitSettings(readout="covariance", num_workers=0)
+    projector = PositionProjector.fit(model, image_folder, settings)
+    assert projector.rank == 2
+    assert projector.facts["iterations"][0]["explained"] > 0.8
+
+
+def test_same_seed_gives_the_same_bits_and_another_does_not(model, image_folder):
+    first, again = (PositionProjector.fit(model, image_folder, QUICK) for _ in range(2))
+    assert torch.equal(first.weights, again.weights)
+    other = PositionProjector.fit(model, image_folder, dataclasses.replace(QUICK, seed=1))
+    assert not torch.equal(first.weights, other.weights)
+
+
+def test_streamed_fit_equals_the_one_in_memory(model, image_folder):
+    settings = dataclasses.replace(QUICK, batch_size=32)
+    cached, streamed = (
+        PositionProjector.fit(model, image_folder, dataclasses.replace(settings, cache_gb=gb))
+        for gb in (1.0, 0.0)
+    )
+    torch.testing.assert_close(cached.matrix(), streamed.matrix(), rtol=0, atol=1e-3)
+
+
+def test_model_is_not_changed_by_a_fit(model, image_folder):
+    model.train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    PositionProjector.fit(model, image_folder, QUICK)
+    assert model.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_fit_works_without_gradients_around_it():
+    tokens, _ = planted(n=100)
+    with torch.no_grad():
+        assert fit_features(tokens, FitSettings(iterations=1, epochs=30)).rank == 2
+
+
+def test_interrupted_fit_continues_to_the_same_result(model, image_folder, tmp_path, monkeypatch):
+    settings = dataclasses.replace(QUICK, iterations=3)
+    whole = PositionProjector.fit(model, image_folder, settings)
+    find, calls = fit_module.Readout.find, []
+
+    def interrupted(self, matrix, iteration):
+        calls.append(iteration)
+        if calls == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return find(self, matrix, iteration)
+
+    monkeypatch.setattr(fit_module.Readout, "find", interrupted)
+    output = tmp_path / "rasa.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        PositionProjector.fit(model, image_folder, settings, output=output)
+    assert [file.name for file in tmp_path.iterdir()] == ["rasa.safetensors.partial.safetensors"]
+    continued = PositionProjector.fit(model, image_folder, settings, output=output)
+    assert calls == [0, 1, 2, 2]
+    assert torch.equal(continued.weights, whole.weights)
+    assert continued.facts == whole.facts
+    assert [file.name for file in tmp_path.iterdir()] == ["rasa.safetensors"]
+    assert torch.equal(PositionProjector.from_files(output).weights, whole.weights)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 1e-3}, {"crops": "center"}])
+def test_what_another_fit_left_is_not_continued(model, image_folder, tmp_path, change, caplog):
+    output = tmp_path / "rasa.safetensors"
+    partial = tmp_path / "rasa.safetensors.partial.safetensors"
+    PositionProjector.fit(model, image_folder, QUICK).save(partial)
+    settings = dataclasses.replace(QUICK, iterations=1, **change)
+    projector = PositionProjector.fit(model, image_folder, settings, output=output)
+    assert "starting anew" in caplog.text
+    assert torch.equal(
+        projector.weights, PositionProjector.fit(model, image_folder, settings).weights
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"iterations": 0}, "iterations 0"),
+        ({"readout": "sigmoidal"}, "did you mean 'sigmoid'"),
+        ({"crops": "centre"}, "did you mean 'center'"),
+        ({"lr": 0.0}, "lr 0"),
+        ({"lr": float("nan")}, "lr nan"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"stop_below": 1.0}, "stop_below 1"),
+        ({"cache_gb": -1.0}, "cache_gb -1"),
+        ({"num_workers": -1}, "num_workers -1"),
+    ],
+)
+def test_bad_settings_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        FitSettings(**values)
+
+
+def test_too_few_images_are_refused(model, image_folder):
+    some = sorted(image_folder.iterdir())[:10]
+    with pytest.raises(InputError, match=r"10 images of 4 x 4.*at least 1280"):
+        PositionProjector.fit(model, some, QUICK)
+
+
+def test_more_iterations_than_directions_are_refused():
+    tokens, _ = planted()
+    with pytest.raises(InputError, match="up to 15"):
+        fit_features(tokens, FitSettings(iterations=16))
+
+
+def test_cleaned_model_is_refused(model, image_folder):
+    clean = PositionProjector(torch.randn(1, 2, 128)).attach(model)
+    with pytest.raises(InputError, match="already"):
+        PositionProjector.fit(clean, image_folder, QUICK)
+
+
+def test_output_is_checked_before_the_work(model, tmp_path):
+    (tmp_path / "rasa.safetensors").write_text("mine")
+    for name in ("rasa.safetensors", "rasa.txt"):
+        with pytest.raises(InputError):
+            PositionProjector.fit(model, tmp_path / "nothing", QUICK, output=tmp_path / name)

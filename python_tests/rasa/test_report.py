@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from franca_fast.data import fashion_mnist_shards
+from franca_fast.errors import InputError
+from franca_fast.models import VisionTransformer, build_backbone
+from franca_fast.rasa import FitSettings, PositionProjector, position_report
+
+TRAIN, TEST = fashion_mnist_shards("train")[0], "FashionMNIST:split=TEST"
+SETTINGS = FitSettings(readout="covariance", epochs=10, num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionTransformer:
+    torch.manual_seed(1)
+    model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28).eval()
+    torch.nn.init.normal_(model.pos_embed, std=0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def report(model):
+    projector = PositionProjector.fit(model, TRAIN, SETTINGS)
+    return position_report(model, TEST, projector, SETTINGS)
+
+
+def test_position_is_read_before_and_not_after(report):
+    assert report.chance == pytest.approx(5 / 36)
+    assert report.before.ridge_r2 > 0.8 and report.before.trained_r2 > 0.5
+    assert abs(report.after.ridge_r2) < 0.05 and abs(report.after.trained_r2) < 0.05
+
+
+def test_errors_and_shares_belong_together(report):
+    for step in report.steps:
+        assert step.ridge_r2 == pytest.approx(1 - step.ridge_mse / report.chance)
+    assert (report.before.energy_removed, report.before.variance_removed) == (0, 0)
+    assert 0 < report.after.energy_removed < 1
+    assert [step.directions for step in report.steps] == [0, 2]
+
+
+def test_images_are_divided_in_two(report):
+    assert (report.probe_images, report.held_out_images) == (500, 500)
+
+
+def test_removing_other_directions_leaves_the_position(model):
+    other = position_report(model, TEST, PositionProjector(torch.randn(1, 2, 128)), SETTINGS)
+    assert other.after.ridge_r2 > 0.7
+
+
+def test_energy_is_that_of_the_tokens(model):
+    direction = torch.zeros(1, 2, 128)
+    direction[0, 0, 5] = direction[0, 1, 9] = 1
+    report = position_report(model, TEST, PositionProjector(direction), SETTINGS)
+    order = FitSettings(num_workers=0)
+    again = position_report(model, TEST, PositionProjector(direction), order)
+    assert report.after.energy_removed == again.after.energy_removed
+    assert report.after.energy_removed == pytest.approx(2 / 128, rel=0.9)
+
+
+def test_figures_are_json(report):
+    content = json.loads(json.dumps(report.as_dict()))
+    assert content["grid"] == [4, 4]
+    assert content["steps"][1]["ridge_mse"] == report.after.ridge_mse
+
+
+def test_picture_shows_positions_before_and_even_colour_after(report):
+    # Rows of the sheet: image, position, read before, read after; 8 columns of 112 pixels.
+    width, height = report.picture.size
+    assert height == 6 + 4 * 118
+    column = np.array(report.picture.crop((width - 118, 0, width - 6, height)))
+    pixels = torch.from_numpy(column).float()
+    spread = [pixels[6 + 118 * r : 118 * (r + 1), :, :2].std((0, 1)).min() for r in (1, 2, 3)]
+    assert spread[0] > 60 and spread[1] > 40 and spread[2] < 25
+
+
+def test_projector_of_another_width_is_refused(model):
+    with pytest.raises(InputError, match="width 64"):
+        position_report(model, TEST, PositionProjector(torch.randn(1, 2, 64)), SETTINGS)
+
+
+def test_too_few_images_are_refused(model, tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        Image.new("RGB", (28, 28), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match="at least 160"):
+        position_report(model, tmp_path, PositionProjector(torch.randn(1, 2, 128)), SETTINGS)
