@@ -49,8 +49,8 @@ class Parser(argparse.ArgumentParser):
                     yield from kind._option_strings()
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds MODEL, --weights, --img-size and --device."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -> None:
+    """Adds MODEL, --weights, --img-size, --device and, unless told otherwise, --rasa."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -72,6 +72,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto, cpu, cuda or cuda:<index> (default: auto, a GPU where there is one)",
     )
+    if rasa:
+        parser.add_argument(
+            "--rasa",
+            metavar="FILE",
+            help="remove positions from patch tokens: a file of `rasa fit`, or a released one",
+        )
 
 
 def load_model(args: argparse.Namespace) -> VisionTransformer:
@@ -83,7 +89,9 @@ def load_model(args: argparse.Namespace) -> VisionTransformer:
         device = choose_device(args.device)
     except InputError as error:  # which names the key of the configuration
         raise InputError(str(error).replace("train.device", "--device")) from error
-    return load_model(args.model, weights=args.weights, img_size=args.img_size).to(device)
+    # Verbs that work on projectors themselves load the bare backbone.
+    rasa = getattr(args, "rasa", None)
+    return load_model(args.model, args.weights, args.img_size, rasa).to(device)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from franca_fast.cli import (
     finetune,
     models,
     pretrain,
+    rasa,
     shards,
     visualize,
 )
@@ -30,6 +31,7 @@ _VERBS = {
     "embed": embed,
     "eval": evaluate,
     "visualize": visualize,
+    "rasa": rasa,
     "shards": shards,
     "convert": convert,
     "export": export,
