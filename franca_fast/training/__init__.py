@@ -6,6 +6,7 @@ from .config import Config
 from .config_files import list_recipes, load_config, to_yaml
 from .finetune import finetune
 from .loop import PretrainResult, pretrain
+from .plan import plan_training
 
 __all__ = [
     "Config",
@@ -13,6 +14,7 @@ __all__ = [
     "finetune",
     "list_recipes",
     "load_config",
+    "plan_training",
     "pretrain",
     "to_yaml",
 ]

@@ -59,7 +59,7 @@ def choose_score_memory(
     batch, crops = config.train.batch_size_per_gpu, config.crops
     # Scores of the teacher, and scores and their gradients of the student.
     image_rows = batch * (2 + 2 * (2 + crops.local_crops_number))
-    patch_rows = 3 * _masked_patches(config, mask_settings(config))
+    patch_rows = 3 * mean_masked_patches(config, mask_settings(config))
     stored = dtype.itemsize * (
         image_rows * (sum(image_head.out_dims) if image_head else 0)
         + patch_rows * (sum(patch_head.out_dims) if patch_head else 0)
@@ -71,7 +71,7 @@ def choose_score_memory(
     return ScoreMemory(streamed, stored, total)
 
 
-def _masked_patches(config: Config, masks: MaskSettings) -> int:
+def mean_masked_patches(config: Config, masks: MaskSettings) -> int:
     """Masked patches of a batch, on average."""
     n_patches = (config.crops.global_crops_size // config.student.patch_size) ** 2
     ratio = sum(masks.mask_ratio_min_max) / 2

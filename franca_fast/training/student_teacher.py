@@ -94,7 +94,8 @@ class StudentTeacher(nn.Module):
         # Without storage first: initialising 250,000 prototypes only to overwrite them is slow.
         with torch.device("meta"):
             self.teacher = Network(config, drop_path_rate=0.0)
-        self.teacher.to_empty(device="cpu").requires_grad_(False)
+        device = self.student.backbone.cls_token.device
+        self.teacher.to_empty(device=device).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.eval()
         self.koleo_loss = KoLeoLoss()

@@ -1,0 +1,183 @@
+"""Plan memory, communication and work of a step, for any recipe and number of GPUs.
+
+Nothing is trained and no GPU is needed: parameters, gradients, moments and teacher are counted on
+the networks themselves, and what a forward pass keeps is found by running its code on shapes alone.
+For instance, ViT-g on 128 GPUs, and a recipe of your own with values changed:
+
+  franca-fast plan vitg14_laion --gpus 128
+  franca-fast plan vits14_1gpu --gpus 1 --gpu-memory 24 train.batch_size_per_gpu=64
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from franca_fast.cli.common import positive, table
+
+if TYPE_CHECKING:
+    from franca_fast.training.plan import Plan
+
+_GIB, _GB, _TERA = 2.0**30, 1e9, 1e12
+_KEPT_ROWS = (
+    ("activations, backbone", "backbone"),
+    ("the same, checkpointed", "checkpointed"),
+    ("activations, projections", "projections"),
+    ("scores, stored", "stored_scores"),
+    ("scores, streamed", "streamed_scores"),
+)
+_MEMORY_ROWS = {
+    "parameters": "parameters, fp32",
+    "gradients": "gradients, fp32",
+    "moments": "AdamW's two moments, fp32",
+    "teacher": "teacher, fp32",
+    "images": "images of a batch, fp32",
+    "16-bit weights": "weights in use",
+}
+_FLOP_ROWS = {
+    "teacher": "teacher, forward",
+    "student": "student, forward",
+    "heads": "heads of both, forward",
+    "backward": "backward",
+    "scores": "scores, stored",
+    "streamed_scores": "scores, streamed",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML configuration, or the name of a recipe"
+    )
+    parser.add_argument("--gpus", type=positive, required=True, metavar="N", help="number of GPUs")
+    parser.add_argument(
+        "--gpu-memory",
+        type=_positive_number,
+        default=80.0,
+        metavar="GIB",
+        help="memory of each; what does not fit is marked (default: 80)",
+    )
+    parser.add_argument(
+        "--shard-ranks",
+        type=positive,
+        metavar="N",
+        help="GPUs that share one copy in the HSDP column, a divisor of --gpus (default: 8)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("bf16", "fp16", "fp32"),
+        help="of the matrix products (default: that of the configuration, bf16 for auto)",
+    )
+    parser.add_argument(
+        "--tflops",
+        type=_positive_number,
+        default=989.0,
+        metavar="T",
+        help="peak of one GPU in 10^12 operations a second (default: 989, H100 in bf16)",
+    )
+    parser.add_argument(
+        "--mfu",
+        type=_positive_number,
+        default=0.3,
+        metavar="SHARE",
+        help="share of that peak which the estimate of the time assumes (default: 0.3)",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, in bytes")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="a.b=c", default=[], help="values of the configuration"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    from franca_fast.training.config_files import load_config
+    from franca_fast.training.plan import plan_training
+
+    plan = plan_training(
+        load_config(args.recipe, args.overrides),
+        args.gpus,
+        precision=args.precision,
+        shard_ranks=args.shard_ranks,
+    )
+    if args.json:
+        print(json.dumps({"recipe": args.recipe, **plan.to_dict()}, indent=2))
+    else:
+        print(f"{args.recipe}: " + "\n".join(_report(plan, args.gpu_memory, args.tflops, args.mfu)))
+    return 0
+
+
+def _report(plan: Plan, gpu_memory: float, tflops: float, mfu: float) -> Iterator[str]:
+    parts = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in plan.parameters.items())
+    yield (
+        f"{plan.arch}, {plan.images // plan.gpus} images on each of {plan.gpus} GPUs, "
+        f"{plan.images} a step, {plan.precision}"
+    )
+    yield f"parameters in millions: {sum(plan.parameters.values()) / 1e6:.1f} ({parts})"
+    yield (
+        f"{plan.prototypes} prototypes in a head, {plan.masked_patches} masked patches in the "
+        "batch of a GPU"
+    )
+    names = [layout.name for layout in plan.layouts]
+    yield ""
+    yield table(["memory of one GPU, GiB", *names], list(_memory(plan)), numeric=len(names))
+    yield ""
+    header = [f"all at once, GiB (* above {gpu_memory:g})", *names]
+    yield table(header, list(_totals(plan, gpu_memory)), numeric=len(names))
+    if plan.gpus > 1:
+        yield ""
+        header = ["sent by one GPU in a step, GB", *names]
+        yield table(header, list(_communication(plan)), numeric=len(names))
+    yield ""
+    yield table(["work of one GPU in a step", "TFLOP"], list(_work(plan)), numeric=1)
+    yield ""
+    yield from _time(plan, tflops, mfu)
+
+
+def _memory(plan: Plan) -> Iterator[list[str]]:
+    for kind, label in _MEMORY_ROWS.items():
+        label += f", {plan.precision}" if kind == "16-bit weights" else ""
+        yield [label, *(f"{layout.memory[kind] / _GIB:.2f}" for layout in plan.layouts)]
+    for label, kind in _KEPT_ROWS:
+        yield [label, *([f"{getattr(plan.activations, kind) / _GIB:.2f}"] * len(plan.layouts))]
+    for mode in ("stored", "streamed"):
+        values = (f"{layout.workspace[mode] / _GIB:.2f}" for layout in plan.layouts)
+        yield [f"workspace, {mode} scores", *values]
+
+
+def _totals(plan: Plan, gpu_memory: float) -> Iterator[list[str]]:
+    for kind in plan.layouts[0].totals:
+        totals = [layout.totals[kind] / _GIB for layout in plan.layouts]
+        yield [kind, *(f"{'*' if total > gpu_memory else ''}{total:.2f}" for total in totals)]
+
+
+def _communication(plan: Plan) -> Iterator[list[str]]:
+    kinds = dict.fromkeys(kind for layout in plan.layouts for kind in layout.communication)
+    for kind in sorted(kinds, key=list(kinds).index):
+        values = (layout.communication.get(kind) for layout in plan.layouts)
+        yield [kind, *("-" if value is None else f"{value / _GB:.3f}" for value in values)]
+    yield ["together", *(f"{sum(la.communication.values()) / _GB:.3f}" for la in plan.layouts)]
+
+
+def _work(plan: Plan) -> Iterator[list[str]]:
+    for part, label in _FLOP_ROWS.items():
+        yield [label, f"{plan.flops[part] / _TERA:.2f}"]
+
+
+def _time(plan: Plan, tflops: float, mfu: float) -> Iterator[str]:
+    yield f"estimate of the time at {mfu:.0%} of {tflops:g} TFLOP/s, with the network for nothing:"
+    for label, checkpointed, streamed in (
+        ("kept activations, stored scores", False, False),
+        ("checkpointed activations, streamed scores", True, True),
+    ):
+        work = plan.step_flops(checkpointed=checkpointed, streamed=streamed)
+        seconds = work / (tflops * _TERA * mfu)
+        yield f"  {label}: {seconds:.2f} s a step, {plan.images / seconds:.0f} images/s in all"
+
+
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
