@@ -59,6 +59,22 @@ def heads(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:
     return [tensors[f"{prefix}.{i}"] for i in range(5)]
 
 
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most memory that a call holds at a time beyond what there was, by PyTorch's allocator."""
+    call()  # the first call of an operator also loads what it needs
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        result = call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    del result
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
 def sinkhorn_float64(z: Tensor, temperature: float, n_iterations: int = 3) -> Tensor:
     """Assignments by alternating log-space normalisation in float64."""
     log_q = z.double() / temperature

@@ -3,8 +3,9 @@
 //
 // A vector type offers: kWidth; load(const T*) of float, BFloat16 and Float16; store(T*, v);
 // set(float); fma(a, b, c) = a b + c, rounded once; multiply_add, the same however rounded; add;
-// sub; mul; max; sum; maximum; and exp, which gives 0 below the normal floats, NaN for NaN, and
-// from kExpLargest on something above 2^127 or NaN.
+// sub; mul; div; max; sum; maximum; split(x, &e) = x / 2^e in [1, 2) of a positive normal float;
+// and exp, which gives 0 below the normal floats, NaN for NaN, and from kExpLargest on something
+// above 2^127 or NaN.
 #include <cstdint>
 
 namespace franca::cpu {
@@ -46,6 +47,22 @@ inline V exp_reduced(V x, V n) {
   p = V::multiply_add(p, r, V::set(kExpC2));
   p = V::multiply_add(p, r, V::set(1.0f));
   return V::multiply_add(p, r, V::set(1.0f));
+}
+
+// Logarithm of positive normal floats: e log(2) + log(m) with m in [1, 2), whose square root of 2
+// is taken out, and log(m) = 2 artanh(s) with s = (m - 1) / (m + 1), |s| <= 0.172. The series is
+// off by less than 3e-9, which is what sums in float are off by anyway.
+template <class V>
+inline V log(V x) {
+  V exponent;
+  const V m = V::mul(V::split(x, &exponent), V::set(0x1.6a09e6p-1f));  // 1/sqrt(2)
+  const V s = V::div(V::sub(m, V::set(1.0f)), V::add(m, V::set(1.0f)));
+  const V square = V::mul(s, s);
+  V p = V::multiply_add(V::set(2.0f / 9), square, V::set(2.0f / 7));
+  p = V::multiply_add(p, square, V::set(2.0f / 5));
+  p = V::multiply_add(p, square, V::set(2.0f / 3));
+  p = V::multiply_add(p, square, V::set(2.0f));
+  return V::multiply_add(p, s, V::mul(V::add(exponent, V::set(0.5f)), V::set(kLn2)));
 }
 
 // The ends of rows go through a buffer of one vector.

@@ -25,6 +25,8 @@ struct StudentSums {
 };
 
 constexpr int kDTypes = 3;
+// Floats of scratch for each row in `balance`: as many columns as it takes at a time.
+constexpr int64_t kBalanceScratch = 128;
 
 // Arrays are indexed by DType. x: logits; n: their number; scale: the inverse temperature.
 // exp(...) of arguments below the range of normal floats is 0.
@@ -53,6 +55,13 @@ struct TileKernels {
   void (*student_gradient[kDTypes])(const void* x, int64_t n, Scale scale, float lse,
                                     float softmax_factor, float target_factor, const float* q,
                                     void* gradient);
+  // One iteration of Sinkhorn-Knopp on some columns of all rows. row: b [n_rows] of the iteration
+  // before, or null in the first one, where a is not read and log-sum-exps are used. prototype:
+  // a[k] -= log sum_n exp(x[n,k]/T + a[k] + b[n]). row_sums[n]: with the new a, the sum over these
+  // columns of exp(x[n,k]/T + a[k] + b[n]). scratch: [n_rows, kBalanceScratch].
+  void (*balance[kDTypes])(const void* x, int64_t row_stride, int64_t n_rows, int64_t columns,
+                           Scale scale, const float* row, float* prototype, float* scratch,
+                           float* row_sums);
   // total[k] = total[k] exp(before[k] - maximum[k]) + sum[k] exp(shift[k] - maximum[k])
   void (*merge_totals)(const float* before, const float* shift, const float* maximum,
                        const float* sum, int64_t n, float* total);

@@ -40,6 +40,7 @@ struct Vec {
   static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   static Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
   static Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  static Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
   static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
   static float sum(Vec a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -58,6 +59,14 @@ struct Vec {
     const Vec p = exp_reduced(x, sub(power, set(kRound)));
     const Vec scale = {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(power.v), 23))};
     return {_mm256_and_ps(_mm256_cmp_ps(x.v, set(kExpSmallest).v, _CMP_NLT_UQ), mul(p, scale).v)};
+  }
+  static Vec split(Vec x, Vec* exponent) {
+    const __m256i bits = _mm256_castps_si256(x.v);
+    const __m256i power = _mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127));
+    exponent->v = _mm256_cvtepi32_ps(power);
+    const __m256i mantissa = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffff));
+    const __m256i one = _mm256_set1_epi32(0x3f800000);
+    return {_mm256_castsi256_ps(_mm256_or_si256(mantissa, one))};
   }
 };
 

@@ -38,6 +38,7 @@ struct Vec {
   static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   static Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
   static Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  static Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
   static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
   static float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
   static float maximum(Vec a) { return _mm512_reduce_max_ps(a.v); }
@@ -47,6 +48,10 @@ struct Vec {
     // "Not less" keeps NaN.
     const __mmask16 normal = _mm512_cmp_ps_mask(x.v, set(kExpSmallest).v, _CMP_NLT_UQ);
     return {_mm512_maskz_scalef_ps(normal, exp_reduced(x, n).v, n.v)};
+  }
+  static Vec split(Vec x, Vec* exponent) {
+    exponent->v = _mm512_getexp_ps(x.v);
+    return {_mm512_getmant_ps(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src)};
   }
 };
 

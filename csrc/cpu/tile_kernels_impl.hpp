@@ -237,6 +237,14 @@ void merge_totals(const float* before, const float* shift, const float* maximum,
       });
 }
 
+}  // namespace
+}  // namespace franca::cpu
+
+#include "cpu/balance_kernel.hpp"
+
+namespace franca::cpu {
+namespace {
+
 template <class V, class T>
 void fill_dtype(TileKernels& table, DType dtype) {
   const int i = static_cast<int>(dtype);
@@ -247,6 +255,7 @@ void fill_dtype(TileKernels& table, DType dtype) {
   table.add_exp[i] = scaled_exp<V, T, true, true>;
   table.write_exp[i] = scaled_exp<V, T, false, true>;
   table.student_sums[i] = student_sums<V, T>;
+  table.balance[i] = balance<V, T>;
   table.student_gradient[i] = student_gradient<V, T>;
 }
 

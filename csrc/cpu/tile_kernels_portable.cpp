@@ -113,6 +113,9 @@ struct Vec {
   static Vec mul(const Vec& a, const Vec& b) {
     return map([&](int64_t i) { return a.v[i] * b.v[i]; });
   }
+  static Vec div(const Vec& a, const Vec& b) {
+    return map([&](int64_t i) { return a.v[i] / b.v[i]; });
+  }
   static Vec max(const Vec& a, const Vec& b) {
     return map([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
@@ -134,6 +137,12 @@ struct Vec {
       const float y = p.v[i] * float_of(bits_of(power.v[i]) << 23);
       return x.v[i] < kExpSmallest ? 0.0f : y;
     });
+  }
+  static Vec split(const Vec& x, Vec* exponent) {
+    *exponent = map([&](int64_t i) {
+      return static_cast<float>(static_cast<int>(bits_of(x.v[i]) >> 23) - 127);
+    });
+    return map([&](int64_t i) { return float_of((bits_of(x.v[i]) & 0x7fffffu) | 0x3f800000u); });
   }
 };
 

@@ -18,6 +18,7 @@ A row step gives b and c in one read of z, so three iterations read z four times
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -177,7 +178,10 @@ def _balance(
     n_iterations: int,
     group: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """The iteration, given the two passes over the scores; collectives go between the passes."""
+    """The iteration, given the two passes over the scores; collectives go between the passes.
+
+    All in place: beside few rows, every vector over all prototypes counts.
+    """
     # A group's name is a plain string in the schema of an operator.
     ranks = None if group is None else _resolve_process_group(cast(Any, group))
     maximum, total = column_logsumexp()
@@ -185,16 +189,19 @@ def _balance(
         own = maximum.clone()
         dist.all_reduce(maximum, dist.ReduceOp.MAX, ranks)
         # A rank without rows has maximum -inf and total 0; -inf - -inf must not become nan.
-        total.mul_(torch.where(own == maximum, 0.0, own - maximum).exp_())
+        total.mul_(own.sub_(maximum).nan_to_num_(nan=0.0).exp_())
+        del own
         dist.all_reduce(total, dist.ReduceOp.SUM, ranks)
-    # Without any row on any rank there is nothing to balance.
-    prototype = torch.where(total > 0, -(maximum + total.log()), 0.0)
+    # Without any row on any rank there is nothing to balance: the logarithms are -inf.
+    prototype = total.log_().add_(maximum).neg_().nan_to_num_(math.nan, posinf=0.0)
+    del maximum, total
     for _ in range(n_iterations - 1):
         _, mass = row_step(prototype, True)
         assert mass is not None
         if ranks is not None:
             dist.all_reduce(mass, dist.ReduceOp.SUM, ranks)
-        prototype = torch.where(mass > 0, prototype - mass.log(), prototype)
+        prototype.sub_(mass.log_().nan_to_num_(math.nan, neginf=0.0))
+        del mass  # not to be held while the next one is made
     row, _ = row_step(prototype, False)
     return prototype, row
 

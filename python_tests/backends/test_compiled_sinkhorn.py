@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from franca_fast import _C
+from franca_fast import _C, ops, use_backend
 from franca_fast.backends.compiled import sinkhorn
 from franca_fast.backends.torch import sinkhorn as reference
 from franca_fast.errors import InputError
+from python_tests.helpers import peak_bytes
 
 from .compiled_helpers import DTYPES, ISAS, assert_as_exact, misaligned, poisoned_memory, threads
 
@@ -72,6 +73,78 @@ def test_is_as_exact_as_torch(n, columns, temperature, dtype):
         ours = all_passes(sinkhorn, logits, temperature, prototype, n)
         results.append((ours, by_torch, exact))
     assert_as_exact(results)
+
+
+def balanced(module, logits, temperature, n_valid):
+    """Three iterations by the passes of a module."""
+    maximum, total = module.column_logsumexp(logits, temperature, n_valid)
+    prototype = -(maximum + total.log())
+    for _ in range(2):
+        _, mass = module.row_step(logits, temperature, prototype, n_valid, True)
+        prototype = prototype - mass.log()
+    return prototype, module.row_step(logits, temperature, prototype, n_valid, False)[0]
+
+
+def described(potentials, logits, temperature):
+    """The prototype potentials, and the assignments that both potentials stand for."""
+    prototype, row = potentials
+    parts = prototype.split([z.shape[1] for z in logits])
+    exponents = [
+        z.double() / temperature + a.double() + b.double().unsqueeze(1)
+        for z, a, b in zip(logits, parts, row, strict=True)
+    ]
+    q = {f"q{i}": y.exp().to(prototype.dtype) for i, y in enumerate(exponents)}
+    return {"prototype": prototype, **q}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "columns"), SHAPES)
+def test_all_iterations_at_once_are_as_exact_as_torch(n, columns, dtype):
+    results = []
+    for _ in range(5 if n > 10 else 60):  # of few values, torch's error may be nought by luck
+        logits = make_logits(n, columns, dtype, scale=0.5)
+        ours = sinkhorn.potentials(logits, 0.06, 3, n)
+        assert ours is not None
+        by_torch = balanced(reference, logits, 0.06, n)
+        exact = balanced(reference, [z.double() for z in logits], 0.06, n)
+        results.append(tuple(described(p, logits, 0.06) for p in (ours, by_torch, exact)))
+    assert_as_exact(results)
+
+
+@pytest.mark.parametrize("n_iterations", [1, 2, 5])
+def test_all_iterations_at_once_for_any_number_of_them(n_iterations):
+    logits = make_logits(40, [600, 40])
+    with use_backend("torch"):
+        exact = ops.sinkhorn_potentials([z.double() for z in logits], 0.1, n_iterations)
+    prototype, row = sinkhorn.potentials(logits, 0.1, n_iterations, 40)
+    torch.testing.assert_close(prototype.double(), torch.cat(exact.prototype), rtol=0, atol=1e-5)
+    torch.testing.assert_close(row.double(), torch.stack(exact.row), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [misaligned, lambda z: z.t().contiguous().t()])
+def test_all_iterations_at_once_in_any_layout_memory_and_number_of_threads(layout):
+    logits = make_logits(70, [3000, 257, 1])
+    expected = sinkhorn.potentials(logits, 0.1, 3, 64)
+    for z in logits:
+        z[64:] = float("nan")
+    for count in (1, 2, 5):
+        with threads(count), poisoned_memory():
+            got = sinkhorn.potentials([layout(z) for z in logits], 0.1, 3, 64)
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    assert (got[1][:, 64:] == float("-inf")).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "n_valid"),
+    [
+        ([torch.randn(20, 3) * 100], 20),  # the row sums would underflow
+        ([torch.full((4, 3), float("nan"))], 4),
+        ([torch.zeros(4, 3)], 0),
+        ([torch.zeros(1025, 3)], 1025),
+    ],
+)
+def test_all_iterations_at_once_leave_hard_cases_to_the_passes(logits, n_valid):
+    assert sinkhorn.potentials(logits, 0.05, 3, n_valid) is None
 
 
 @pytest.mark.parametrize("scale", [30.0, 1e4])
@@ -188,6 +261,16 @@ def test_calls_from_several_threads():
 def test_workspace_stays_small_beside_the_logits():
     for n in (64, 512, 3072):
         assert _C.row_step_workspace(253952, n) <= n * 253952 * 4 / 32
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_needs_little_memory_beside_few_rows(joined, monkeypatch):
+    if not joined:  # as over several ranks
+        monkeypatch.setattr(sinkhorn, "potentials", lambda *_: None)
+    z = make_logits(64, [1024, 2048, 4096])
+    with use_backend("cpu"):
+        used = peak_bytes(lambda: ops.sinkhorn_potentials(z, 0.05))
+    assert used <= 0.05 * sum(x.numel() for x in z) * 4
 
 
 @pytest.mark.parametrize(

@@ -31,4 +31,16 @@ void row_step(const RaggedLogits& logits, double temperature, const float* proto
 void assignments(const RaggedLogits& logits, double temperature, const float* prototype,
                  int64_t n_valid, float* const* out, int threads);
 
+// Bytes of workspace that `potentials` needs; 0 where it would refuse.
+std::size_t potentials_workspace(const RaggedLogits& logits, int64_t n_valid, int threads);
+
+// All iterations at once: prototype [sum K] and row [H, N], as the passes above would give. Each
+// iteration reads the logits once and takes one exponential for each, half of what the passes take.
+// Returns false, with nothing of use written, where they must do it: for exponents so far apart
+// that row sums would leave the range of floats, without rows, and with so many that a piece of all
+// of them does not stay in cache.
+bool potentials(const RaggedLogits& logits, double temperature, int64_t n_iterations,
+                int64_t n_valid, float* prototype, float* row, void* workspace,
+                std::size_t workspace_bytes, int threads);
+
 }  // namespace franca::cpu

@@ -102,6 +102,48 @@ void test_passes(const RaggedCase& shape, int64_t n_valid, double offset = 0.0) 
   });
 }
 
+// All iterations at once against the same steps in float64.
+void test_potentials(const RaggedCase& shape, int64_t n_valid) {
+  const RaggedMatrices z(shape, 1);
+  const int64_t n_rows = z.shape().n_rows;
+  std::vector<double> a(z.total_columns(), 0.0), b(z.n_heads() * n_rows, 0.0);
+  const auto exponent = [&](int64_t h, int64_t n, int64_t k) {
+    return z.at(h, n, k) / kTemperature + a[z.first_column(h) + k] + b[h * n_rows + n];
+  };
+  for (int iteration = 0; iteration < 3; ++iteration) {
+    for (int64_t h = 0; h < z.n_heads(); ++h) {
+      const int64_t columns = z.shape().columns[h];
+      for (int64_t k = 0; k < columns; ++k) {
+        std::vector<double> x(n_valid);
+        for (int64_t n = 0; n < n_valid; ++n) x[n] = exponent(h, n, k);
+        a[z.first_column(h) + k] -= log_sum(x);
+      }
+      for (int64_t n = 0; n < n_valid; ++n) {
+        std::vector<double> x(columns);
+        for (int64_t k = 0; k < columns; ++k) x[k] = exponent(h, n, k);
+        b[h * n_rows + n] -= log_sum(x);
+      }
+    }
+  }
+  for (int64_t h = 0; h < z.n_heads(); ++h) {
+    for (int64_t n = n_valid; n < n_rows; ++n) b[h * n_rows + n] = -HUGE_VAL;
+  }
+  for_isas("potentials of " + shape.name(), [&](int threads) {
+    const RaggedLogits view = z.view();
+    Guarded<float> prototype(z.total_columns()), row(z.n_heads() * n_rows);
+    Guarded<char> workspace(cpu::potentials_workspace(view, n_valid, threads));
+    const bool done = cpu::potentials(view, kTemperature, 3, n_valid, prototype.data(), row.data(),
+                                      workspace.data(), workspace.size(), threads);
+    z.check_surroundings();
+    // Far apart logits are left to the passes, and only those.
+    if (!done) return std::vector<std::vector<float>>{{shape.spread > 1.0 ? 0.0f : NAN}};
+    const double ulp = 1.2e-7 * (1.0 + shape.spread / kTemperature);
+    expect_close("prototype", prototype.values(), a, 1e-6, 4 * ulp);
+    expect_close("row", row.values(), b, 1e-6, 4 * ulp);
+    return std::vector<std::vector<float>>{prototype.values(), row.values()};
+  });
+}
+
 // exp over the whole range of its arguments: within three units in the last place.
 void test_exponential() {
   std::vector<float> x, zeros;
@@ -160,6 +202,8 @@ int main() {
     test_passes(shape, shape.n_rows);
     if (shape.n_rows > 1) test_passes(shape, shape.n_rows / 2);
     test_passes(shape, 0);
+    test_potentials(shape, shape.n_rows);
+    if (shape.n_rows > 1) test_potentials(shape, shape.n_rows / 2);
     test_passes(shape, shape.n_rows, 300.0);
     test_passes(shape, shape.n_rows, -300.0);
   }

@@ -13,6 +13,32 @@ from franca_fast import _C
 from .views import pack_heads, vector
 
 
+def potentials(
+    logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int
+) -> tuple[Tensor, Tensor] | None:
+    """Potentials [sum K] and [H, N] of all iterations, or None where the passes must do it."""
+    heads = pack_heads(logits, "logits")
+    threads = torch.get_num_threads()
+    shape = (heads.numbers, heads.n_rows, heads.dtype)
+    n_bytes = _C.potentials_workspace(*shape, n_valid, threads)
+    if n_bytes == 0:
+        return None
+    prototype, row = torch.empty(sum(heads.columns)), torch.empty(len(logits), heads.n_rows)
+    workspace = torch.empty(n_bytes, dtype=torch.uint8)
+    done = _C.potentials(
+        *shape,
+        temperature,
+        n_iterations,
+        n_valid,
+        prototype.data_ptr(),
+        row.data_ptr(),
+        workspace.data_ptr(),
+        n_bytes,
+        threads,
+    )
+    return (prototype, row) if done else None
+
+
 def column_logsumexp(
     logits: list[Tensor], temperature: float, n_valid: int
 ) -> tuple[Tensor, Tensor]:
