@@ -150,7 +150,8 @@ Device& device() {
 }
 
 int device_number() {
-  return the_device.multiprocessors * 64 + the_device.max_cluster;
+  return (the_device.multiprocessors * 64 + the_device.max_cluster) * 1024 +
+         static_cast<int>(the_device.max_shared_bytes / 1024);
 }
 
 namespace {
