@@ -228,9 +228,11 @@ class VisionTransformer(nn.Module):
 
     def _tokens(self, x: Tensor, masks: Tensor | None) -> Tensor:
         """Input tokens [B, 1 + r + n, d]: CLS, registers, patches."""
-        if x.dim() != 4:
+        channels = self.patch_embed.proj.in_channels
+        if x.dim() != 4 or x.shape[1] != channels or not x.is_floating_point():
             raise InputError(
-                f"x: shape {tuple(x.shape)}; accepted: [batch, channels, height, width]"
+                f"x: {x.dtype} {tuple(x.shape)}; accepted: images [batch, {channels}, height, "
+                "width] of a floating dtype, normalised (see franca_fast.data.eval_transform)"
             )
         height, width = x.shape[-2:]
         patches = self.patch_embed(x)

@@ -147,6 +147,22 @@ def test_position_interpolation_reaches_any_grid(offset):
         assert tokens["x_norm_patchtokens"].shape[1] == rows * (14 - rows)
 
 
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(3, 8, 8),
+        torch.zeros(2, 1, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 8, 8, 3),
+    ],
+    ids=["one image", "one channel", "bytes", "channels last"],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_of_another_form_are_refused_by_what_is_accepted(images, packed):
+    with pytest.raises(InputError, match=r"accepted: images \[batch, 3, height, width\]"):
+        small().forward_features([images] if packed else images)
+
+
 def test_config_rebuilds_the_network():
     model = small(num_register_tokens=2, ffn_layer="mlp", layerscale=None)
     twin = ff.models.VisionTransformer(**model.config)
@@ -195,7 +211,7 @@ def test_every_architecture_builds(arch):
         (lambda: small(ffn_layer="swigluu"), "did you mean 'swiglu'"),
         (lambda: small(drop_path_rate=1.0), "drop_path_rate: 1.0"),
         (lambda: small()(torch.randn(1, 3, 28, 30)), "28 x 30 pixels"),
-        (lambda: small()(torch.randn(3, 28, 28)), "x: shape"),
+        (lambda: small()(torch.randn(3, 28, 28)), "x: torch.float32"),
         (lambda: small().forward_features([]), "x: 0 batches"),
         (lambda: small().get_intermediate_layers(torch.randn(1, 3, 28, 28), n=4), "n: 4"),
         (
