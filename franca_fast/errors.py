@@ -18,6 +18,6 @@ class InputError(FrancaError, ValueError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Returns `", did you mean 'x'?"` for the nearest known name, or an empty string."""
+    """Returns `" (did you mean 'x'?)"` for the nearest known name, or an empty string."""
     nearest = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f", did you mean '{nearest[0]}'?" if nearest else ""
+    return f" (did you mean '{nearest[0]}'?)" if nearest else ""

@@ -60,8 +60,8 @@ def download_model(name: str, weights: str | None = None, *, rasa: bool = False)
         >>> download_model("franca_vitb14", "IN22K")
         Traceback (most recent call last):
         ...
-        franca_fast.errors.InputError: unknown weights 'IN22K' of franca_vitb14, did you mean \
-'IN21K'?; accepted are IN21K, IN21K_518, DINOV2_IN21K, DINOV2_IN21K_518
+        franca_fast.errors.InputError: unknown weights 'IN22K' of franca_vitb14 (did you mean \
+'IN21K'?); accepted are IN21K, IN21K_518, DINOV2_IN21K, DINOV2_IN21K_518
     """
     model = find_released(name, weights)
     target = cached_path(model, rasa=rasa)

@@ -135,7 +135,7 @@ def _find_file(source: str | Path) -> Path:
         return RECIPES / f"{source}.yaml"
     raise InputError(
         f"config file '{source}' is neither a file nor a recipe"
-        f"{did_you_mean(str(source), list_recipes())} (recipes: {', '.join(list_recipes())})"
+        f"{did_you_mean(str(source), list_recipes())}; recipes: {', '.join(list_recipes())}"
     )
 
 

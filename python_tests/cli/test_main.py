@@ -12,10 +12,10 @@ from franca_fast.cli.main import _VERBS, main
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["pretran"], "unknown verb 'pretran', did you mean 'pretrain'?"),
-        (["embed", "m", "x", "--outpt", "y.npz"], "'--outpt', did you mean '--output'?"),
-        (["eval", "knn", "m", "--trian", "x"], "'--trian', did you mean '--train'?"),
-        (["pretrain", "--output_dir=x"], "'--output_dir', did you mean '--output-dir'?"),
+        (["pretran"], "unknown verb 'pretran' (did you mean 'pretrain'?"),
+        (["embed", "m", "x", "--outpt", "y.npz"], "'--outpt' (did you mean '--output'?"),
+        (["eval", "knn", "m", "--trian", "x"], "'--trian' (did you mean '--train'?"),
+        (["pretrain", "--output_dir=x"], "'--output_dir' (did you mean '--output-dir'?"),
         (["embed", "m", "x"], "--output"),
         (["eval"], "KIND"),
         (["eval", "knm"], "knm"),

@@ -193,7 +193,7 @@ def test_random_weights_are_asked_for_explicitly() -> None:
         ("franca_vitb14", None, r"127\.0\.0\.1:1/franca_vitb14_In21K\.pth"),
         ("franca_vitl14", "LAION_518", r"127\.0\.0\.1:1/franca_vitl14_Laion_518\.pth"),
         ("dinov2_vits14_reg", None, r"dinov2_vits14_reg4_pretrain\.pth"),
-        ("franca_vitb14", "IN21", "no such file, did you mean 'IN21K'"),
+        ("franca_vitb14", "IN21", r"no such file \(did you mean 'IN21K'"),
         ("missing.pth", None, "no such file or folder"),
         ("nowhere/run", None, "no such file or folder"),
         (str(CHECKPOINT), "random", "need the name of an architecture"),

@@ -162,10 +162,10 @@ def test_released_recipes_have_the_released_values(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("dino.mrl=true", "unknown configuration key 'dino.mrl', did you mean 'dino.MRL'"),
-        ("optim.base_learning_rate=1", "'optim.base_learning_rate', did you mean 'optim."),
-        ("train.epochs=3", "'train.epochs', did you mean 'optim.epochs'"),
-        ("optimiser.epochs=3", "key 'optimiser', did you mean 'optim'"),
+        ("dino.mrl=true", "unknown configuration key 'dino.mrl' (did you mean 'dino.MRL'"),
+        ("optim.base_learning_rate=1", "'optim.base_learning_rate' (did you mean 'optim."),
+        ("train.epochs=3", "'train.epochs' (did you mean 'optim.epochs'"),
+        ("optimiser.epochs=3", "key 'optimiser' (did you mean 'optim'"),
         ("train.batch_size_per_gpu=many", "train.batch_size_per_gpu: Value 'many'"),
         ("train.batch_size_per_gpu=2.5", "could not be converted to Integer"),
         ("dino.MRL=maybe", "dino.MRL: Value 'maybe' is not a valid bool"),
@@ -188,7 +188,7 @@ def test_a_wrong_override_is_an_input_error_that_names_it(override: str, message
     [
         ("dino: [", "cannot be read"),
         ("- 1\n- 2\n", "expected a YAML mapping"),
-        ("train:\n  sed: 1\n", "'train.sed', did you mean 'train.seed'"),
+        ("train:\n  sed: 1\n", "'train.sed' (did you mean 'train.seed'"),
         ("train:\n  seed: 1\n  seed: 2\n", "duplicate key"),
     ],
 )
