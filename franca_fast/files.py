@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -46,6 +47,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _make_durable(temporary)
         temporary.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # A full disk is noticed in a write, which knows no name; and nobody knows the temporary's.
+        if error.errno is None:  # a library's own words
+            raise OSError(errno.EIO, str(error), os.fspath(target)) from error
+        if error.filename in (None, name):
+            error.filename = os.fspath(target)
+        raise
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

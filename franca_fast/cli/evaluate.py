@@ -15,6 +15,7 @@ from franca_fast.cli.common import (
     add_reading_arguments,
     load_model,
     positive,
+    positive_number,
     table,
     warnings_at_the_end,
 )
@@ -48,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[10, 20, 100, 200],
         help="numbers of neighbours (default: 10 20 100 200)",
     )
-    knn.add_argument("--temperature", type=float, default=0.07, help="of the votes (0.07)")
+    knn.add_argument(
+        "--temperature",
+        type=positive_number,
+        default=0.07,
+        metavar="T",
+        help="of the votes (default: 0.07)",
+    )
     knn.add_argument(
         "--nested", action="store_true", help="also with features cut to d/16, d/8, d/4 and d/2"
     )

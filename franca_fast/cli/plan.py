@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from franca_fast.cli.common import positive, table
+from franca_fast.cli.common import positive, positive_number, table
 
 if TYPE_CHECKING:
     from franca_fast.training.plan import Plan
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=positive, required=True, metavar="N", help="number of GPUs")
     parser.add_argument(
         "--gpu-memory",
-        type=_positive_number,
+        type=positive_number,
         default=80.0,
         metavar="GIB",
         help="memory of each; what does not fit is marked (default: 80)",
@@ -72,14 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tflops",
-        type=_positive_number,
+        type=positive_number,
         default=989.0,
         metavar="T",
         help="peak of one GPU in 10^12 operations a second (default: 989, H100 in bf16)",
     )
     parser.add_argument(
         "--mfu",
-        type=_positive_number,
+        type=positive_number,
         default=0.3,
         metavar="SHARE",
         help="share of that peak which the estimate of the time assumes (default: 0.3)",
@@ -174,10 +174,3 @@ def _time(plan: Plan, tflops: float, mfu: float) -> Iterator[str]:
         work = plan.step_flops(checkpointed=checkpointed, streamed=streamed)
         seconds = work / (tflops * _TERA * mfu)
         yield f"  {label}: {seconds:.2f} s a step, {plan.images / seconds:.0f} images/s in all"
-
-
-def _positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value

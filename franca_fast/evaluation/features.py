@@ -69,10 +69,9 @@ def embed(
     if output is not None:
         check_output(output, overwrite=overwrite)
     check_pooling(pooling)
-    if batch_size < 1 or num_workers < 0:
-        raise InputError(
-            f"batch_size {batch_size} and num_workers {num_workers}: at least 1 and 0 expected"
-        )
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise InputError(f"{name}: {value}; accepted: {least} or more")
     encoder = load_model(model) if isinstance(model, (str, os.PathLike)) else model
     transform = eval_transform(image_size_of(encoder, img_size))
     opened = open_images(source)

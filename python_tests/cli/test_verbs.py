@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_overrides_may_stand_between_options(fails, config_file: Path, tmp_path:
         "pretrain", "train.seed=1", "--config-file", config_file, "student.arhc=x", "--output-dir",
         tmp_path / "run", "train.seed=2",
     )  # fmt: skip
-    assert "'student.arhc', did you mean 'student.arch'?" in error
+    assert "'student.arhc' (did you mean 'student.arch'?" in error
 
 
 # Wrong input: one line, exit code 2, nothing written.
@@ -125,7 +126,7 @@ def test_image_size_that_is_no_multiple_of_the_patch(
 
 def test_unknown_model(fails, image_folder: Path, tmp_path: Path) -> None:
     command = ["embed", "vit_bose", image_folder, "--output", tmp_path / "f.npz"]
-    assert "unknown model 'vit_bose', did you mean 'vit_base'?" in fails(*command)
+    assert "unknown model 'vit_bose' (did you mean 'vit_base'?" in fails(*command)
 
 
 def test_malicious_weights(fails, image_folder: Path, tmp_path: Path) -> None:
@@ -154,6 +155,53 @@ def test_knn_without_labels(fails, model_file: Path, image_folder: Path) -> None
     images = image_folder / "a"
     command = ["eval", "knn", model_file, "--train", images, "--test", images]
     assert "without a label" in fails(*command)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--num-workers", "-3", "argument --num-workers: -3 is below 0"),
+        ("--batch-size", "0", "argument --batch-size: 0 is not positive"),
+    ],
+)
+def test_embed_names_the_option_that_is_wrong(
+    fails, model_file: Path, image_folder: Path, tmp_path: Path, option: str, value: str, complaint
+) -> None:
+    command = ["embed", model_file, image_folder, "--output", tmp_path / "f.npz"]
+    assert complaint in fails(*command, option, value)
+
+
+@pytest.mark.parametrize("temperature", ["0", "-1", "nan", "inf"])
+def test_knn_checks_the_temperature_before_it_reads_anything(fails, temperature: str) -> None:
+    command = ["eval", "knn", "absent", "--train", "absent", "--test", "absent"]
+    assert "--temperature" in fails(*command, "--temperature", temperature)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".safetensors"])
+def test_a_full_disk_names_the_features_file(
+    fails, model_file: Path, image_folder: Path, tmp_path: Path, monkeypatch, suffix: str
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for writer in ("numpy.savez", "pyarrow.parquet.write_table", "safetensors.torch.save_file"):
+        monkeypatch.setattr(writer, full)
+    output = tmp_path / f"f{suffix}"
+    error = fails("embed", model_file, image_folder, "--output", output)
+    assert f"No space left on device: {output}" in error
+
+
+def test_a_full_disk_names_the_picture(
+    fails, model_file: Path, image_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    folder = tmp_path / "pca"
+    folder.mkdir()
+    error = fails("visualize", "pca", model_file, image_folder, "--output", folder)
+    assert f"No space left on device: {folder / '000_0.png'}" in error
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
