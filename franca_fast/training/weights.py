@@ -113,8 +113,8 @@ def _find_checkpoint(path: Path) -> Checkpoint:
         if found is not None:
             return found
     raise InputError(
-        f"weights '{path}': the folder is neither a run's nor one of its checkpoints, and holds no "
-        "exported model"
+        f"weights '{path}': the folder holds neither a checkpoint nor an exported model; expected "
+        "a run's folder, one of its checkpoints, or a file of weights"
     )
 
 

@@ -146,6 +146,12 @@ def test_a_size_that_does_not_fit_is_refused(pretrained: Path, tmp_path: Path) -
         finetune(pretrained, STAGE, tmp_path / "run", img_size=50, verbose=False)
 
 
+def test_a_run_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="run': the folder holds neither a checkpoint nor"):
+        finetune(tmp_path / "run", STAGE, tmp_path / "fine", verbose=False)
+
+
 def test_weights_that_are_not_there_leave_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent': no such file or folder"):
         finetune(tmp_path / "absent", STAGE, tmp_path / "run", verbose=False)
