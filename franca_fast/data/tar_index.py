@@ -217,10 +217,10 @@ def _number(field: bytes) -> int:
         if field[0] != 0x80:
             raise TarDamage("a negative number in a header")
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-    except ValueError:
-        raise TarDamage("a damaged header, or not a tar file") from None
+    digits = field.split(b"\0", 1)[0].strip()
+    if digits.strip(b"01234567"):  # int() would also take signs, prefixes and underscores
+        raise TarDamage("a damaged header, or not a tar file")
+    return int(digits or b"0", 8)
 
 
 def _whole_number(text: str) -> int:

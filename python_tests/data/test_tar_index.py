@@ -168,6 +168,16 @@ def test_the_search_in_a_damaged_tar_has_an_end(monkeypatch: pytest.MonkeyPatch)
         assert len(before_damage(tar_members(reader(data), len(data)))) == count
 
 
+@pytest.mark.parametrize("size", [b"-1", b"-2000", b"0o17", b"1_0", b"+7"])
+def test_a_size_is_nothing_but_digits(size: bytes) -> None:
+    data = bytearray(tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2")]))
+    data[1024 + 124 : 1024 + 136] = size.ljust(12, b"\0")
+    data[1024 + 148 : 1024 + 156] = b" " * 8
+    data[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(data[1024:1536])
+    found = before_damage(tar_members(reader(bytes(data)), len(data)))  # -2000 would go in circles
+    assert [member.name for member in found] == ["a.jpg"]
+
+
 def test_text_is_not_a_tar() -> None:
     with pytest.raises(TarDamage, match="not a tar file"):
         members_of(b"hello world " * 100)
