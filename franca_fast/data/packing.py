@@ -177,7 +177,7 @@ class _Plan:
         self._indexes = list[ShardIndex]()
         for shard in opened.shards:
             self._indexes.append(shard.index())
-            if sum(len(index.data or b"") for index in self._indexes) > _MOST_COMPRESSED:
+            if sum(sum(map(len, index.data or ())) for index in self._indexes) > _MOST_COMPRESSED:
                 raise InputError(
                     f"'{opened.description}': compressed shards cannot be packed; unpack them first"
                 )

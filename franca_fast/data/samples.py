@@ -51,10 +51,10 @@ def read_sample(ref: SampleRef, files: OpenFiles | None = None) -> bytes:
     Raises:
         BadImage: the file cannot be read, ends early or is too large.
     """
-    if ref.data is not None:
-        return ref.data
     if ref.size > MAX_IMAGE_BYTES:
         raise BadImage("file too large", f"{ref.size} bytes")
+    if ref.data is not None:
+        return ref.data
     try:
         if ref.size < 0:
             return read_file(ref.path)
@@ -128,7 +128,7 @@ class OpenFiles:
             self._files.popitem()[1].close()
 
 
-def parse_label(data: bytes) -> int | None:
+def parse_label(data: bytes | memoryview) -> int | None:
     """The class in a `.cls` file (a number) or a `.json` file ("label", "cls" or "class").
 
     Example:
@@ -136,7 +136,7 @@ def parse_label(data: bytes) -> int | None:
         (7, 3, None)
     """
     try:
-        value = json.loads(data)
+        value = json.loads(bytes(data))
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):

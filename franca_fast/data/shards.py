@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from franca_fast.data.decoding import BadImage, BadSample
 from franca_fast.data.index_cache import TarContents, load_contents, store_contents
-from franca_fast.data.samples import SampleRef, open_file, parse_label, read_file, read_sample
+from franca_fast.data.samples import (
+    MAX_IMAGE_BYTES,
+    SampleRef,
+    open_file,
+    parse_label,
+    read_file,
+    read_sample,
+)
 from franca_fast.data.tar_index import Member, Read, TarDamage, TarSample, tar_samples
 
 # Compressed and piped shards cannot be read at a place, so they are held in memory whole.
@@ -39,7 +46,7 @@ class ShardIndex:
     Args:
         names: one per sample; or all of them, encoded, with a zero byte between two.
         path: the shard, or the folder when the names are of files in it.
-        data: what the shard holds, when it cannot be read at a place.
+        data: the n image files themselves, when they cannot be read at a place.
         places: int64 [n, 2] offsets and sizes; None for whole files.
         label_places: int64 [n, 2] of the files with labels, size -1 where there is none.
         labels: int64 [n], when they are known without reading; -1 is unknown.
@@ -55,7 +62,7 @@ class ShardIndex:
         names: Sequence[str] | bytes,
         path: str,
         *,
-        data: bytes | bytearray | None = None,
+        data: Sequence[bytes] | None = None,
         places: NDArray[np.int64] | None = None,
         label_places: NDArray[np.int64] | None = None,
         labels: NDArray[np.int64] | None = None,
@@ -73,7 +80,7 @@ class ShardIndex:
         self._labels = labels
         self.damage = damage
         tables = [self._starts, self._ends, places, label_places, labels]
-        self.memory = len(data or b"") + len(self._names)
+        self.memory = sum(map(len, data or ())) + len(self._names)
         self.memory += sum(table.nbytes for table in tables if table is not None)
 
     def __len__(self) -> int:
@@ -84,7 +91,9 @@ class ShardIndex:
         name = self._names[self._starts[i] : self._ends[i]].decode("utf-8", "surrogateescape")
         if self._places is None:
             return SampleRef(name, os.path.join(self._path, name))
-        return self._at(name, *self._places[i].tolist())
+        data = None if self.data is None else self.data[i]
+        offset, size = self._places[i].tolist()
+        return SampleRef(name, self._path, offset, size, data)
 
     def label(self, i: int) -> int | None:
         """The class of the i-th image, read from the shard if need be; None when unknown."""
@@ -96,14 +105,9 @@ class ShardIndex:
         if size > _MAX_LABEL_BYTES:
             return None
         try:
-            return parse_label(read_sample(self._at("", offset, size)))
+            return parse_label(read_sample(SampleRef("", self._path, offset, size)))
         except BadImage:
             return None
-
-    def _at(self, name: str, offset: int, size: int) -> SampleRef:
-        data = self.data
-        piece = None if data is None else bytes(memoryview(data)[offset : offset + size])
-        return SampleRef(name, self._path, offset, size, piece)
 
 
 class Shard(ABC):
@@ -222,9 +226,24 @@ class TarShard(Shard):
 
     def _index_memory(self, data: bytes | bytearray, problem: str) -> ShardIndex:
         contents = _contents(lambda o, size: bytes(data[o : o + size]), len(data))
-        return self._index(contents._replace(problem=problem or contents.problem), data)
+        contents = contents._replace(problem=problem or contents.problem)
+        view = memoryview(data)
+        images = [
+            bytes(view[offset : offset + min(size, MAX_IMAGE_BYTES)])
+            for offset, size in contents.places.tolist()
+        ]
+        labels = None
+        if contents.label_places is not None:
+            places = contents.label_places.tolist()
+            labels = [parse_label(view[o : o + size]) if size >= 0 else None for o, size in places]
+        return self._index(contents._replace(label_places=None), images, labels)
 
-    def _index(self, contents: TarContents, data: bytes | bytearray | None = None) -> ShardIndex:
+    def _index(
+        self,
+        contents: TarContents,
+        data: list[bytes] | None = None,
+        labels: list[int | None] | None = None,
+    ) -> ShardIndex:
         names, places, label_places, problem, lost = contents
         found = len(places)
         if problem and not found:
@@ -234,14 +253,18 @@ class TarShard(Shard):
             lost = max(1, lost, self._listed_images() - found)
             problem += f"; {lost} or more of its images are lost"
             damage = BadSample(self.name, DAMAGED_SHARD, problem, lost, lost + found)
-        one_class = self._label is not None
+        classes = None
+        if self._label is not None:
+            classes, label_places = np.full(found, self._label), None
+        elif labels is not None:
+            classes = np.array([-1 if label is None else label for label in labels], np.int64)
         return ShardIndex(
             names,
             self._path,
             data=data,
             places=places,
-            label_places=None if one_class else label_places,
-            labels=np.full(found, self._label) if one_class else None,
+            label_places=label_places,
+            labels=classes,
             damage=damage,
         )
 
