@@ -11,6 +11,7 @@ constexpr std::size_t kSliceBytes = kSliceColumns * sizeof(float);
 
 ClusteringParameters parameters_of(const ClusteringProblem& problem) {
   ClusteringParameters p{};
+  static_cast<LossParameters&>(p) = loss_parameters(problem);
   p.student = make_heads(problem.student);
   p.teacher = make_heads(problem.teacher);
   bool same = p.student.n_heads == p.teacher.n_heads;
@@ -18,19 +19,6 @@ ClusteringParameters parameters_of(const ClusteringProblem& problem) {
     same = p.student.head[h].columns == p.teacher.head[h].columns;
   }
   if (!same) throw std::invalid_argument("student and teacher differ in their columns");
-  if (problem.n_targets < 1 || problem.n_targets > INT32_MAX) {
-    throw std::invalid_argument("teacher_rows: at least one row is needed");
-  }
-  if (p.teacher.n_rows < 1 && p.student.n_rows > 0) {
-    throw std::invalid_argument("teacher: no rows for the student to meet");
-  }
-  p.prototype = problem.prototype;
-  p.row = problem.row;
-  p.student_scale = inverse(problem.student_temperature);
-  p.teacher_scale = inverse(problem.teacher_temperature);
-  p.teacher_rows = problem.teacher_rows;
-  p.weights = problem.weights;
-  p.n_targets = static_cast<int>(problem.n_targets);
   return p;
 }
 
@@ -47,21 +35,11 @@ void with_types(const ClusteringProblem& problem, Body body) {
   });
 }
 
-struct ForwardMemory {
-  float4* partial;
-  float* value;
-};
-
-ForwardMemory forward_memory(Workspace& memory, const Heads& student) {
-  auto* partial = memory.take<float4>(student.n_rows * student.n_slices);
-  return {partial, memory.take<float>(student.n_heads * student.n_rows)};
-}
-
 }  // namespace
 
 std::size_t clustering_forward_workspace(const ClusteringProblem& problem) {
   Workspace memory(nullptr, 0);
-  forward_memory(memory, make_heads(problem.student));
+  loss_memory(memory, make_heads(problem.student));
   return memory.used();
 }
 
@@ -69,7 +47,7 @@ void clustering_forward(const ClusteringProblem& problem, float* loss, float* ls
                         std::size_t workspace_bytes, void* stream) {
   ClusteringParameters p = parameters_of(problem);
   Workspace memory(workspace, workspace_bytes);
-  const ForwardMemory temporary = forward_memory(memory, p.student);
+  const LossMemory temporary = loss_memory(memory, p.student);
   const int64_t n_rows = p.student.n_rows;
   if (n_rows > 0) {
     const LaunchShape shape = slice_shape(p);

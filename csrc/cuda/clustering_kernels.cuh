@@ -2,7 +2,7 @@
 // potentials; one warp takes one student row, and rebuilds its targets from the teacher rows.
 #pragma once
 
-#include "cuda/logits.cuh"
+#include "cuda/loss_parameters.cuh"
 #include "cuda/primitives/block.cuh"
 
 namespace franca::cuda {
@@ -10,16 +10,9 @@ namespace franca::cuda {
 // Left to itself the compiler takes fewer registers than the backward pass needs, and spills.
 constexpr int kBlocksForBackward = 3;
 
-struct ClusteringParameters {
+struct ClusteringParameters : LossParameters {
   Heads student;
   Heads teacher;
-  const float* prototype;
-  const float* row;
-  InverseTemperature student_scale;
-  InverseTemperature teacher_scale;
-  const int64_t* teacher_rows;
-  const float* weights;
-  int n_targets;
   int64_t rows_per_chunk;
 };
 
@@ -32,11 +25,10 @@ __device__ __forceinline__ void rebuild_targets(float (&q)[kColumnsPerThread],
 #pragma unroll
   for (int c = 0; c < kColumnsPerThread; ++c) q[c] = 0.0f;
   for (int target = 0; target < p.n_targets; ++target) {
-    const int64_t n = p.teacher_rows[m * p.n_targets + target];
-    const bool known = n >= 0 && n < p.teacher.n_rows;
-    const float offset = known ? p.row[h * p.teacher.n_rows + n] : NAN;
+    const int64_t n = p.teacher_row(m, target);
+    const float offset = p.row_potential(h, n);
     Columns<Z> columns;
-    columns.load(row_of<Z>(head, known ? n : 0) + column, head.columns - column, head.vectors);
+    columns.load(row_of<Z>(head, n < 0 ? 0 : n) + column, head.columns - column, head.vectors);
     float z[kColumnsPerThread];
     columns.get(z);
 #pragma unroll

@@ -80,6 +80,7 @@ inline Heads make_heads(const RaggedLogits& logits) {
   heads.n_heads = static_cast<int>(logits.n_heads);
   heads.n_rows = logits.n_rows;
   for (int h = 0; h < heads.n_heads; ++h) {
+    if (logits.heads[h].columns < 1) throw std::invalid_argument("a head without columns");
     static_cast<Matrix&>(heads.head[h]) = make_matrix(logits.heads[h], logits.dtype);
     heads.head[h].first_column = heads.n_columns;
     heads.head[h].first_slice = heads.n_slices;

@@ -196,6 +196,10 @@ void potentials_of_few_rows(const Heads& heads, InverseTemperature scale, int64_
 
 }  // namespace
 
+bool has_code() {
+  return driver::has_code(reinterpret_cast<const void*>(&row_partials_kernel<float>));
+}
+
 std::size_t column_logsumexp_workspace(const RaggedLogits& logits, int64_t n_valid) {
   Workspace memory(nullptr, 0);
   column_memory(memory, make_heads(logits), n_valid);

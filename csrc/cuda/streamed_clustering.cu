@@ -74,6 +74,7 @@ RowStepMemory row_step_memory(Workspace& memory, const Heads& scores, int64_t n_
 
 StreamedLoss loss_of(const StreamedProblem& problem) {
   StreamedLoss p{};
+  static_cast<LossParameters&>(p) = loss_parameters(problem);
   p.student = factors_of(problem.student);
   p.teacher = factors_of(problem.teacher);
   p.scores = scores_of(problem.student);
@@ -83,28 +84,7 @@ StreamedLoss loss_of(const StreamedProblem& problem) {
     same = problem.student.n_prototypes[h] == problem.teacher.n_prototypes[h];
   }
   if (!same) throw std::invalid_argument("student and teacher differ in heads or type");
-  if (problem.n_targets < 1 || problem.n_targets > INT32_MAX) {
-    throw std::invalid_argument("teacher_rows: at least one row is needed");
-  }
-  p.n_teacher_rows = problem.teacher.n_rows;
-  p.prototype = problem.prototype;
-  p.row = problem.row;
-  p.student_scale = inverse(problem.student_temperature);
-  p.teacher_scale = inverse(problem.teacher_temperature);
-  p.teacher_rows = problem.teacher_rows;
-  p.weights = problem.weights;
-  p.n_targets = static_cast<int>(problem.n_targets);
   return p;
-}
-
-struct ForwardMemory {
-  float4* partial;
-  float* value;
-};
-
-ForwardMemory forward_memory(Workspace& memory, const Heads& scores) {
-  auto* partial = memory.take<float4>(scores.n_rows * scores.n_slices);
-  return {partial, memory.take<float>(scores.n_heads * scores.n_rows)};
 }
 
 }  // namespace
@@ -215,7 +195,7 @@ void streamed_row_step(const ScoreSide& side, double temperature, const float* p
 
 std::size_t streamed_forward_workspace(const StreamedProblem& problem) {
   Workspace memory(nullptr, 0);
-  forward_memory(memory, scores_of(problem.student));
+  loss_memory(memory, scores_of(problem.student));
   return memory.used();
 }
 
@@ -223,7 +203,7 @@ void streamed_forward(const StreamedProblem& problem, float* loss, float* lse, v
                       std::size_t workspace_bytes, void* stream) {
   const StreamedLoss p = loss_of(problem);
   Workspace memory(workspace, workspace_bytes);
-  const ForwardMemory temporary = forward_memory(memory, p.scores);
+  const LossMemory temporary = loss_memory(memory, p.scores);
   if (p.scores.n_rows > 0) {
     const LaunchShape shape = tile_shape(p.scores.n_rows, p.scores.n_slices);
     with_factor_type(problem.student.dtype, [&](auto* type) {

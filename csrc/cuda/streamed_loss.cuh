@@ -1,22 +1,15 @@
 // The clustering cross-entropy on scores that are never stored, forward and gradient.
 #pragma once
 
+#include "cuda/loss_parameters.cuh"
 #include "cuda/streamed_kernels.cuh"
 
 namespace franca::cuda {
 
-struct StreamedLoss {
+struct StreamedLoss : LossParameters {
   ScoreFactors student;
   ScoreFactors teacher;
   Heads scores;  // of the student; its rows are the student's
-  int64_t n_teacher_rows;
-  const float* prototype;
-  const float* row;
-  InverseTemperature student_scale;
-  InverseTemperature teacher_scale;
-  const int64_t* teacher_rows;
-  const float* weights;
-  int n_targets;
 };
 
 // The targets of a tile of student rows: q = sum_p exp(z/T + a + b) over the teacher rows they
@@ -37,15 +30,13 @@ __device__ __forceinline__ void target_tile(ScoreTile& q, ScoreTile& tile, uint4
   for (int target = 0; target < p.n_targets; ++target) {
     // Negative: no such student row, or a teacher row that does not exist.
     const auto teacher_row = [&](int r) {
-      if (first_row + r >= p.scores.n_rows) return static_cast<int64_t>(-1);
-      const int64_t n = p.teacher_rows[(first_row + r) * p.n_targets + target];
-      return n < p.n_teacher_rows ? n : static_cast<int64_t>(-1);
+      return first_row + r < p.scores.n_rows ? p.teacher_row(first_row + r, target)
+                                             : static_cast<int64_t>(-1);
     };
     score_tile<T>(tile, shared, p.teacher, p.scores, columns, teacher_row);
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
-      const int64_t n = teacher_row(tile_row(r));
-      const float offset = n < 0 ? NAN : p.row[columns.head * p.n_teacher_rows + n];
+      const float offset = p.row_potential(columns.head, teacher_row(tile_row(r)));
 #pragma unroll
       for (int c = 0; c < kLaneColumns; ++c) {
         const float z = score(tile, r, c) * scale[c];

@@ -95,6 +95,7 @@ void clustering_backward(const ClusteringProblem& problem, Address grad_loss, Ad
 
 void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule("cuda", "Kernels on device memory");
+  m.def("has_code", &cuda::has_code, "Whether there are kernels for the current device.");
   m.def("column_logsumexp_workspace", &column_logsumexp_workspace);
   m.def("column_logsumexp", &column_logsumexp);
   m.def("row_step_workspace", &row_step_workspace);

@@ -57,6 +57,10 @@ inline int active_clusters(const void*, const LaunchShape&) {
   return emulation::device().multiprocessors;
 }
 
+inline bool has_code(const void*) {
+  return true;
+}
+
 template <class... Parameters, class... Arguments>
 void start(void (*kernel)(Parameters...), const LaunchShape& shape, void* /*stream*/,
            const Arguments&... arguments) {
@@ -145,6 +149,13 @@ inline int active_clusters(const void* function, const LaunchShape& shape) {
     return 0;
   }
   return clusters;
+}
+
+inline bool has_code(const void* function) {
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, function) == cudaSuccess) return true;
+  (void)cudaGetLastError();
+  return false;
 }
 
 template <class... Parameters, class... Arguments>

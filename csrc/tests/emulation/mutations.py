@@ -19,6 +19,7 @@ class Mutation(NamedTuple):
 
 LOGITS = "logits.cuh"
 LAUNCH = "primitives/launch.cuh"
+PARAMETERS = "loss_parameters.cuh"
 SINKHORN_HOST = "sinkhorn.cu"
 WARP = "primitives/warp.cuh"
 KERNELS = "sinkhorn_kernels.cuh"
@@ -37,6 +38,7 @@ BARRIER = "block_barrier();"
 CLUSTER_BARRIER = "cluster_barrier();"
 
 _SHARED = [
+    Mutation(LOGITS, "n * matrix.row_bytes", "static_cast<int>(n * matrix.row_bytes)"),
     Mutation(WARP, "fmaxf(value, shuffle_xor(value, mask))", "fmaxf(value, shuffle_xor(value, 1))"),
     Mutation(WARP, "value += shuffle_xor(value, mask);", "value += shuffle_xor(value, mask / 2);"),
     Mutation(LOGITS, "vectors && left >= kPack<T>", "vectors", "uint4 load_pack"),
@@ -108,9 +110,10 @@ SINKHORN = [
 
 CLUSTERING_LOSS = [
     *_SHARED,
-    Mutation(CLUSTERING, "known ? n : 0", "n"),
-    Mutation(CLUSTERING, "p.row[h * p.teacher.n_rows + n]", "p.row[n]"),
-    Mutation(CLUSTERING, "m * p.n_targets + target", "m * p.n_targets"),
+    Mutation(CLUSTERING, "n < 0 ? 0 : n", "n"),
+    Mutation(PARAMETERS, "n < n_teacher_rows ? n : -1", "n"),
+    Mutation(PARAMETERS, "row[h * n_teacher_rows + n]", "row[n]"),
+    Mutation(PARAMETERS, "m * n_targets + p", "m * n_targets"),
     Mutation(CLUSTERING, "offset + c < slice.columns ? x : -kInfinity", "x"),
     Mutation(CLUSTERING, BARRIER, ";", "clustering_forward_kernel("),
     Mutation(MERGES, BARRIER, ";", "sum_rows_kernel("),
@@ -123,6 +126,7 @@ CLUSTERING_LOSS = [
 ]
 
 STREAMED_CLUSTERING = [
+    Mutation(LOGITS, "n * matrix.row_bytes", "static_cast<int>(n * matrix.row_bytes)"),
     Mutation(TILE, "row * kPacksPerRow", "row * 4", "int place("),
     Mutation(TILE, "lane / 16 * 8 + lane % 8", "lane % 8", "multiply_step("),
     Mutation(TILE, "2 * k + lane / 16", "2 * k", "multiply_step("),
@@ -157,8 +161,8 @@ STREAMED_CLUSTERING = [
     Mutation(STREAMED, BARRIER, ";", "warp_down() == 1"),
     Mutation(STREAMED, "k < scores.head[columns.head].columns", "true"),
     Mutation(STREAMED, "-kInfinity", "0.0f", "potential[c] = !exists"),
-    Mutation(LOSS, "(first_row + r) * p.n_targets + target", "(first_row + r) * p.n_targets"),
-    Mutation(LOSS, "p.row[columns.head * p.n_teacher_rows + n]", "p.row[n]"),
+    Mutation(PARAMETERS, "row[h * n_teacher_rows + n]", "row[n]"),
+    Mutation(LOSS, "p.teacher_row(first_row + r, target)", "p.teacher_row(first_row + r, 0)"),
     Mutation(LOSS, "first + tile_column(c) < p.scores.head[slice.head].columns", "true"),
     Mutation(LOSS, "static_cast<float>(p.n_targets) * softmax", "softmax"),
     Mutation(LOSS, "ds * scale[c]", "ds", "products[c] ="),

@@ -157,12 +157,14 @@ void test_case(const Case& c, uint64_t seed) {
 // A teacher row that does not exist must not be read; its student row's results are NaN.
 void test_unknown_teacher_row(int64_t unknown) {
   set_context("teacher row " + std::to_string(unknown));
-  const Case c{{{33}, 3}, {{33}, 2}, 1};
+  // Rows longer than a page, so that what lies before the first one cannot be touched.
+  constexpr int64_t kColumns = 1040;
+  const Case c{{{kColumns}, 3}, {{kColumns}, 2}, 1};
   Problem problem(c, 3);
   problem.rows[1] = unknown;
   const Results results = run(c, problem, 4);
   if (!std::isnan(results.loss[0])) fail("the loss hides an unknown teacher row");
-  if (!std::isnan(results.gradient[0][33])) fail("the gradient hides an unknown teacher row");
+  if (!std::isnan(results.gradient[0][kColumns])) fail("the gradient hides an unknown teacher row");
   if (std::isnan(results.gradient[0][0])) fail("an unknown teacher row spoils other rows");
 }
 
@@ -180,6 +182,7 @@ int main() {
       {{{64, 2112}, 3, bf16, 8, 2}, {{64, 2112}, 3, f32, 1, 4}, 2},
       {{{17, 264}, 66, f32, 5, 4}, {{17, 264}, 2, f16, 8}, 1},
       {{{1}, 1, f32}, {{1}, 1, f32}, 1},
+      {{{7}, 3, bf16, kFarApart}, {{7}, 3, f16, kFarApart}, 1},
       {{{9}, 260, f32}, {{9}, 2, f32}, 1},
   };
   uint64_t seed = 1;

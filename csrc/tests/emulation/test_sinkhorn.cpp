@@ -238,6 +238,7 @@ int main() {
     cases.push_back({{{40, 8200, 130}, 68, dtype, 24}, 66, 2, 3});
     cases.push_back({{{41, 129}, 75, dtype}, 69, 1, 2});
   }
+  cases.push_back({{{5}, 3, DType::bfloat16, kFarApart}, 3});
   cases.push_back({{{1}, 1}, 1});
   cases.push_back({{{64, 1}, 3}, 0});
   cases.push_back({{{64, 3}, 100}, 0});

@@ -318,7 +318,8 @@ int main() {
   const Case misaligned{f16, {130, 66}, 72, 5, 5, 3, 2};
   const Case padded{bf16, {64}, 272, 2, 2, 8};
   uint64_t seed = 1;
-  for (const Case& c : {small, ragged, tall, misaligned, padded}) {
+  const Case far_apart{bf16, {3}, 8, 3, 3, kFarApart};
+  for (const Case& c : {far_apart, small, ragged, tall, misaligned, padded}) {
     test_scores(c, seed++, true);
     test_passes(c, seed++);
   }

@@ -28,15 +28,16 @@ void set_context(const std::string& context) {
 }
 
 GuardedMemory::GuardedMemory(std::size_t bytes, std::size_t misalign) : bytes_(bytes) {
-  constexpr std::size_t kAlignment = 16;
+  constexpr std::size_t kAlignment = 16, kSparse = std::size_t{1} << 30;
+  sparse_ = bytes >= kSparse;
   const std::size_t page = page_size();
   const std::size_t inner = (bytes + 2 * kAlignment + page - 1) / page * page;
   page_bytes_ = inner + 2 * page;
-  void* pages =
-      mmap(nullptr, page_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* pages = mmap(nullptr, page_bytes_, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | (sparse_ ? MAP_NORESERVE : 0), -1, 0);
   if (pages == MAP_FAILED) fail("no memory");
   pages_ = static_cast<unsigned char*>(pages);
-  std::memset(pages_ + page, kPattern, inner);
+  if (!sparse_) std::memset(pages_ + page, kPattern, inner);
   mprotect(pages_, page, PROT_NONE);
   mprotect(pages_ + page + inner, page, PROT_NONE);
   const std::size_t room = inner - bytes - misalign;
@@ -50,10 +51,12 @@ GuardedMemory::~GuardedMemory() {
 }
 
 void GuardedMemory::poison() {
+  if (sparse_) return;
   std::memset(data_, 0xff, bytes_);
 }
 
 void GuardedMemory::check_surroundings() const {
+  if (sparse_) return;
   const std::size_t page = page_size();
   for (const unsigned char* p = pages_ + page; p < pages_ + page_bytes_ - page; ++p) {
     if (p == data_) p += bytes_;

@@ -23,6 +23,8 @@ void set_context(const std::string& context);
 
 // Memory as a kernel sees it: filled with NaN bits, with a page behind it that cannot be touched
 // and one before. `slack` bytes between its end and that page hold a pattern that must survive.
+// Memory of a GiB or more, for rows too far apart for indices of 32 bits, is neither filled nor
+// checked, so that only the pages in use exist.
 class GuardedMemory {
  public:
   // The memory starts at a multiple of 16 bytes, or `misalign` bytes after one.
@@ -40,7 +42,11 @@ class GuardedMemory {
   std::size_t page_bytes_ = 0;
   unsigned char* data_ = nullptr;
   std::size_t bytes_ = 0;
+  bool sparse_ = false;
 };
+
+// Elements between rows such that the third row starts beyond 2^31 bytes.
+constexpr int64_t kFarApart = int64_t{1} << 29;
 
 template <class T>
 class Guarded {

@@ -14,6 +14,9 @@
 
 namespace franca::cuda {
 
+// Whether the core was built for the current device's architecture.
+bool has_code();
+
 std::size_t column_logsumexp_workspace(const RaggedLogits& logits, int64_t n_valid);
 void column_logsumexp(const RaggedLogits& logits, double temperature, int64_t n_valid,
                       float* maximum, float* total, void* workspace, std::size_t workspace_bytes,

@@ -24,12 +24,17 @@ def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None
         return reason
     if operator in _MATRIX_OPERATORS and tensor.dtype == torch.float32:
         return "its matrix instructions read bfloat16 and float16"
-    return _too_old(tensor.device.index or 0)
+    return _unsupported(tensor.device.index or 0)
 
 
 @functools.cache
-def _too_old(index: int) -> str | None:
-    capability = torch.cuda.get_device_capability(index)
-    if capability < _OLDEST_CAPABILITY:
-        return "compute capability {}.{} is below {}.{}".format(*capability, *_OLDEST_CAPABILITY)
+def _unsupported(index: int) -> str | None:
+    from franca_fast import _C
+
+    capability = "compute capability {}.{}".format(*torch.cuda.get_device_capability(index))
+    if torch.cuda.get_device_capability(index) < _OLDEST_CAPABILITY:
+        return "{} is below {}.{}".format(capability, *_OLDEST_CAPABILITY)
+    with torch.cuda.device(index):
+        if not _C.cuda.has_code():
+            return f"the compiled core was not built for {capability} (FRANCA_FAST_CUDA_ARCHS)"
     return None
