@@ -59,7 +59,9 @@ void for_units(const ClusteringProblem& problem, const Units& units, int threads
   // The widest head comes last by custom and first here: what is left at the end should be small.
   for (int64_t head = problem.student.n_heads - 1; head >= 0; --head) {
     const int64_t elements = n_rows * problem.student.heads[head].columns;
-    const int64_t n_tasks = std::clamp<int64_t>(elements / kTaskElements, 1, units.size());
+    const int64_t most = std::min<int64_t>(units.size(), 8 * threads);
+    const int64_t n_tasks =
+        std::clamp<int64_t>(elements / kTaskElements, 1, std::max<int64_t>(most, 1));
     for (int64_t i = 0; i < n_tasks; ++i) {
       tasks.push_back({head, units.size() * i / n_tasks, units.size() * (i + 1) / n_tasks});
     }

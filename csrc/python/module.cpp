@@ -1,6 +1,7 @@
 // The Python module franca_fast._C: the torch-free core, called with addresses and sizes.
 #include <string>
 
+#include "franca/huge_pages.hpp"
 #include "franca/isa.hpp"
 #include "python/bindings.hpp"
 
@@ -35,6 +36,9 @@ PYBIND11_MODULE(_C, m) {
       "cpu_isa", [] { return franca::cpu::isa_name(franca::cpu::current_isa()); },
       "Instruction set in use.");
   m.def("set_cpu_isa", &franca::cpu::set_isa, "Chooses an instruction set by name.");
+  m.def("prefer_huge_pages", [](franca::python::Address data, std::size_t bytes) {
+    franca::cpu::prefer_huge_pages(franca::python::pointer<void>(data), bytes);
+  });
   franca::python::bind_sinkhorn(m);
   franca::python::bind_clustering_cross_entropy(m);
 #if defined(FRANCA_CUDA)

@@ -36,6 +36,8 @@ class NestedDINOLoss(ClusteringLoss):
         student_global: Scores,
         student_local: Scores | None,
         targets: ClusteringTargets,
+        *,
+        overwrite_student: bool = False,
     ) -> dict[str, Tensor]:
         """Loss of each head, already weighted: the total is the sum of all entries.
 
@@ -43,6 +45,7 @@ class NestedDINOLoss(ClusteringLoss):
             student_global: For each head [2B, K_i], crop 1 of all images, then crop 2; or factors.
             student_local: For each head [L * B, K_i], crop by crop; None when L = 0.
             targets: Of the teacher's [2B] rows, in the order of `student_global`.
+            overwrite_student: As in `clustering_cross_entropy`.
 
         Returns:
             "global" and "local", each [number of heads], float32.
@@ -60,17 +63,23 @@ class NestedDINOLoss(ClusteringLoss):
         other_crop = torch.cat([images + n_images, images]).unsqueeze(1)
         parts = {
             "global": self._cross_entropy(
-                student_global, targets, other_crop, 2.0 / (n_terms * rows)
+                student_global, targets, other_crop, 2.0 / (n_terms * rows), overwrite_student
             )
         }
         if student_local is None:
             return {**parts, "local": torch.zeros_like(parts["global"])}
         both_crops = torch.stack([images, images + n_images], dim=1).repeat(n_local, 1)
         weight = 1.0 / (n_terms * n_images)
-        return {**parts, "local": self._cross_entropy(student_local, targets, both_crops, weight)}
+        local = self._cross_entropy(student_local, targets, both_crops, weight, overwrite_student)
+        return {**parts, "local": local}
 
     def _cross_entropy(
-        self, student: Scores, targets: ClusteringTargets, rows: Tensor, weight: float
+        self,
+        student: Scores,
+        targets: ClusteringTargets,
+        rows: Tensor,
+        weight: float,
+        overwrite_student: bool,
     ) -> Tensor:
         return clustering_cross_entropy(
             student,
@@ -80,6 +89,7 @@ class NestedDINOLoss(ClusteringLoss):
             student_temperature=self.student_temp,
             teacher_rows=rows,
             weights=torch.full((rows.shape[0],), weight, device=rows.device),
+            overwrite_student=overwrite_student,
         )
 
 

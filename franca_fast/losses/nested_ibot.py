@@ -32,6 +32,8 @@ class NestedIBOTLoss(ClusteringLoss):
         targets: ClusteringTargets,
         mask_weights: Tensor,
         n_crops: int,
+        *,
+        overwrite_student: bool = False,
     ) -> Tensor:
         """Loss of each head, [number of heads], float32.
 
@@ -40,6 +42,7 @@ class NestedIBOTLoss(ClusteringLoss):
             targets: Of the same patches of the teacher.
             mask_weights: w, [M].
             n_crops: Global crops in the batch, masked or not.
+            overwrite_student: As in `clustering_cross_entropy`.
         """
         if n_crops < 1:
             raise InputError(f"n_crops: {n_crops}; accepted: an integer >= 1")
@@ -50,4 +53,5 @@ class NestedIBOTLoss(ClusteringLoss):
             teacher_temperature=targets.temperature,
             student_temperature=self.student_temp,
             weights=mask_weights / n_crops,
+            overwrite_student=overwrite_student,
         )

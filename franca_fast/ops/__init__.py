@@ -10,6 +10,7 @@ from .clustering_cross_entropy import clustering_cross_entropy
 from .factored_scores import FactoredScores
 from .prototype_scores import prototype_scores
 from .sinkhorn import SinkhornPotentials, row_potentials, sinkhorn_knopp, sinkhorn_potentials
+from .split_rows import split_rows
 from .varlen_attention import varlen_attention
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "row_potentials",
     "sinkhorn_knopp",
     "sinkhorn_potentials",
+    "split_rows",
     "varlen_attention",
 ]

@@ -38,6 +38,7 @@ def clustering_cross_entropy(
     student_temperature: float = 0.1,
     teacher_rows: Tensor | None = None,
     weights: Tensor | None = None,
+    overwrite_student: bool = False,
 ) -> Tensor:
     """Weighted cross-entropy between student scores and teacher assignments, for each nested head.
 
@@ -55,6 +56,10 @@ def clustering_cross_entropy(
             checked on devices other than the CPU, where checking would stall the stream). Default:
             row m meets row m, which needs M = N.
         weights: [M], the weight w of each student row. Default: 1 / M, the mean.
+        overwrite_student: Let the backward pass write the gradient over the student logits, which
+            saves memory of their size and the time to get it. For logits that nothing else needs,
+            such as scores that go into this loss only, and a single backward pass. Has no effect
+            on factored scores, under torch.compile and on logits that are not contiguous.
 
     Returns:
         The loss of each head, [number of heads], float32 (float64 for float64 logits). Sum it.
@@ -97,8 +102,12 @@ def clustering_cross_entropy(
     )
     rows = _check_rows(teacher_rows, student[0], teacher[0])
     factors = _check_weights(weights, student[0])
+    if overwrite_student:
+        _check_overwritable(student)
     teacher = [z.detach() for z in teacher]
-    loss, _ = _cross_entropy(student, teacher, prototype, row, *temperatures, rows, factors)
+    loss, _ = _cross_entropy(
+        student, teacher, prototype, row, *temperatures, rows, factors, overwrite_student
+    )
     return loss
 
 
@@ -185,6 +194,15 @@ def _check_weights(weights: Tensor | None, student: Tensor) -> Tensor:
     return weights.detach().to(dtype)
 
 
+def _check_overwritable(student: list[Tensor]) -> None:
+    for i, s in enumerate(student):
+        if s.requires_grad and s.is_leaf:
+            raise InputError(
+                f"overwrite_student: True, but student_logits[{i}] is a leaf, whose values would "
+                f"become its gradient; accepted: results of other operators"
+            )
+
+
 def _check_row_values(rows: Tensor, n_teacher: int) -> None:
     if rows.device.type == "cpu" and rows.numel():
         low, high = (int(bound) for bound in rows.aminmax())
@@ -201,6 +219,7 @@ def _forward_impl(
     teacher_temperature: float,
     teacher_rows: Tensor,
     weights: Tensor,
+    overwrite_student: bool,
 ) -> tuple[Tensor, Tensor]:
     _check_row_values(teacher_rows, teacher[0].shape[0])
     return choose("clustering_cross_entropy", student[0]).forward(
@@ -216,7 +235,7 @@ def _forward_impl(
 
 
 def _forward_fake(student: list[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
-    heads, n_rows, weights = len(student), student[0].shape[0], arguments[-1]
+    heads, n_rows, weights = len(student), student[0].shape[0], arguments[-2]
     return weights.new_empty((heads,)), weights.new_empty((heads, n_rows))
 
 
@@ -228,8 +247,8 @@ def _backward_impl(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    student, teacher, prototype, row, t_student, t_teacher, teacher_rows, weights = inputs
-    ctx.n_heads = len(student)
+    student, teacher, prototype, row, t_student, t_teacher, teacher_rows, weights, over = inputs
+    ctx.n_heads, ctx.overwrite, ctx.overwritten = len(student), over, False
     ctx.temperatures = (t_student, t_teacher)
     ctx.save_for_backward(*student, *teacher, prototype, row, output[1], teacher_rows, weights)
 
@@ -237,18 +256,36 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _autograd_backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     # The log-sum-exp is an internal result that no caller sees, so it has no gradient.
     *logits, prototype, row, lse, teacher_rows, weights = ctx.saved_tensors
-    gradients = _cross_entropy_backward(
-        grad_loss.contiguous(),
-        logits[: ctx.n_heads],
-        logits[ctx.n_heads :],
-        prototype,
-        row,
-        lse,
-        *ctx.temperatures,
-        teacher_rows,
-        weights,
+    student, teacher = logits[: ctx.n_heads], logits[ctx.n_heads :]
+    arguments = (prototype, row, lse, *ctx.temperatures, teacher_rows, weights)
+    # Tensors that only trace a computation cannot be written to.
+    plain = all(type(s) is Tensor and s.is_contiguous() for s in student)
+    if ctx.overwrite and plain:
+        gradients = _overwrite(ctx, grad_loss.contiguous(), student, teacher, *arguments)
+    else:
+        gradients = _cross_entropy_backward(grad_loss.contiguous(), student, teacher, *arguments)
+    return gradients, [None] * ctx.n_heads, None, None, None, None, None, None, None
+
+
+def _overwrite(ctx: Any, grad_loss: Tensor, student: list[Tensor], *arguments: Any) -> list[Tensor]:
+    """The gradients in the memory of the student logits."""
+    if ctx.overwritten:
+        raise RuntimeError(
+            "clustering_cross_entropy: a second backward pass, but the first one has overwritten "
+            "the student logits, as overwrite_student asked for"
+        )
+    ctx.overwritten = True
+    implementation = choose("clustering_cross_entropy", student[0])
+    # `data` has no part in autograd's record of changes. Whoever else saved these logits for a
+    # backward pass is told of the change, but not where they are parts of a larger tensor: those
+    # have one record in common with parts that did not change.
+    gradients = implementation.backward(
+        grad_loss, student, *arguments, out=[s.data for s in student]
     )
-    return gradients, [None] * ctx.n_heads, None, None, None, None, None, None
+    for s in student:
+        if not s._is_view():
+            torch.autograd.graph.increment_version(s)
+    return gradients
 
 
 _ARGUMENTS = (
@@ -263,7 +300,7 @@ _cross_entropy_backward = define(
 )
 _cross_entropy = define(
     "clustering_cross_entropy(Tensor[] student, Tensor[] teacher, Tensor prototype, Tensor row, "
-    f"{_ARGUMENTS}) -> (Tensor, Tensor)",
+    f"{_ARGUMENTS}, bool overwrite_student) -> (Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
     backward=_autograd_backward,
@@ -354,7 +391,7 @@ _factored_cross_entropy_backward = define(
 _factored_cross_entropy = define(
     f"factored_cross_entropy({_FACTORS}, {_ARGUMENTS}) -> (Tensor, Tensor)",
     _factored_forward_impl,
-    _forward_fake,
+    lambda x, *rest: _forward_fake(x, *rest, False),
     backward=_factored_autograd_backward,
     setup_context=_factored_setup_context,
 )

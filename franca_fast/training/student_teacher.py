@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from franca_fast.losses import ClusteringTargets, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
-from franca_fast.ops import FactoredScores
+from franca_fast.ops import FactoredScores, split_rows
 from franca_fast.training.config import Config, DinoConfig, IbotConfig
 from franca_fast.training.config_checks import nesting_dims
 
@@ -121,12 +121,14 @@ class StudentTeacher(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.image_weight:
             local = image_scores[1] if len(image_scores) > 1 else None
-            parts = self.dino_loss(image_scores[0], local, targets["dino"])
+            parts = self.dino_loss(image_scores[0], local, targets["dino"], overwrite_student=True)
             terms["dino_global"] = self.image_weight * parts["global"]
             terms["dino_local"] = self.image_weight * parts["local"]
         if self.patch_weight:
             n_crops = batch.global_crops.shape[0]
-            per_head = self.ibot_loss(patch_scores, targets["ibot"], batch.mask_weights, n_crops)
+            per_head = self.ibot_loss(
+                patch_scores, targets["ibot"], batch.mask_weights, n_crops, overwrite_student=True
+            )
             terms["ibot"] = self.patch_weight * per_head
         if self.koleo_weight:
             # The two crops of an image are meant to be close, so each crop is spread on its own.
@@ -192,7 +194,7 @@ class StudentTeacher(nn.Module):
         features = torch.cat(inputs)
         if self.streamed_scores:
             return list(head(features, factored=True).split(sizes))
-        per_head = [logits.split(sizes) for logits in head(features)]
+        per_head = [split_rows(logits, sizes) for logits in head(features)]
         return list(zip(*per_head, strict=True))
 
 

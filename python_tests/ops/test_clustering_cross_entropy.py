@@ -151,8 +151,79 @@ def test_operator_keeps_pytorchs_contract():
     prototype, row = torch.ops.franca_fast.sinkhorn_potentials(teacher, 0.05, 3, 6, None)
     opcheck(
         torch.ops.franca_fast.clustering_cross_entropy.default,
-        (student, teacher, prototype, row, 0.1, 0.05, rows, weights),
+        (student, teacher, prototype, row, 0.1, 0.05, rows, weights, False),
     )
+
+
+def loss_of_scores(leaves, teacher, potentials, **options):
+    """The loss of scores that nothing else needs, and those scores."""
+    student = [leaf * 2 for leaf in leaves]
+    return ff.ops.clustering_cross_entropy(student, teacher, potentials, **options), student
+
+
+def test_gradient_may_take_the_place_of_the_logits(backend):
+    leaves, teacher, rows, weights = problem(40, 20)
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    options = dict(teacher_rows=rows, weights=weights, **TEMPERATURES)
+    expected = torch.autograd.grad(
+        loss_of_scores(leaves, teacher, potentials, **options)[0].sum(), leaves
+    )
+    loss, student = loss_of_scores(leaves, teacher, potentials, overwrite_student=True, **options)
+    got = torch.autograd.grad(loss.sum(), leaves)
+    for ours, reference, s in zip(got, expected, student, strict=True):
+        assert torch.equal(ours, reference)
+        assert torch.equal(2 * s.detach(), reference)  # where the logits were
+
+
+def test_overwriting_works_on_parts_and_under_compilation(backend):
+    leaves, teacher, _, _ = problem(20, 8)
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    rows = torch.arange(8).to(DEVICE).unsqueeze(1)
+    options = dict(teacher_rows=rows, **TEMPERATURES)
+
+    def total(split, overwrite):
+        parts = [split(leaf * 2, [8, 12]) for leaf in leaves]
+        first, second = zip(*parts, strict=True)
+        second = [part[:8] for part in second]
+        losses = [
+            ff.ops.clustering_cross_entropy(
+                part, teacher, potentials, overwrite_student=overwrite, **options
+            )
+            for part in (first, second)
+        ]
+        return losses[0].sum() + 3 * losses[1].sum()
+
+    expected = torch.autograd.grad(total(torch.split, False), leaves)
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    for loss in (total(ff.ops.split_rows, True), compiled(torch.split, True)):
+        for ours, reference in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+            assert torch.equal(ours, reference)
+
+
+def test_a_second_backward_pass_over_overwritten_logits_is_refused():
+    leaves, teacher, rows, weights = problem()
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    options = dict(teacher_rows=rows, weights=weights, overwrite_student=True, **TEMPERATURES)
+    loss, student = loss_of_scores(leaves, teacher, potentials, **options)
+    other = sum((s * s).sum() for s in student)
+    loss.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.sum().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+    wide = [(leaf * 2)[:] for leaf in leaves]
+    loss = ff.ops.clustering_cross_entropy(wide, teacher, potentials, **options).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="overwrite_student"):
+        loss.backward()
+
+
+def test_leaves_are_not_overwritten():
+    student, teacher, rows, weights = problem()
+    options = dict(teacher_rows=rows, weights=weights, overwrite_student=True, **TEMPERATURES)
+    with pytest.raises(InputError, match=r"overwrite_student: True, but student_logits\[0\]"):
+        potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+        ff.ops.clustering_cross_entropy(student, teacher, potentials, **options)
 
 
 def test_compiles_without_graph_breaks():

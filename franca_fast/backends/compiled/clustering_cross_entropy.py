@@ -16,7 +16,7 @@ from torch import Tensor
 from franca_fast import _C
 from franca_fast.errors import InputError
 
-from .views import Heads, pack_heads, vector
+from .views import Heads, matrix, pack_heads, vector
 
 
 def _problem(
@@ -129,7 +129,7 @@ def backward(
     grad_loss = vector(grad_loss, "grad_loss", (n_heads,), torch.float32)
     lse = vector(lse, "lse", (n_heads, heads.n_rows), torch.float32)
     if out is None:
-        out = [torch.empty(s.shape, dtype=s.dtype) for s in student]
+        out = [matrix(s.shape[0], s.shape[1], s.dtype) for s in student]
         numbers = [n for g in out for n in (g.data_ptr(), g.shape[1], g.shape[1])]
     else:
         numbers = _places(out, heads)

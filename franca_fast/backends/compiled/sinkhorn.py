@@ -10,7 +10,7 @@ from torch import Tensor
 
 from franca_fast import _C
 
-from .views import pack_heads, vector
+from .views import matrix, pack_heads, vector
 
 
 def potentials(
@@ -96,7 +96,7 @@ def assignments(
     """Softmax over k of z/T + a[k], [N, K] float32 for each head; zero for rows from n_valid on."""
     heads = pack_heads(logits, "logits")
     prototype = vector(prototype, "prototype", (sum(heads.columns),), torch.float32)
-    out = [torch.empty(heads.n_rows, width) for width in heads.columns]
+    out = [matrix(heads.n_rows, width, torch.float32) for width in heads.columns]
     _C.assignments(
         heads.numbers,
         heads.n_rows,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from franca_fast import _C
 from franca_fast.errors import InputError
 
 from . import DTYPE_CODES
@@ -88,3 +89,15 @@ def vector(
             f"got {tensor.dtype} on {tensor.device} of shape {list(tensor.shape)}"
         )
     return tensor.contiguous()
+
+
+# From here on, memory comes fresh from the operating system each time.
+_LARGE_BYTES = 4 << 20
+
+
+def matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """A new CPU matrix for a kernel to fill, in huge pages where it is large."""
+    out = torch.empty(rows, columns, dtype=dtype)
+    if out.nbytes >= _LARGE_BYTES:
+        _C.prefer_huge_pages(out.data_ptr(), out.nbytes)
+    return out

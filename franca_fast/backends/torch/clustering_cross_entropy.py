@@ -59,15 +59,19 @@ def backward(
     teacher_temperature: float,
     teacher_rows: Tensor,
     weights: Tensor,
+    out: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Gradient of the student logits: grad * w/t * (P softmax(s/t) - q), in their dtype."""
+    """Gradient of the student logits: grad * w/t * (P softmax(s/t) - q), in their dtype.
+
+    `out` is where to write the gradients; it may be `student` itself, whose logits are then lost.
+    """
     n_rows, n_targets = teacher_rows.shape
     potentials = prototype.split([z.shape[1] for z in teacher])
     gradients = []
     for head, (s, z) in enumerate(zip(student, teacher, strict=True)):
         q = _assignments(z, teacher_temperature, potentials[head], row[head])
         scale = (weights * (grad_loss[head] / student_temperature)).unsqueeze(1)
-        gradient = torch.empty(s.shape, dtype=s.dtype, device=s.device)
+        gradient = s.new_empty(s.shape) if out is None else out[head]
         for block in row_blocks(n_rows, s.shape[1]):
             x = (s[block].to(lse.dtype) / student_temperature).sub_(lse[head, block].unsqueeze(1))
             x.exp_().mul_(n_targets).sub_(_targets(q, teacher_rows[block]))

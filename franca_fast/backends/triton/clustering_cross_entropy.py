@@ -88,11 +88,16 @@ def backward(
     teacher_temperature: float,
     teacher_rows: Tensor,
     weights: Tensor,
+    out: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Gradient of the student logits: grad * w/t * (P softmax(s/t) - q), in their dtype."""
+    """Gradient of the student logits: grad * w/t * (P softmax(s/t) - q), in their dtype.
+
+    `out` is where to write the gradients, contiguous; it may be `student` itself, whose logits are
+    then lost.
+    """
     students, teachers = pack(student), pack(teacher)
     n_rows, n_targets = teacher_rows.shape
-    gradients = [s.new_empty(s.shape) for s in student]
+    gradients = [s.new_empty(s.shape) for s in student] if out is None else out
     if n_rows == 0:
         return gradients
     rows, columns = _TILE

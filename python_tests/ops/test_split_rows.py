@@ -1,0 +1,44 @@
+"""Parts of the rows of a matrix and their gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from franca_fast.ops import split_rows
+
+
+def test_equals_split_and_its_gradient():
+    matrix = torch.randn(9, 4, requires_grad=True)
+    parts = split_rows(matrix, [2, 0, 7])
+    for ours, theirs in zip(parts, matrix.split([2, 0, 7]), strict=True):
+        assert torch.equal(ours, theirs)
+    factor = torch.randn(9, 4)
+    loss = sum((p * f).sum() for p, f in zip(parts, factor.split([2, 0, 7]), strict=True))
+    loss.backward()
+    assert torch.equal(matrix.grad, factor)
+
+
+def test_a_part_without_gradient_counts_as_zero():
+    matrix = torch.randn(5, 3, requires_grad=True)
+    split_rows(matrix, [2, 3])[1].sum().backward()
+    assert torch.equal(matrix.grad, torch.tensor([0.0, 0, 1, 1, 1]).unsqueeze(1).expand(5, 3))
+
+
+def test_adjacent_gradients_are_taken_as_they_are():
+    matrix = torch.randn(6, 4, requires_grad=True)
+    scores = matrix * 1.0
+    scores.register_hook(lambda gradient: seen.append(gradient.data_ptr()))
+    seen: list[int] = []
+    parts = split_rows(scores, [2, 4])
+    gradient = torch.randn(6, 4)
+    torch.autograd.backward(parts, list(gradient.split([2, 4])))
+    assert seen == [gradient.data_ptr()]
+    assert torch.equal(matrix.grad, gradient)
+
+
+def test_gradients_in_another_order_are_copied():
+    matrix = torch.randn(4, 2, requires_grad=True)
+    gradient = torch.randn(4, 2)
+    second, first = gradient.split([2, 2])
+    torch.autograd.backward(split_rows(matrix, [2, 2]), [first, second])
+    assert torch.equal(matrix.grad, torch.cat([first, second]))
