@@ -74,6 +74,11 @@ def _request() -> str:
     return _check_name(os.environ.get(_ENVIRONMENT) or _AUTO, _ENVIRONMENT)
 
 
+def is_requested(backend: str) -> bool:
+    """Whether `backend` was asked for, rather than chosen automatically."""
+    return _request() == backend
+
+
 def _offers(backend: str, operator: str) -> bool:
     package = f"{__package__}.{_PACKAGES[backend]}"
     return importlib.util.find_spec(f"{package}.{operator}") is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from franca_fast.ops import varlen_attention
+from franca_fast.ops import varlen_attention_qkv
 
 
 class SelfAttention(nn.Module):
@@ -15,7 +15,7 @@ class SelfAttention(nn.Module):
 
     This is the one place that knows which attention runs: images of one size are a dense batch and
     go to PyTorch's scaled_dot_product_attention (which export and compilation understand), packed
-    crops go to `varlen_attention`.
+    crops go to `varlen_attention_qkv`.
     """
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool, proj_bias: bool) -> None:
@@ -34,10 +34,11 @@ class SelfAttention(nn.Module):
         Returns:
             Tensor of the shape of `x`.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.unbind(-3)
+        qkv = self.qkv(x)
+        qkv = qkv.view(*x.shape[:-1], 3, self.num_heads, -1)
         if seqlens is not None:
-            return self.proj(varlen_attention(q, k, v, seqlens).flatten(-2))
+            return self.proj(varlen_attention_qkv(qkv, seqlens).flatten(-2))
+        q, k, v = qkv.unbind(-3)
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         )

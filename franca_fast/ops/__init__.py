@@ -11,7 +11,7 @@ from .factored_scores import FactoredScores
 from .prototype_scores import prototype_scores
 from .sinkhorn import SinkhornPotentials, row_potentials, sinkhorn_knopp, sinkhorn_potentials
 from .split_rows import split_rows
-from .varlen_attention import varlen_attention
+from .varlen_attention import varlen_attention, varlen_attention_qkv
 
 __all__ = [
     "FactoredScores",
@@ -23,4 +23,5 @@ __all__ = [
     "sinkhorn_potentials",
     "split_rows",
     "varlen_attention",
+    "varlen_attention_qkv",
 ]

@@ -175,18 +175,72 @@ def check_streamed() -> None:
             close(a, b, 1e-2)
 
 
+def check_attention() -> None:
+    """Attention read from a projection's output, written into the gradient of one."""
+    own, reference = backends("varlen_attention")
+    for dtype, dim, seqlens in (
+        (torch.bfloat16, 64, [50, 50, 17, 65]),
+        (torch.float16, 128, [37]),
+        (torch.bfloat16, 64, [257]),
+    ):
+        tokens = sum(seqlens)
+        exact = []
+        wide = torch.randn(tokens, 3, 2, dim).to(dtype)
+        grad = torch.randn(tokens, 2, dim).to(dtype)
+        errors = []
+        for module, kind in ((reference, torch.float64), (reference, dtype), (own, dtype)):
+            qkv, gradient = wide.to(kind), torch.full(wide.shape, torch.nan, dtype=kind)
+            parts = qkv.unbind(1)
+            out, lse = module.forward(*parts, seqlens, 0.125)
+            arguments = (grad.to(kind), *parts, out, lse, seqlens, 0.125)
+            module.backward(*arguments, gradient.unbind(1))
+            results = (out.double(), lse.double(), gradient.double())
+            exact = exact or list(results)
+            errors.append(
+                [float((a - b).norm() / b.norm()) for a, b in zip(results, exact, strict=True)]
+            )
+        for theirs, ours in zip(*errors[1:], strict=True):
+            assert ours <= 2 * theirs + 1e-6, (ours, theirs)
+
+
+def check_shared_attention() -> None:
+    """A batch of which PyTorch's kernels have a part."""
+    own, reference = backends("varlen_attention")
+    from franca_fast.backends import fused_attention
+
+    qkv = torch.randn(60, 3, 2, 64).to(torch.float16)
+    grad = torch.randn(60, 2, 64).to(torch.float16)
+    results = []
+    everything = fused_attention.own_runs
+    for module, chosen in ((reference, None), (own, lambda runs, *rest: runs[1:2])):
+        fused_attention.own_runs = chosen or everything
+        out, lse = module.forward(*qkv.unbind(1), [17, 13, 13, 17], 0.125)
+        gradient = torch.full(qkv.shape, torch.nan, dtype=qkv.dtype)
+        arguments = (grad, *qkv.unbind(1), out, lse, [17, 13, 13, 17], 0.125)
+        module.backward(*arguments, gradient.unbind(1))
+        results.append((out, lse, gradient))
+    fused_attention.own_runs = everything
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        close(ours, theirs, 4e-3)
+        assert torch.equal(ours[:17], theirs[:17]) and not torch.equal(ours, theirs)
+
+
+CHECKS = (
+    check_devices,
+    check_default_dtype,
+    check_sinkhorn,
+    check_clustering,
+    check_scores,
+    check_streamed,
+    check_attention,
+    check_shared_attention,
+)
+
+
 def main() -> None:
     """Runs all checks; an exception is a failure."""
     install(Path(sys.argv[1]).resolve())
-    checks = (
-        check_devices,
-        check_default_dtype,
-        check_sinkhorn,
-        check_clustering,
-        check_scores,
-        check_streamed,
-    )
-    for check in checks:
+    for check in CHECKS:
         torch.manual_seed(0)
         check()
         print(f"{check.__name__}: passed")

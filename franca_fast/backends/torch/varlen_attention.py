@@ -6,8 +6,10 @@ crops have one run for each crop size.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,27 +17,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
+    """Sequences of one length that follow each other.
+
+    Attributes:
+        start: First token.
+        n_sequences: Number of sequences.
+        length: Tokens of each.
+    """
+
     start: int
     n_sequences: int
     length: int
 
+    @property
+    def stop(self) -> int:
+        """The token after the last one."""
+        return self.start + self.n_sequences * self.length
+
     def of(self, packed: Tensor) -> Tensor:
         """View of the run's tokens, [tokens, heads, dim] -> [n_sequences, heads, length, dim]."""
-        tokens = packed[self.start : self.start + self.n_sequences * self.length]
+        tokens = packed[self.start : self.stop]
         return tokens.unflatten(0, (self.n_sequences, self.length)).transpose(1, 2)
 
 
-def _runs(seqlens: list[int]) -> Iterator[_Run]:
-    start = 0
+def runs_of(seqlens: Sequence[int]) -> tuple[Run, ...]:
+    """The runs of a packed batch. Few batches differ in their lengths, so they are remembered."""
+    return _runs_of(tuple(seqlens))
+
+
+@functools.lru_cache(maxsize=256)
+def _runs_of(seqlens: tuple[int, ...]) -> tuple[Run, ...]:
+    runs, start = [], 0
     for length, group in itertools.groupby(seqlens):
-        count = len(list(group))
-        yield _Run(start, count, length)
-        start += count * length
+        runs.append(Run(start, len(list(group)), length))
+        start = runs[-1].stop
+    return tuple(runs)
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """The tensor with adjacent elements of a head, which PyTorch's CPU kernel takes for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _pack(runs: list[Tensor]) -> Tensor:
-    """Inverse of `_Run.of` for all runs; free of copies for one run."""
+    """Inverse of `Run.of` for all runs; free of copies for one run."""
     flat = [run.transpose(1, 2).flatten(0, 1) for run in runs]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
@@ -46,18 +72,20 @@ def forward(
     """Output [tokens, heads, dim] and the softmax's log-sum-exp [tokens, heads].
 
     The CPU kernel gives the log-sum-exp, which its backward needs. Elsewhere the backward
-    recomputes through autograd and the second result is zeros that nobody reads.
+    recomputes through autograd; the second result is then not a number, so that another backend's
+    backward, which would need it, cannot go wrong unnoticed.
     """
     outputs, statistics = [], []
-    for run in _runs(seqlens):
+    for run in runs_of(seqlens):
         query, key, value = run.of(q), run.of(k), run.of(v)
         if q.device.type == "cpu":
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, scale=scale
+                *map(_adjacent, (query, key, value)), scale=scale
             )
         else:
             out = F.scaled_dot_product_attention(query, key, value, scale=scale)
-            lse = torch.zeros(query.shape[:3], dtype=torch.float32, device=q.device)
+            dtype = torch.promote_types(q.dtype, torch.float32)
+            lse = torch.full(query.shape[:3], math.nan, dtype=dtype, device=q.device)
         outputs.append(out)
         statistics.append(lse.unsqueeze(-1))
     return _pack(outputs).contiguous(), _pack(statistics).squeeze(-1).contiguous()
@@ -72,18 +100,18 @@ def backward(
     lse: Tensor,
     seqlens: list[int],
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, [tokens, heads, dim]."""
-    gradients: list[tuple[Tensor, Tensor, Tensor]] = []
-    for run in _runs(seqlens):
+    gradients: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Writes the gradients of q, k and v, [tokens, heads, dim] in any strides."""
+    for run in runs_of(seqlens):
         query, key, value, grad = run.of(q), run.of(k), run.of(v), run.of(grad_out)
         if q.device.type == "cpu":
             statistics = run.of(lse.unsqueeze(-1)).squeeze(-1)
-            gradients.append(_on_cpu(grad, query, key, value, run.of(out), statistics, scale))
+            parts = _on_cpu(grad, query, key, value, run.of(out), statistics, scale)
         else:
-            gradients.append(_recomputed(grad, query, key, value, scale))
-    dq, dk, dv = (_pack(list(parts)) for parts in zip(*gradients, strict=True))
-    return dq, dk, dv
+            parts = _recomputed(grad, query, key, value, scale)
+        for target, part in zip(gradients, parts, strict=True):
+            run.of(target).copy_(part)
 
 
 def _on_cpu(
@@ -98,14 +126,13 @@ def _on_cpu(
     # In bfloat16 and float16 PyTorch's kernel takes several times as long as in float32 on short
     # sequences, far more than the casts cost.
     dtype = torch.promote_types(query.dtype, torch.float32)
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *(x.to(dtype) for x in (grad, query, key, value, out)),
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *(_adjacent(x.to(dtype)) for x in (grad, query, key, value, out)),
         statistics,
         dropout_p=0.0,
         is_causal=False,
         scale=scale,
     )
-    return dq.to(query.dtype), dk.to(query.dtype), dv.to(query.dtype)
 
 
 def _recomputed(

@@ -14,7 +14,7 @@ from franca_fast.backends import compiled
 
 _OLDEST_CAPABILITY = (8, 0)
 # Matrix instructions multiply 16-bit numbers; float32 is left to the other backends.
-_MATRIX_OPERATORS = ("prototype_scores", "streamed_clustering")
+_MATRIX_OPERATORS = ("prototype_scores", "streamed_clustering", "varlen_attention")
 
 
 def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None:
