@@ -73,6 +73,11 @@ class ImageCrops:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def n_unreadable(self) -> int:
+        """Images that turned out to be unreadable so far."""
+        return len(self._bad)
+
     def batches(self, numbers: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Prepares images, one batch ahead; those that cannot be read are left out and counted.
 

@@ -28,6 +28,11 @@ class PatchFeatures(Protocol):
     grid: tuple[int, int]
     width: int
 
+    @property
+    def n_readable(self) -> int:
+        """Images that are not known to be unreadable."""
+        ...
+
     def batches(self, numbers: Sequence[int], size: int) -> Iterator[Tensor]:
         """Yields float32 [b, rows * columns, d] of the images asked for, b up to `size`."""
         ...
@@ -72,6 +77,11 @@ class CachedFeatures:
         self.width = tokens.shape[3]
         self._device = device or tokens.device
 
+    @property
+    def n_readable(self) -> int:
+        """Images that have tokens."""
+        return len(self._tokens)
+
     def batches(self, numbers: Sequence[int], size: int) -> Iterator[Tensor]:
         """See `PatchFeatures`."""
         for part in torch.as_tensor(numbers).split(size):
@@ -102,6 +112,11 @@ class StreamedFeatures:
     ) -> None:
         self._encoder, self._crops, self._encode_batch = encoder, crops, encode_batch
         self.n_images, self.grid, self.width = len(crops), grid, width
+
+    @property
+    def n_readable(self) -> int:
+        """Images that have not turned out to be unreadable so far."""
+        return self.n_images - self._crops.n_unreadable
 
     def batches(self, numbers: Sequence[int], size: int) -> Iterator[Tensor]:
         """See `PatchFeatures`."""

@@ -209,10 +209,10 @@ def fit_features(
 
 
 def _check_size(features: PatchFeatures, settings: FitSettings) -> None:
-    tokens = features.n_images * features.grid[0] * features.grid[1]
+    tokens = features.n_readable * features.grid[0] * features.grid[1]
     if tokens < TOKENS_PER_DIMENSION * features.width:
         raise InputError(
-            f"images: {features.n_images} images of {features.grid[0]} x {features.grid[1]} "
+            f"images: {features.n_readable} images of {features.grid[0]} x {features.grid[1]} "
             f"patches are too few for features of width {features.width}; at least "
             f"{TOKENS_PER_DIMENSION * features.width} patches are needed"
         )
@@ -229,7 +229,11 @@ def _continue_from(
     """What an interrupted fit of the same thing left; nothing if there is none."""
     if partial is None or not partial.is_file():
         return [], []
-    left = PositionProjector.from_files(partial)
+    try:
+        left = PositionProjector.from_files(partial)
+    except InputError as error:
+        logger.warning("%s: starting anew", error)
+        return [], []
     if any(left.facts.get(key) != value for key, value in known.items()):
         logger.warning("%s is of another model, images or settings: starting anew", partial)
         return [], []

@@ -138,9 +138,9 @@ def position_report(
     halves = order[: len(order) // 2], order[len(order) // 2 :]
     positions = patch_positions(features.grid)
     least = -(-TOKENS_PER_DIMENSION * features.width // len(positions))
-    if min(map(len, halves)) < least:
+    if features.n_readable < 2 * least:
         raise InputError(
-            f"images: {features.n_images} are too few to fit and measure probes of width "
+            f"images: {features.n_readable} are too few to fit and measure probes of width "
             f"{features.width} on {len(positions)} patches each; at least {2 * least} are needed"
         )
     fitted, held_out = (

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from franca_fast.errors import InputError
+from franca_fast.evaluation.knn import knn_predict
 from franca_fast.models import VisionTransformer, build_backbone
 from franca_fast.rasa import FitSettings, PositionProjector
 from franca_fast.rasa import fit as fit_module
@@ -210,6 +211,42 @@ def test_too_few_images_are_refused(model, image_folder):
     some = sorted(image_folder.iterdir())[:10]
     with pytest.raises(InputError, match=r"10 images of 4 x 4.*at least 1280"):
         PositionProjector.fit(model, some, QUICK)
+
+
+def test_unreadable_images_do_not_count(model, image_folder, tmp_path):
+    some = sorted(image_folder.iterdir())[:70]
+    for i in range(30):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="70 images of 4 x 4"):
+        PositionProjector.fit(model, [*some, tmp_path], QUICK)
+
+
+def test_damaged_rest_of_a_fit_is_not_continued(model, image_folder, tmp_path, caplog):
+    (tmp_path / "rasa.safetensors.partial.safetensors").write_bytes(b"no file")
+    settings, output = dataclasses.replace(QUICK, iterations=1), tmp_path / "rasa.safetensors"
+    assert PositionProjector.fit(model, image_folder, settings, output=output).rank == 2
+    assert "starting anew" in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["rasa.safetensors"]
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_what_patches_show_is_kept(readout):
+    """Nearest neighbours find the class of planted tokens as well without their positions."""
+    n, width = 128, 32
+    labels = torch.arange(n) % 4
+    place, directions = planted(n)
+    shown = torch.randn(4, width)
+    shown = 2 * torch.nn.functional.normalize(shown - shown @ directions.T @ directions, dim=1)
+    tokens = next(place.batches(range(n), n)) + shown[labels][:, None]
+    features = CachedFeatures(tokens.unflatten(1, GRID))
+    projector = fit_features(features, FitSettings(readout=readout, iterations=1))
+    patch_labels, accuracies = labels.repeat_interleave(tokens.shape[1]), []
+    for part in (tokens, projector.apply(tokens)):
+        flat = part.flatten(0, 1)
+        predicted = knn_predict(flat[::2], patch_labels[::2], flat[1::2], (20,), 0.07)[20]
+        accuracies.append((predicted == patch_labels[1::2]).double().mean().item())
+    assert 0.5 < accuracies[0] < 0.99
+    assert accuracies[1] > accuracies[0] - 0.01
 
 
 def test_more_iterations_than_directions_are_refused():
