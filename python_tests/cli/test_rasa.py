@@ -118,6 +118,8 @@ def test_interrupted_fit_leaves_nothing_half_written(model_file, tmp_path):
         [sys.executable, "-m", "franca_fast", *words, *many],
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell starts what runs in the background with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     partial = tmp_path / "r.safetensors.partial.safetensors"
     deadline = time.monotonic() + 90
