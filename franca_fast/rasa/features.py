@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import Encoder, inference, patch_token_grid
@@ -126,7 +127,12 @@ class StreamedFeatures:
 
 
 def open_features(
-    encoder: Encoder, crops: ImageCrops, *, cache_gb: float, encode_batch: int
+    encoder: Encoder,
+    crops: ImageCrops,
+    *,
+    cache_gb: float,
+    encode_batch: int,
+    progress: bool = False,
 ) -> PatchFeatures:
     """Computes the tokens of all crops once, if they fit into memory; else every time.
 
@@ -135,6 +141,7 @@ def open_features(
         crops: the images.
         cache_gb: memory for tokens, in 10^9 bytes; images * patches * d * 4 bytes are needed.
         encode_batch: images that the encoder sees at once.
+        progress: whether to show a bar on a terminal.
 
     Raises:
         InputError: no readable image, no patch tokens, or tokens that are not finite.
@@ -149,9 +156,11 @@ def open_features(
         return StreamedFeatures(encoder, crops, (rows, columns), width, encode_batch)
     tokens = torch.empty(len(crops), rows, columns, width)
     numbers: list[int] = []
-    for part, images in crops.batches(range(len(crops)), encode_batch):
-        tokens[len(numbers) : len(numbers) + len(part)] = tokens_of(encoder, images).cpu()
-        numbers += part
+    with tqdm(total=len(crops), unit=" images", disable=None if progress else True) as bar:
+        for part, images in crops.batches(range(len(crops)), encode_batch):
+            tokens[len(numbers) : len(numbers) + len(part)] = tokens_of(encoder, images).cpu()
+            numbers += part
+            bar.update(len(part))
     return CachedFeatures(tokens[: len(numbers)], numbers, len(crops), first.device)
 
 

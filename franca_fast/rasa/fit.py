@@ -28,6 +28,7 @@ from franca_fast.rasa.readout import READOUTS, Readout
 if TYPE_CHECKING:
     from franca_fast.evaluation.features import Source
 
+_BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 TOKENS_PER_DIMENSION = 10  # with fewer, a read-out explains positions by chance
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ def fit(
         crops_of(encoder, images, settings),
         cache_gb=settings.cache_gb,
         encode_batch=settings.encode_batch,
+        progress=progress,
     )
     if output is None:
         return fit_features(features, settings, progress=progress)
@@ -185,19 +187,18 @@ def fit_features(
         return PositionProjector(torch.stack(weights), compatible=settings.compatible, facts=facts)
 
     with tqdm(
-        total=settings.iterations, unit="iteration", disable=None if progress else True
+        total=settings.iterations, bar_format=_BAR, disable=None if progress else True
     ) as bar:
         bar.update(len(weights))
         for i in range(len(weights), settings.iterations):
             matrix = projector().matrix() if weights else None
-            weight, error = readout.find(matrix, i)
+            weight, error = readout.find(matrix, i, bar.update)
             explained = 1 - error / readout.chance
             if explained < settings.stop_below:
                 break
             weights.append(weight)
             history.append({"error": error, "explained": explained})
-            bar.set_postfix_str(f"{explained:.1%} of the position was read")
-            bar.update()
+            bar.set_postfix_str(f"iteration {i + 1} read {explained:.1%} of the position")
             if partial is not None:
                 projector().save(partial, overwrite=True)
     if not weights:

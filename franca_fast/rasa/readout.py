@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,12 +52,18 @@ class Readout:
         self._sample_mean = sample.double().mean((0, 1)).cpu()
         self._size = float(sample.double().square().mean().sqrt())
 
-    def find(self, matrix: Tensor | None, iteration: int) -> tuple[Tensor, float]:
+    def find(
+        self,
+        matrix: Tensor | None,
+        iteration: int,
+        advance: Callable[[float], object] = float,
+    ) -> tuple[Tensor, float]:
         """Finds the directions in cleaned tokens M z.
 
         Args:
             matrix: M, float64 [d, d]; None for the identity.
             iteration: number of the iteration; it decides the order of the images.
+            advance: told the shares of the work that get done, which add up to 1.
 
         Returns:
             weights float32 [2, d], and their mean square error over the last epoch.
@@ -65,8 +71,10 @@ class Readout:
         if matrix is None:
             matrix = torch.eye(self._features.width, dtype=torch.float64)
         if self._settings.readout == "covariance":
-            return self._covariance(matrix)
-        return self._train(matrix, iteration)
+            found = self._covariance(matrix)
+            advance(1.0)
+            return found
+        return self._train(matrix, iteration, advance)
 
     def error(self, weight: Tensor, matrix: Tensor | None, numbers: Sequence[int]) -> float:
         """Mean square error of trained weights on cleaned tokens of other images."""
@@ -85,7 +93,9 @@ class Readout:
         return [self._features.n_images, *self._features.grid, *rounded]
 
     @torch.enable_grad()
-    def _train(self, matrix: Tensor, iteration: int) -> tuple[Tensor, float]:
+    def _train(
+        self, matrix: Tensor, iteration: int, advance: Callable[[float], object]
+    ) -> tuple[Tensor, float]:
         settings = self._settings
         batches = math.ceil(len(self._numbers) / settings.batch_size)
         epochs = settings.epochs or max(_PAPER_EPOCHS, math.ceil(_PAPER_STEPS / batches))
@@ -107,6 +117,7 @@ class Readout:
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
+                advance(1 / (epochs * batches))
                 total, images = total + loss.item() * len(tokens), images + len(tokens)
             error = total / images
         found = weight.detach().double() / self._size

@@ -155,11 +155,11 @@ def test_interrupted_fit_continues_to_the_same_result(model, image_folder, tmp_p
     whole = PositionProjector.fit(model, image_folder, settings)
     find, calls = fit_module.Readout.find, []
 
-    def interrupted(self, matrix, iteration):
+    def interrupted(self, matrix, iteration, advance):
         calls.append(iteration)
         if calls == [0, 1, 2]:
             raise KeyboardInterrupt
-        return find(self, matrix, iteration)
+        return find(self, matrix, iteration, advance)
 
     monkeypatch.setattr(fit_module.Readout, "find", interrupted)
     output = tmp_path / "rasa.safetensors"
@@ -227,6 +227,14 @@ def test_damaged_rest_of_a_fit_is_not_continued(model, image_folder, tmp_path, c
     assert PositionProjector.fit(model, image_folder, settings, output=output).rank == 2
     assert "starting anew" in caplog.text
     assert [file.name for file in tmp_path.iterdir()] == ["rasa.safetensors"]
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_shares_of_the_work_add_up(readout):
+    tokens, _ = planted()
+    settings, done = FitSettings(readout=readout, epochs=3, batch_size=30), []
+    fit_module.Readout(tokens, settings).find(None, 0, done.append)
+    assert sum(done) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("readout", READOUTS)
