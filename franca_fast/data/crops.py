@@ -141,7 +141,11 @@ class CropBuffer:
         for crop, (size, box, flip) in enumerate(
             zip(self._sizes, relative.tolist(), flips.tolist(), strict=True)
         ):
-            piece = image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(box))
+            # First to twice the size by whole numbers: much faster for large images that are not
+            # JPEG, and as exact as the decoding of JPEG at a part of its size.
+            piece = image.resize(
+                (size, size), Image.Resampling.BICUBIC, box=tuple(box), reducing_gap=2.0
+            )
             pixels = np.frombuffer(piece.tobytes(), np.uint8).reshape(size, size, -1)
             target = self.global_crops if crop < 2 else self.local_crops
             row = (crop if crop < 2 else crop - 2) * self._batch_size + slot

@@ -83,6 +83,19 @@ def test_a_jpeg_decoded_at_a_fraction_gives_nearly_the_same_crops() -> None:
     assert np.abs(difference).mean() < 3
 
 
+def test_crops_of_large_images_are_nearly_those_of_one_exact_resize() -> None:
+    rng = np.random.default_rng(0)
+    image = picture(1, (1200, 900))
+    noisy = np.asarray(image, np.int16) + rng.integers(-20, 21, (900, 1200, 3))
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    boxes = draw([image.size])[0]
+    crops = cut_one(image, "PNG", boxes, [False] * 5).global_crops
+    for crop in range(2):
+        box = tuple(boxes[crop].tolist())
+        exact = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC, box=box), int)
+        assert np.abs(exact - crops[2 * crop + 1]).mean() < 1
+
+
 def test_grey_stays_one_channel_until_a_colour_comes() -> None:
     grey, colour = picture(2, mode="L"), picture(3)
     boxes = draw([grey.size])[0]
