@@ -1,16 +1,24 @@
-"""`franca-fast plan`, and the page of the documentation that shows its output."""
+"""`franca-fast plan`, and the page of the documentation that shows its output.
+
+After a change of the verb or of what a step keeps: `python -m python_tests.cli.test_plan`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from franca_fast.cli.main import main
+
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 # A command after a prompt, and what it prints, up to the end of the block.
-SHOWN = re.findall(r"^\$ franca-fast (.*)\n((?:.*\n)*?)```$", PAGE.read_text(), re.MULTILINE)
+BLOCK = re.compile(r"^\$ franca-fast (.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+SHOWN = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("command", "output"), SHOWN, ids=[command for command, _ in SHOWN])
@@ -62,3 +70,18 @@ def test_overrides_and_memory_change_the_table(run, config_file: Path) -> None:
 )
 def test_wrong_input_is_one_line(fails, words: list[object], complaint: str) -> None:
     assert complaint in fails("plan", *words)
+
+
+def write_page() -> None:
+    """Replaces the outputs on the page by what the verb prints now."""
+
+    def block(found: re.Match[str]) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            assert main(found[1].split()) == 0
+        return f"$ franca-fast {found[1]}\n{output.getvalue()}```"
+
+    PAGE.write_text(BLOCK.sub(block, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()
