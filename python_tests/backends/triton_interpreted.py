@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import franca_fast as ff
-from franca_fast.backends import choose
+from franca_fast.backends import _streamed_backward, choose
 from franca_fast.backends.torch import clustering_cross_entropy as reference_loss
 from franca_fast.backends.torch import sinkhorn as reference
 from franca_fast.backends.triton import clustering_cross_entropy, sinkhorn, streamed_clustering
@@ -291,7 +291,7 @@ def test_streamed_teacher_rows_that_do_not_exist_are_not_read_and_give_nan():
 
 
 def test_streamed_gradient_in_chunks_equals_float64(monkeypatch):
-    monkeypatch.setattr(streamed_clustering, "_CHUNK_ELEMENTS", 1)  # one block of columns each
+    monkeypatch.setattr(_streamed_backward, "CHUNK_ELEMENTS", 1)  # one block of columns each
     problem, grad = streamed_problem(5, 3, 2), torch.randn(len(COLUMNS))
     close(streamed_results(*problem, grad), exact_results(*problem, grad), factor=4)
 

@@ -150,6 +150,8 @@ def check_default_dtype() -> None:
 
 def check_streamed() -> None:
     """Passes, loss and gradients of scores that are never stored."""
+    from franca_fast.backends import _streamed_backward as shared
+
     own, reference = backends("streamed_clustering")
     student, teacher = make_side(6, torch.float16), make_side(4, torch.float16)
     wide = [tuple([m.float() for m in part] for part in side) for side in (student, teacher)]
@@ -170,9 +172,12 @@ def check_streamed() -> None:
     grad = torch.rand(2)
     gradients = own.backward(grad, student, teacher, prototype, row, lse, *rest)
     expected = reference.backward(grad, *wide, prototype, row, lse, *rest)
-    for part, expected_part in zip(gradients, expected, strict=True):
-        for a, b in zip(part, expected_part, strict=True):
-            close(a, b, 1e-2)
+    own._CHUNK_COLUMNS, shared.CHUNK_ELEMENTS = 16, 1
+    in_chunks = own.backward(grad, student, teacher, prototype, row, lse, *rest)
+    for results in (gradients, in_chunks):
+        for part, expected_part in zip(results, expected, strict=True):
+            for a, b in zip(part, expected_part, strict=True):
+                close(a, b, 1e-2)
 
 
 def check_attention() -> None:

@@ -1,29 +1,25 @@
 """The clustering operators on scores that are never stored, as Triton kernels.
 
-The functions are those of `backends.torch.streamed_clustering`, which says what they compute. The
-gradient of the scores exists one chunk of columns at a time, in a buffer whose size depends neither
-on the number of rows nor on that of prototypes, and enters two matrix products of the library.
+The functions are those of `backends.torch.streamed_clustering`, which says what they compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+
+from franca_fast.backends._streamed_backward import Chunk, Gradients, Side
+from franca_fast.backends._streamed_backward import backward as chunked_backward
 
 from . import _streamed_kernels as kernels
 from ._heads import Heads, count_units, on_device_of, pack, unit_width
 from ._reductions import RowSums, combine_columns, combine_losses, combine_rows
 from .sinkhorn import split_rows_of
 
-# Features [N, C], prototypes [K, C] and float32 scales [K], one entry of each for each head.
-Side: TypeAlias = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
-
 _PROGRAMS = 512  # a program here is several times the work of one that reads stored logits
-_CHUNK_ELEMENTS = 1 << 24  # of the gradient of the scores: 32 MiB in 16 bits
 
 
 class _Tile(NamedTuple):
@@ -82,9 +78,9 @@ def _tile(features: Tensor, n_rows: int, preferred: _Tile) -> _Tile:
 
 
 def column_logsumexp(
-    features: Sequence[Tensor],
-    prototypes: Sequence[Tensor],
-    scales: Sequence[Tensor],
+    features: list[Tensor],
+    prototypes: list[Tensor],
+    scales: list[Tensor],
     temperature: float,
     n_valid: int,
 ) -> tuple[Tensor, Tensor]:
@@ -115,9 +111,9 @@ def column_logsumexp(
 
 
 def row_step(
-    features: Sequence[Tensor],
-    prototypes: Sequence[Tensor],
-    scales: Sequence[Tensor],
+    features: list[Tensor],
+    prototypes: list[Tensor],
+    scales: list[Tensor],
     temperature: float,
     prototype: Tensor,
     n_valid: int,
@@ -234,91 +230,72 @@ def backward(
     teacher_temperature: float,
     teacher_rows: Tensor,
     weights: Tensor,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+) -> Gradients:
     """Gradients of the student's features, prototypes and scales, for each head."""
-    students, teachers = _pack(student), _pack(teacher)
-    columns = students.columns
     teacher_rows, weights = teacher_rows.contiguous(), weights.contiguous()
     temperatures = 1.0 / student_temperature, 1.0 / teacher_temperature
-    gradients = []
+    tile = _tile(student[0][0], teacher_rows.shape[0], _ALONG_COLUMNS)
+
+    def product_gradient(chunk: Chunk) -> tuple[Tensor, Tensor]:
+        return _product_gradient(chunk, temperatures, teacher_rows, weights, tile)
+
+    sides = (_contiguous(student), _contiguous(teacher))
     with on_device_of(weights):
-        for head, potential in enumerate(prototype.contiguous().split(list(columns))):
-            vectors = potential, row[head].contiguous(), lse[head].contiguous()
-            gradients.append(
-                _head_backward(
-                    grad_loss[head],
-                    _head(students, head),
-                    _head(teachers, head),
-                    vectors,
-                    temperatures,
-                    teacher_rows,
-                    weights,
-                )
-            )
-    dfeatures, dprototypes, dscales = (list(parts) for parts in zip(*gradients, strict=True))
-    return dfeatures, dprototypes, dscales
+        return chunked_backward(
+            grad_loss, *sides, prototype, row, lse, tile.columns, product_gradient
+        )
 
 
-def _head(side: _Packed, head: int) -> tuple[Tensor, Tensor, Tensor]:
-    return side.features.matrices[head], side.prototypes.matrices[head], side.scales[head]
+def _contiguous(side: Side) -> Side:
+    """The side with adjacent columns."""
+    packed = _pack(side)
+    return (
+        list(packed.features.matrices),
+        list(packed.prototypes.matrices),
+        list(packed.scales),
+    )
 
 
-def _head_backward(
-    grad_loss: Tensor,
-    student: tuple[Tensor, Tensor, Tensor],
-    teacher: tuple[Tensor, Tensor, Tensor],
-    vectors: tuple[Tensor, Tensor, Tensor],
+def _product_gradient(
+    chunk: Chunk,
     inverse_temperatures: tuple[float, float],
     teacher_rows: Tensor,
     weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one head; `vectors` are prototype potential, row potential and log-sum-exp."""
-    (x, v, scale), (x_teacher, v_teacher, scale_teacher) = student, teacher
-    potential, row, lse = vectors
-    (n_rows, n_targets), n_columns = teacher_rows.shape, v.shape[0]
-    tile = _tile(x, n_rows, _ALONG_COLUMNS)
+    tile: _Tile,
+) -> tuple[Tensor, Tensor]:
+    (x, v, scale), (x_teacher, v_teacher, scale_teacher) = chunk.student, chunk.teacher
+    (n_rows, n_targets), width = teacher_rows.shape, v.shape[0]
     row_blocks = triton.cdiv(n_rows, tile.rows)
-    dv, dscale = v.new_empty(v.shape), torch.empty_like(scale)
-    dx = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    if n_rows == 0:
-        return dx.to(x.dtype), dv.zero_(), dscale.zero_()
-    blocks = max(1, _CHUNK_ELEMENTS // (n_rows * tile.columns))
-    for start in range(0, n_columns, blocks * tile.columns):
-        chunk = slice(start, min(start + blocks * tile.columns, n_columns))
-        width = chunk.stop - chunk.start
-        # ds * scale: the gradient of the products <x, v>. Rows begin on 16 bytes, for the library.
-        product_grad = x.new_empty((width, -(-n_rows // 8) * 8))[:, :n_rows]
-        scale_grad = scale.new_empty((row_blocks, width))
-        kernels.gradient_kernel[(row_blocks, triton.cdiv(width, tile.columns))](
-            grad_loss,
-            x,
-            x.stride(0),
-            x.shape[1],
-            v[chunk],
-            v.stride(0),
-            scale[chunk],
-            x_teacher,
-            x_teacher.stride(0),
-            x_teacher.shape[1],
-            v_teacher[chunk],
-            v_teacher.stride(0),
-            scale_teacher[chunk],
-            potential[chunk],
-            row,
-            lse,
-            teacher_rows,
-            weights,
-            product_grad,
-            scale_grad,
-            n_rows,
-            width,
-            row.shape[0],
-            n_targets,
-            *inverse_temperatures,
-            product_grad.stride(0),
-            **tile.options(),
-        )
-        dx += product_grad.t() @ v[chunk]
-        torch.mm(product_grad, x, out=dv[chunk])
-        torch.sum(scale_grad, dim=0, out=dscale[chunk])
-    return dx.to(x.dtype), dv, dscale
+    # ds * scale: the gradient of the products <x, v>. Rows begin on 16 bytes, for the library.
+    product_grad = x.new_empty((width, -(-n_rows // 8) * 8))[:, :n_rows]
+    scale_grad = scale.new_empty((row_blocks, width))
+    kernels.gradient_kernel[(row_blocks, triton.cdiv(width, tile.columns))](
+        chunk.grad_loss,
+        x,
+        x.stride(0),
+        x.shape[1],
+        v,
+        v.stride(0),
+        scale,
+        x_teacher,
+        x_teacher.stride(0),
+        x_teacher.shape[1],
+        v_teacher,
+        v_teacher.stride(0),
+        scale_teacher,
+        chunk.prototype,
+        chunk.row,
+        chunk.lse,
+        teacher_rows,
+        weights,
+        product_grad,
+        scale_grad,
+        n_rows,
+        width,
+        chunk.row.shape[0],
+        n_targets,
+        *inverse_temperatures,
+        product_grad.stride(0),
+        **tile.options(),
+    )
+    return product_grad.t(), scale_grad

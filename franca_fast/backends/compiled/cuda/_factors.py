@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from franca_fast.backends.compiled.views import pack_heads, vector
-
-# Features [N, C], prototypes [K, C] and float32 scales [K], one entry of each for each head.
-Side: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 class Factors(NamedTuple):

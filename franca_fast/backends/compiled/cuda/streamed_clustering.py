@@ -1,9 +1,6 @@
 """The clustering operators on scores that are never stored, on tensor cores.
 
-The functions are those of `backends.torch.streamed_clustering`, which says what they compute. The
-gradient of the scores exists one chunk of prototypes at a time, in a buffer whose size depends
-neither on the number of rows nor on that of prototypes, and enters two matrix products of the
-library.
+The functions are those of `backends.torch.streamed_clustering`, which says what they compute.
 """
 
 from __future__ import annotations
@@ -14,13 +11,14 @@ import torch
 from torch import Tensor
 
 from franca_fast import _C
+from franca_fast.backends._streamed_backward import Chunk, Gradients, Side
+from franca_fast.backends._streamed_backward import backward as chunked_backward
 from franca_fast.backends.compiled.views import vector
 from franca_fast.backends.torch import streamed_clustering as reference
 
 from ._device import on_device_of, stream_of, workspace
-from ._factors import Factors, Side, pack_factors
+from ._factors import Factors, pack_factors
 
-_CHUNK_ELEMENTS = 1 << 24  # of the gradient of the scores: 32 MiB in 16 bits
 _CHUNK_COLUMNS = 2048
 
 
@@ -166,85 +164,45 @@ def backward(
     teacher_temperature: float,
     teacher_rows: Tensor,
     weights: Tensor,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+) -> Gradients:
     """Gradients of the student's features, prototypes and scales, for each head."""
     temperatures = (student_temperature, teacher_temperature)
     if student[0][0].dtype != teacher[0][0].dtype:
         return reference.backward(
             grad_loss, student, teacher, prototype, row, lse, *temperatures, teacher_rows, weights
         )
-    potentials = prototype.split([v.shape[0] for v in teacher[1]])
-    gradients = []
-    with on_device_of(weights):
-        for h, potential in enumerate(potentials):
-            head = _Head(
-                (student[0][h], student[1][h], student[2][h]),
-                (teacher[0][h], teacher[1][h], teacher[2][h]),
-                potential,
-                row[h : h + 1],
-                lse[h].contiguous(),
-                grad_loss[h : h + 1].float(),
-            )
-            gradients.append(_head_backward(head, temperatures, teacher_rows, weights))
-    dfeatures, dprototypes, dscales = (list(parts) for parts in zip(*gradients, strict=True))
-    return dfeatures, dprototypes, dscales
 
-
-class _Head(NamedTuple):
-    """One head: factors of both sides, its potentials, log-sum-exp [M] and loss gradient [1]."""
-
-    student: tuple[Tensor, Tensor, Tensor]
-    teacher: tuple[Tensor, Tensor, Tensor]
-    prototype: Tensor
-    row: Tensor
-    lse: Tensor
-    grad_loss: Tensor
-
-
-def _head_backward(
-    head: _Head, temperatures: tuple[float, float], teacher_rows: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, v, scale = head.student
-    x_teacher, v_teacher, scale_teacher = head.teacher
-    n_rows, n_columns = x.shape[0], v.shape[0]
-    dx = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    dv, dscale = torch.empty_like(v), torch.empty_like(scale)
-    if n_rows == 0:
-        return dx.to(x.dtype), dv.zero_(), dscale.zero_()
-    width = max(1, _CHUNK_ELEMENTS // (n_rows * _CHUNK_COLUMNS)) * _CHUNK_COLUMNS
-    for start in range(0, n_columns, width):
-        chunk = slice(start, min(start + width, n_columns))
+    def product_gradient(chunk: Chunk) -> tuple[Tensor, Tensor]:
         problem = _problem(
-            ([x], [v[chunk]], [scale[chunk]]),
-            ([x_teacher], [v_teacher[chunk]], [scale_teacher[chunk]]),
-            head.prototype[chunk],
-            head.row,
+            *(tuple([part] for part in side) for side in (chunk.student, chunk.teacher)),
+            chunk.prototype,
+            chunk.row.unsqueeze(0),
             temperatures,
             teacher_rows,
             weights,
         )
-        products, scale_partial = _product_gradient(problem, head, x.dtype)
-        dx += products @ v[chunk]
-        torch.mm(products.t(), x, out=dv[chunk])
-        torch.sum(scale_partial, dim=0, out=dscale[chunk])
-    return dx.to(x.dtype), dv, dscale
+        return _product_gradient(problem, chunk)
+
+    with on_device_of(weights):
+        return chunked_backward(
+            grad_loss, student, teacher, prototype, row, lse, _CHUNK_COLUMNS, product_gradient
+        )
 
 
-def _product_gradient(problem: _Problem, head: _Head, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _product_gradient(problem: _Problem, chunk: Chunk) -> tuple[Tensor, Tensor]:
     """Gradient of the products <x, v> [M, K] and, in parts to be summed, of the scales."""
     (n_columns,), n_rows = problem.student.columns, problem.student.n_rows
-    device = head.lse.device
+    x = chunk.student[0]
     # Rows begin on 16 bytes, for the library.
-    padded = torch.empty(n_rows, -(-n_columns // 8) * 8, dtype=dtype, device=device)
-    tiles = _C.cuda.streamed_row_tiles(n_rows)
-    scale_partial = torch.empty(tiles, n_columns, dtype=torch.float32, device=device)
+    padded = x.new_empty(n_rows, -(-n_columns // 8) * 8)
+    scale_parts = chunk.lse.new_empty(_C.cuda.streamed_row_tiles(n_rows), n_columns)
     _C.cuda.streamed_gradient(
         problem.view,
-        head.grad_loss.data_ptr(),
-        head.lse.data_ptr(),
+        chunk.grad_loss.data_ptr(),
+        chunk.lse.data_ptr(),
         padded.data_ptr(),
         padded.stride(0),
-        scale_partial.data_ptr(),
-        stream_of(head.lse),
+        scale_parts.data_ptr(),
+        stream_of(x),
     )
-    return padded[:, :n_columns], scale_partial
+    return padded[:, :n_columns], scale_parts
