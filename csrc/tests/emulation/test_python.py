@@ -110,6 +110,12 @@ def check_clustering() -> None:
         close(x, y)
     for x, y in zip(own.backward(grad, *arguments, lse, *rest, out=student), expected, strict=True):
         close(x, y)
+    try:
+        own.backward(grad, *arguments, lse, *rest, out=[s.t().contiguous().t() for s in student])
+    except ValueError as error:
+        assert "adjacent" in str(error)
+    else:
+        raise AssertionError("gradients were written to copies")
 
 
 def make_side(n_rows: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from franca_fast import _C
 from franca_fast.errors import InputError
 
-from .views import Heads, matrix, pack_heads, vector
+from .views import Heads, matrix, pack_heads, places, vector
 
 
 def _problem(
@@ -132,23 +132,9 @@ def backward(
         out = [matrix(s.shape[0], s.shape[1], s.dtype) for s in student]
         numbers = [n for g in out for n in (g.data_ptr(), g.shape[1], g.shape[1])]
     else:
-        numbers = _places(out, heads)
+        numbers = places(out, heads)
     _C.clustering_backward(
         problem, grad_loss.data_ptr(), lse.data_ptr(), numbers, torch.get_num_threads()
     )
     del alive
     return out
-
-
-def _places(out: list[Tensor], student: Heads) -> list[int]:
-    """Where the gradients go, as the core takes it."""
-    heads = pack_heads(out, "out")
-    if (heads.columns, heads.n_rows, heads.dtype) != (
-        student.columns,
-        student.n_rows,
-        student.dtype,
-    ):
-        raise InputError("out: expected the shapes and dtype of the student logits")
-    if any(packed is not given for packed, given in zip(heads.tensors, out, strict=True)):
-        raise InputError("out: the columns of each gradient must be adjacent")
-    return heads.numbers

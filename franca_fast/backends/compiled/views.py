@@ -71,6 +71,24 @@ def pack_heads(logits: Sequence[Tensor], name: str, device: torch.device = CPU) 
     return Heads(numbers, n_rows, DTYPE_CODES[dtype], columns, tensors)
 
 
+def places(out: Sequence[Tensor], student: Heads, device: torch.device = CPU) -> list[int]:
+    """Where gradients of the student logits go, as the core takes it.
+
+    Raises:
+        InputError: If they have other shapes, another dtype or device, or columns apart.
+    """
+    heads = pack_heads(out, "out", device)
+    if (heads.columns, heads.n_rows, heads.dtype) != (
+        student.columns,
+        student.n_rows,
+        student.dtype,
+    ):
+        raise InputError("out: expected the shapes and dtype of the student logits")
+    if any(packed is not given for packed, given in zip(heads.tensors, out, strict=True)):
+        raise InputError("out: the columns of each gradient must be adjacent")
+    return heads.numbers
+
+
 def vector(
     tensor: Tensor,
     name: str,

@@ -71,10 +71,9 @@ def potentials(
             return _potentials_of_few_rows(heads, temperature, n_iterations, n_valid)
         prototype = first_potentials(*_column_partials(heads, temperature, n_valid))
         for _ in range(n_iterations - 1):
-            _, *row = _row_logsumexp(heads, temperature, prototype, n_valid)
-            update_potentials(
-                prototype, _mass_partials(heads, temperature, prototype, *row, n_valid)
-            )
+            _, maximum, total = _row_logsumexp(heads, temperature, prototype, n_valid)
+            mass = _mass_partials(heads, temperature, prototype, maximum, total, n_valid)
+            update_potentials(prototype, mass)
         return prototype, _row_logsumexp(heads, temperature, prototype, n_valid)[0]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from franca_fast import _C
-from franca_fast.backends.compiled.views import Heads, pack_heads, vector
+from franca_fast.backends.compiled.views import Heads, pack_heads, places, vector
 
 from ._device import on_device_of, stream_of, workspace
 
@@ -130,13 +130,13 @@ def backward(
     lse = vector(lse, "lse", (n_heads, problem.student.n_rows), torch.float32, device)
     if out is None:
         out = [torch.empty(s.shape, dtype=s.dtype, device=device) for s in student]
-    gradient = pack_heads(out, "out", device)
+    gradient = places(out, problem.student, device)
     with on_device_of(lse):
         _C.cuda.clustering_backward(
             problem.view,
             grad_loss.data_ptr(),
             lse.data_ptr(),
-            gradient.numbers,
+            gradient,
             stream_of(lse),
         )
     return out

@@ -173,8 +173,10 @@ def backward(
         )
 
     def product_gradient(chunk: Chunk) -> tuple[Tensor, Tensor]:
+        (x, v, scale), (x_teacher, v_teacher, scale_teacher) = chunk.student, chunk.teacher
         problem = _problem(
-            *(tuple([part] for part in side) for side in (chunk.student, chunk.teacher)),
+            ([x], [v], [scale]),
+            ([x_teacher], [v_teacher], [scale_teacher]),
             chunk.prototype,
             chunk.row.unsqueeze(0),
             temperatures,
