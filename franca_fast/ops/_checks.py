@@ -3,26 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from franca_fast.errors import InputError
 
+# Numbers that torch.compile traces are no Python numbers.
+_WHOLE: tuple[type, ...] = (int, torch.SymInt)
+_NUMBERS: tuple[type, ...] = (Real, torch.SymFloat, torch.SymInt)
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def as_tensors(name: str, value: object, each: str) -> list[Tensor]:
+    """A sequence of tensors as a list; `each` says what is accepted of each."""
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
+        raise InputError(f"{name}: {_described(value)}; accepted: for each head, {each}")
+    tensors = list(value)
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name}[{i}]: {_described(tensor)}; accepted: {each}")
+    return tensors
+
+
+def as_tensor(name: str, value: object, accepted: str) -> Tensor:
+    """A tensor, and nothing that might be made one."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name}: {_described(value)}; accepted: {accepted}")
+    return value
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: {_described(value)}; accepted: True or False")
+    return value
 
 
 def as_matrices(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """A matrix or a sequence of matrices as a list of floating 2-D tensors, all of one kind."""
-    matrices = [value] if isinstance(value, Tensor) else list(value)
+    if isinstance(value, Tensor):
+        matrices = [value]
+    else:
+        matrices = as_tensors(name, value, "a tensor [rows, columns]")
     if not matrices:
         raise InputError(f"{name}: empty sequence; accepted: at least one matrix")
     first = matrices[0]
     for i, m in enumerate(matrices):
-        if not isinstance(m, Tensor):
-            raise InputError(f"{name}[{i}]: {type(m).__name__}; accepted: a tensor [rows, columns]")
-        if m.dim() != 2:
-            raise InputError(f"{name}[{i}]: shape {tuple(m.shape)}; accepted: [rows, columns]")
+        if m.dim() != 2 or m.layout is not torch.strided:
+            raise InputError(
+                f"{name}[{i}]: {_described(m)}; accepted: a dense tensor [rows, columns]"
+            )
         if m.dtype not in FLOATING:
             raise InputError(f"{name}[{i}]: dtype {m.dtype}; accepted: {_dtype_names()}")
         if m.dtype != first.dtype or m.device != first.device:
@@ -31,6 +65,11 @@ def as_matrices(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
                 f"accepted: one dtype and one device"
             )
     return matrices
+
+
+def matrices_of_heads(name: str, value: Sequence[Tensor]) -> list[Tensor]:
+    """The same, of a sequence: where one tensor for all heads would be ambiguous."""
+    return as_matrices(name, as_tensors(name, value, "a tensor [rows, columns]"))
 
 
 def same_rows(name: str, matrices: list[Tensor]) -> None:
@@ -53,6 +92,25 @@ def same_columns(name: str, matrices: list[Tensor], other_name: str, others: lis
         raise InputError(
             f"{name}: columns {columns} beside {expected} in {other_name}; accepted: the same"
         )
+
+
+def potential_dtype(scores: Tensor) -> torch.dtype:
+    """Dtype of potentials, losses and weights that go with these scores."""
+    return torch.float64 if scores.dtype == torch.float64 else torch.float32
+
+
+def potentials(
+    name: str, given: list[Tensor], shapes: list[tuple[int, ...]], scores: Tensor
+) -> None:
+    """One vector for each head, of the dtype and device that go with the scores."""
+    dtype = potential_dtype(scores)
+    if [tuple(a.shape) for a in given] != shapes:
+        raise InputError(f"{name}: shapes {[tuple(a.shape) for a in given]}; accepted: {shapes}")
+    for i, a in enumerate(given):
+        if a.dtype != dtype or a.device != scores.device:
+            raise InputError(
+                f"{name}[{i}]: {a.dtype} on {a.device}; accepted: {dtype} on {scores.device}"
+            )
 
 
 def same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -81,15 +139,34 @@ def scales(name: str, factors: list[Tensor], prototypes: list[Tensor]) -> None:
 
 def temperature(name: str, value: float) -> float:
     """A temperature whose inverse is an ordinary float32 on every backend."""
-    value = float(value)
-    if not 1e-6 <= value <= 1e6:
-        raise InputError(f"{name}: {value}; accepted: a number from 1e-6 to 1e6")
-    return value
+    number = real_number(name, value, "a number from 1e-6 to 1e6")
+    if not 1e-6 <= number <= 1e6:
+        raise InputError(f"{name}: {number}; accepted: a number from 1e-6 to 1e6")
+    return number
+
+
+def real_number(name: str, value: Any, accepted: str) -> float:
+    """A number, not a tensor: reading one would stall the device."""
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        raise InputError(f"{name}: {_described(value)}; accepted: {accepted}")
+    return float(value)
+
+
+def group_name(group: dist.ProcessGroup | None) -> str | None:
+    """The name by which operators know a process group."""
+    if group is None:
+        return None
+    name = getattr(group, "group_name", None)
+    if not isinstance(name, str):
+        raise InputError(
+            f"group: {_described(group)}; accepted: a torch.distributed process group, or None"
+        )
+    return name
 
 
 def iterations(value: int) -> int:
     """At least one Sinkhorn-Knopp iteration."""
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"n_iterations: {value!r}; accepted: an integer >= 1")
     return value
 
@@ -98,9 +175,18 @@ def valid_rows(value: int | None, n_rows: int) -> int:
     """Number of rows that take part: all of them, or the first `value`."""
     if value is None:
         return n_rows
-    if not isinstance(value, (int, torch.SymInt)) or not 0 <= value <= n_rows:
+    whole = isinstance(value, _WHOLE) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= n_rows:
         raise InputError(f"n_valid: {value!r}; accepted: an integer from 0 to {n_rows} (the rows)")
     return value
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        kind = "" if value.layout is torch.strided else f", {value.layout}"
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype} on {value.device}{kind}"
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"
 
 
 def _dtype_names() -> str:

@@ -97,12 +97,10 @@ def clustering_cross_entropy(
     _checks.same_rows("teacher_logits", teacher)
     _checks.same_columns("student_logits", student, "teacher_logits", teacher)
     _check_devices(student[0], teacher[0])
-    prototype, row = _check_potentials(
-        potentials, teacher[0].shape[0], [z.shape[1] for z in teacher]
-    )
+    prototype, row = _check_potentials(potentials, teacher[0], [z.shape[1] for z in teacher])
     rows = _check_rows(teacher_rows, student[0], teacher[0])
     factors = _check_weights(weights, student[0])
-    if overwrite_student:
+    if _checks.flag("overwrite_student", overwrite_student):
         _check_overwritable(student)
     teacher = [z.detach() for z in teacher]
     loss, _ = _cross_entropy(
@@ -127,7 +125,7 @@ def _factored_loss(
             f"accepted: as many as the teacher's, {columns}"
         )
     _check_devices(own[0][0], other[0][0])
-    prototype, row = _check_potentials(potentials, teacher.n_rows, columns)
+    prototype, row = _check_potentials(potentials, other[0][0], columns)
     loss, _ = _factored_cross_entropy(
         *own,
         *([t.detach() for t in factor] for factor in other),
@@ -149,16 +147,17 @@ def _check_devices(student: Tensor, teacher: Tensor) -> None:
 
 
 def _check_potentials(
-    potentials: SinkhornPotentials, n_rows: int, columns: list[int]
+    given: SinkhornPotentials, teacher: Tensor, columns: list[int]
 ) -> tuple[Tensor, Tensor]:
-    prototype, row = potentials
-    given = [tuple(a.shape) for a in prototype], [tuple(b.shape) for b in row]
-    expected = [(k,) for k in columns], [(n_rows,)] * len(columns)
-    if given != expected:
+    if not isinstance(given, Sequence) or len(given) != 2:
         raise InputError(
-            f"potentials: prototype {given[0]} and row {given[1]}; accepted for these teacher "
-            f"logits: {expected[0]} and {expected[1]}"
+            f"potentials: {type(given).__name__}; accepted: SinkhornPotentials, or a pair of what "
+            f"it holds"
         )
+    prototype = _checks.as_tensors("potentials.prototype", given[0], "a tensor [K_i]")
+    row = _checks.as_tensors("potentials.row", given[1], "a tensor [N]")
+    _checks.potentials("potentials.prototype", prototype, [(k,) for k in columns], teacher)
+    _checks.potentials("potentials.row", row, [(teacher.shape[0],)] * len(columns), teacher)
     return torch.cat(prototype), torch.stack(row)
 
 
@@ -171,6 +170,7 @@ def _check_rows(rows: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor
                 f"accepted: a tensor [{n_student}, P], or equal numbers of rows"
             )
         return torch.arange(n_student, device=student.device).unsqueeze(1)
+    _checks.as_tensor("teacher_rows", rows, f"an int64 tensor [{n_student}, P]")
     if rows.dim() != 2 or rows.shape[0] != n_student or rows.shape[1] < 1:
         raise InputError(f"teacher_rows: shape {tuple(rows.shape)}; accepted: [{n_student}, P]")
     if rows.dtype != torch.int64 or rows.device != student.device:
@@ -183,13 +183,14 @@ def _check_rows(rows: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor
 
 def _check_weights(weights: Tensor | None, student: Tensor) -> Tensor:
     n_rows = student.shape[0]
-    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    dtype = _checks.potential_dtype(student)
     if weights is None:
         return student.new_full((n_rows,), 1.0 / max(1, n_rows), dtype=dtype)
-    if weights.shape != (n_rows,) or weights.device != student.device:
+    _checks.as_tensor("weights", weights, f"a tensor [{n_rows}]")
+    if weights.shape != (n_rows,) or weights.device != student.device or weights.is_complex():
         raise InputError(
-            f"weights: shape {tuple(weights.shape)} on {weights.device}; "
-            f"accepted: [{n_rows}] on {student.device}"
+            f"weights: shape {tuple(weights.shape)}, {weights.dtype} on {weights.device}; "
+            f"accepted: real numbers [{n_rows}] on {student.device}"
         )
     return weights.detach().to(dtype)
 

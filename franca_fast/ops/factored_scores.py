@@ -52,11 +52,11 @@ class FactoredScores:
 
 def lists(name: str, scores: FactoredScores) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The factors as checked lists."""
-    features = _checks.as_matrices(f"{name}.features", scores.features)
-    prototypes = _checks.as_matrices(f"{name}.prototypes", scores.prototypes)
+    features = _checks.matrices_of_heads(f"{name}.features", scores.features)
+    prototypes = _checks.matrices_of_heads(f"{name}.prototypes", scores.prototypes)
     _checks.same_rows(f"{name}.features", features)
     _checks.same_columns(f"{name}.prototypes", prototypes, f"{name}.features", features)
-    scales = list(scores.scales)
+    scales = _checks.as_tensors(f"{name}.scales", scores.scales, "a tensor [K_i]")
     _checks.scales(f"{name}.scales", scales, prototypes)
     _checks.same_kind(f"{name}.prototypes", prototypes[0], f"{name}.features", features[0])
     return features, prototypes, scales

@@ -45,15 +45,15 @@ def prototype_scores(
         >>> [tuple(s.shape) for s in ff.ops.prototype_scores(x, v)]
         [(6, 8), (6, 32)]
     """
-    x = _checks.as_matrices("features", list(features))
-    v = _checks.as_matrices("prototypes", list(prototypes))
+    x = _checks.matrices_of_heads("features", features)
+    v = _checks.matrices_of_heads("prototypes", prototypes)
     device = x[0].device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, v = [m.to(dtype) for m in x], [m.to(dtype) for m in v]
     _checks.same_columns("prototypes", v, "features", x)
     _checks.same_kind("prototypes", v[0], "features", x[0])
-    factors = [] if scales is None else list(scales)
+    factors = [] if scales is None else _checks.as_tensors("scales", scales, "a tensor [K_i]")
     if scales is not None:
         _checks.scales("scales", factors, v)
     return tuple(_scores(x, v, factors))

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from franca_fast.backends import choose
+from franca_fast.errors import InputError
 
 from . import _checks
 from ._library import define
@@ -83,7 +84,7 @@ def sinkhorn_potentials(
     """
     value = _checks.temperature("temperature", temperature)
     _checks.iterations(n_iterations)
-    group_name = None if group is None else group.group_name
+    group_name = _checks.group_name(group)
     if isinstance(logits, FactoredScores):
         x, v, scales = _constants(logits)
         valid = _checks.valid_rows(n_valid, logits.n_rows)
@@ -121,7 +122,7 @@ def sinkhorn_knopp(
     heads = _heads(logits)
     value = _checks.temperature("temperature", temperature)
     valid = _checks.valid_rows(n_valid, heads[0].shape[0])
-    group_name = None if group is None else group.group_name
+    group_name = _checks.group_name(group)
     prototype, _ = _potentials(heads, value, _checks.iterations(n_iterations), valid, group_name)
     assignments = _assignments(heads, value, prototype, valid)
     return assignments[0] if isinstance(logits, Tensor) else tuple(assignments)
@@ -149,16 +150,24 @@ def row_potentials(
         `SinkhornPotentials` with the given prototype potentials.
     """
     value = _checks.temperature("temperature", temperature)
-    packed = torch.cat(list(prototype))
+    given = _checks.as_tensors("prototype", prototype, "a tensor [K_i]")
     if isinstance(logits, FactoredScores):
         x, v, scales = _constants(logits)
+        packed = _packed(given, x[0], [m.shape[0] for m in v])
         valid = _checks.valid_rows(n_valid, logits.n_rows)
         row = _factored_row_potentials(x, v, scales, value, packed, valid)
     else:
         heads = _heads(logits)
+        packed = _packed(given, heads[0], [z.shape[1] for z in heads])
         valid = _checks.valid_rows(n_valid, heads[0].shape[0])
         row = _row_potentials(heads, value, packed, valid)
-    return SinkhornPotentials(tuple(prototype), row.unbind(0))
+    return SinkhornPotentials(tuple(given), row.unbind(0))
+
+
+def _packed(prototype: list[Tensor], scores: Tensor, columns: list[int]) -> Tensor:
+    """Prototype potentials of all heads in one vector."""
+    _checks.potentials("prototype", prototype, [(k,) for k in columns], scores)
+    return torch.cat(prototype)
 
 
 def _constants(scores: FactoredScores) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -167,6 +176,10 @@ def _constants(scores: FactoredScores) -> tuple[list[Tensor], list[Tensor], list
 
 
 def _heads(logits: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(logits, FactoredScores):
+        raise InputError(
+            "logits: FactoredScores; accepted: logits, as assignments are as large as those"
+        )
     heads = _checks.as_matrices("logits", logits)
     _checks.same_rows("logits", heads)
     return [z.detach() for z in heads]
@@ -269,13 +282,9 @@ def _factored_row_potentials_impl(
     return row
 
 
-def _potential_dtype(z: Tensor) -> torch.dtype:
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
-
-
 def _fake_row(logits: list[Tensor]) -> Tensor:
     z = logits[0]
-    return z.new_empty((len(logits), z.shape[0]), dtype=_potential_dtype(z))
+    return z.new_empty((len(logits), z.shape[0]), dtype=_checks.potential_dtype(z))
 
 
 def _fake_potentials(rows: list[Tensor], n_prototypes: int) -> tuple[Tensor, Tensor]:
