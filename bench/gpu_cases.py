@@ -220,5 +220,7 @@ WORKS: list[Callable[[Setting], Iterator[Case]]] = [
 
 def cases(setting: Setting) -> Iterator[Case]:
     """All works at all sizes."""
-    for work in WORKS:
+    from gpu_attention_cases import attention_cases  # needs what this module defines
+
+    for work in (*WORKS, attention_cases):
         yield from work(setting)

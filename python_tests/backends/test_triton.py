@@ -21,7 +21,7 @@ from franca_fast.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 # The interpreter takes about ten milliseconds for each program.
-SLOW_INTERPRETED = ("-64]", "257", "padding_rows", "same_bits")
+SLOW_INTERPRETED = ("-64]", "257", "padding_rows", "same_bits", "every_length", "contract")
 
 
 def run_pytest(*arguments: str, interpret: bool) -> None:
@@ -42,7 +42,7 @@ def run_pytest(*arguments: str, interpret: bool) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("operator", ["sinkhorn", "clustering_cross_entropy"])
+@pytest.mark.parametrize("operator", ["sinkhorn", "clustering_cross_entropy", "varlen_attention"])
 def test_interpreted_kernels_pass_the_tests_of_every_backend(operator):
     chosen = " and ".join(["triton", *(f"not {name}" for name in SLOW_INTERPRETED)])
     run_pytest(f"python_tests/ops/test_{operator}.py", "-k", chosen, interpret=True)

@@ -22,7 +22,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from franca_fast.backends.triton import clustering_cross_entropy, sinkhorn, streamed_clustering
+from franca_fast.backends.triton import (
+    clustering_cross_entropy,
+    sinkhorn,
+    streamed_clustering,
+    varlen_attention,
+)
 
 COLUMNS = (8192, 16384, 32768, 65536, 131072)
 BOTTLENECK = 384
@@ -85,11 +90,21 @@ def run_streamed(n_rows, dtype):
     streamed_clustering.backward(loss, *arguments, lse, *temperatures, *pairs)
 
 
+def run_attention(n_rows, dtype):
+    low = torch.float16 if dtype == torch.float32 else dtype  # float32 is PyTorch's
+    qkv = empty(n_rows, 3, 16, 64, dtype=low)
+    seqlens = [257, 257, n_rows - 514]
+    out, lse = varlen_attention.forward(*qkv.unbind(1), seqlens, 0.125)
+    arguments = (out, *qkv.unbind(1), out, lse, seqlens, 0.125)
+    varlen_attention.backward(*arguments, empty(*qkv.shape, dtype=low).unbind(1))
+
+
 # Each with the number of kernels that it launches.
 DRIVERS = {
     "sinkhorn": (run_sinkhorn, 9),
     "clustering_cross_entropy": (run_cross_entropy, 3),
     "streamed_clustering": (run_streamed, 7),
+    "varlen_attention": (run_attention, 3),
 }
 TARGETS = [("bf16", 80), ("bf16", 90), ("fp32", 90)]
 

@@ -16,7 +16,11 @@ from python_tests.helpers import DEVICE, attention_float64, backends_of
 LENGTHS = [[1], [5, 5, 5], [17, 5, 5, 17], [1, 64, 65, 50, 50, 197], [257, 49, 16, 1]]
 EVERY_LENGTH = [1, 16, 17, 49, 50, 64, 65, 197, 257, 677, 1370]
 LOW = (torch.bfloat16, torch.float16)
-BACKENDS = [(name, dtype) for dtype in LOW for name in backends_of("varlen_attention", dtype)]
+BACKENDS = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}")
+    for dtype in LOW
+    for name in backends_of("varlen_attention", dtype)
+]
 
 
 def problem(seqlens, heads=3, dim=16, dtype=torch.float32):

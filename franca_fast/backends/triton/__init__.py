@@ -25,6 +25,8 @@ def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None
         return reason
     if tensor.dtype not in _DTYPES:
         return f"{tensor.dtype} is not among float32, bfloat16 and float16"
+    if operator == "varlen_attention" and tensor.dtype == torch.float32:
+        return "its matrix products are those of bfloat16 and float16"
     if interpreted():
         return None
     if tensor.device.type != "cuda":
