@@ -67,8 +67,6 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(f"--img-size is for huggingface, {' and '.join(_PROGRAMS)}")
     if args.format == "huggingface" and isinstance(args.img_size, tuple):
         args.parser.error("--img-size: the position embedding of huggingface is for squares")
-    if args.format == "matrix" and not args.rasa:
-        args.parser.error("--format matrix needs --rasa")
     from franca_fast.hub import load_model
 
     model = load_model(args.model, weights=args.weights, rasa=args.rasa)

@@ -23,6 +23,10 @@ _PADDING = 1 << 20  # what may follow the end of the archive
 _BLOCK = 1 << 20
 
 
+class NoSpaceError(InputError):
+    """There is no room for what an archive holds."""
+
+
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a path is spelt like an archive, one of its parts, or the start of their names."""
     return _ARCHIVE.search(os.fspath(path)) is not None
@@ -110,7 +114,7 @@ def _extract(tar: tarfile.TarFile, target: Path, source: str) -> None:
             )
         free = shutil.disk_usage(target.parent).free
         if member.size > min(free, _LARGEST):
-            raise InputError(
+            raise NoSpaceError(
                 f"{source}: unpacks to {member.size} bytes; {free} are free in '{target.parent}' "
                 f"(TMPDIR or FRANCA_FAST_CACHE name another folder) and {_LARGEST} are accepted"
             )

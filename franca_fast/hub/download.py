@@ -238,7 +238,8 @@ def _read_note(note: Path, address: str) -> dict[str, Any]:
         content = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if content.get("address") == address else {}
+    ours = isinstance(content, dict) and content.get("address") == address
+    return content if ours else {}
 
 
 def _no_connection(address: str, reason: str, part: Path) -> InputError:

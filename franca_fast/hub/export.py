@@ -218,7 +218,7 @@ def export_matrix(
     target = _check_target(path, ".safetensors", overwrite)
     matrix = position_removal(model)
     if matrix is None:
-        raise InputError("the model removes no positions; load it with a RASA file (rasa=)")
+        raise InputError("the model removes no positions; load it with a RASA file (rasa=, --rasa)")
     with atomic_path(target) as temporary:
         save_safetensors({"matrix": matrix.float().cpu()}, temporary, {"format": "pt"})
     return target

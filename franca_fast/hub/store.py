@@ -8,7 +8,7 @@ from pathlib import Path
 
 from franca_fast.errors import InputError
 from franca_fast.files import CACHE_VARIABLE, cache_folder
-from franca_fast.hub.archive import unpack
+from franca_fast.hub.archive import NoSpaceError, unpack
 from franca_fast.hub.download import (
     download,
     file_sha256,
@@ -111,11 +111,20 @@ def _fetch(model: ModelInfo, target: Path, rasa: bool) -> Path:
         _check_backbone(temporary, model)
         record_sha256(temporary, target)
         temporary.replace(target)
+    except NoSpaceError:  # nothing is wrong with the parts
+        raise
+    except InputError:
+        _forget(parts)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-        for part in parts:
-            forget_download(part)
+    _forget(parts)
     return target
+
+
+def _forget(parts: list[Path]) -> None:
+    for part in parts:
+        forget_download(part)
 
 
 def _folder(model: ModelInfo) -> str:

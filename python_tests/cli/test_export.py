@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from franca_fast.hub import load_model
+from franca_fast.hub import convert, load_model
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_safetensors_and_huggingface(run, model_file: Path, tmp_path: Path) -> None:
@@ -37,6 +40,25 @@ def test_programs(run, model_file: Path, tmp_path: Path) -> None:
     assert torch.allclose(given, load_model(model_file)(images), atol=1e-5)
 
 
+def test_rasa_file_is_folded_in(run, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    convert(GOLDEN / "teacher_checkpoint.pth", model, architecture={"num_heads": 4})
+    rasa = GOLDEN / "rasa.pth"
+    images = torch.rand(2, 3, 98, 98)
+    raw = load_model(model).forward_features(images)["x_norm_patchtokens"]
+    cleaned = load_model(model, rasa=rasa).forward_features(images)["x_norm_patchtokens"]
+    command = ["export", model, "--rasa", rasa, "--format"]
+    run(*command, "matrix", "--output", tmp_path / "matrix.safetensors")
+    matrix = load_file(tmp_path / "matrix.safetensors")["matrix"]
+    assert torch.allclose(raw @ matrix.T, cleaned, atol=1e-5)
+    run(*command, "torch-export", "--output", tmp_path / "m.pt2")
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    assert torch.allclose(program(images)["patch_tokens"], cleaned, atol=1e-5)
+    run(*command, "safetensors", "--output", tmp_path / "clean.safetensors")
+    again = load_model(tmp_path / "clean.safetensors")
+    assert torch.allclose(again.forward_features(images)["x_norm_patchtokens"], cleaned, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -47,7 +69,9 @@ def test_programs(run, model_file: Path, tmp_path: Path) -> None:
         (["--format", "huggingface", "--output", "x", "--img-size", "14x28"], "for squares"),
         (["--format", "huggingface", "--output", "x", "--batch-size", "2"], "is for onnx"),
         (["--format", "safetensors", "--output", "x", "--img-size", "28"], "--img-size is for"),
-        (["--format", "matrix", "--output", "x.safetensors"], "needs --rasa"),
+        (["--format", "matrix", "--output", "x.safetensors"], "load it with a RASA file"),
+        (["--format", "matrix", "--output", "x.npy"], "ends in .safetensors"),
+        (["--format", "onnx", "--output", "m.onnx", "--rasa", "nothing.pth"], "no such file"),
         (["--format", "onxx", "--output", "x"], "onxx"),
     ],
 )

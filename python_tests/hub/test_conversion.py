@@ -17,7 +17,7 @@ from franca_fast.hub import (
     load_model,
 )
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
-from python_tests.hub.test_huggingface import WithoutPositions, build
+from python_tests.hub.test_huggingface import build, without_positions
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "teacher_checkpoint.pth"
@@ -92,15 +92,14 @@ def test_what_is_refused_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.json", "there.pth"]
 
 
-def test_no_heads_to_keep_and_removed_positions_are_said(tmp_path: Path, monkeypatch) -> None:
+def test_no_heads_to_keep_and_removed_positions_are_said(tmp_path: Path) -> None:
     plain = export_safetensors(build(img_size=28), tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no heads to keep"):
         convert(plain, tmp_path / "b.safetensors", keep_heads=True)
-    removing = build(WithoutPositions, img_size=28)
-    monkeypatch.setattr("franca_fast.hub.conversion.load_model", lambda *a, **k: removing)
+    removing = export_safetensors(without_positions(img_size=28), tmp_path / "c.safetensors")
     with pytest.raises(InputError, match="removes positions"):
-        convert(plain, tmp_path / "b.pth")
-    assert len(list(tmp_path.iterdir())) == 2
+        convert(removing, tmp_path / "b.pth")
+    assert not list(tmp_path.glob("b.*"))
 
 
 # A file as large as the released ones, in every spelling.

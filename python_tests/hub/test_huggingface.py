@@ -13,31 +13,25 @@ from torch import Tensor, nn
 from franca_fast.errors import InputError
 from franca_fast.hub import export_huggingface, load_model
 from franca_fast.models import VisionTransformer
+from franca_fast.rasa import PositionProjector
 
 SMALL = {"img_size": 518, "embed_dim": 32, "depth": 2, "num_heads": 4}
 SIZES = [(518, 518), (224, 224), (140, 224)]
 TOLERANCE = 1e-4
 
 
-class WithoutPositions(VisionTransformer):
-    """A backbone whose patch tokens pass a linear map, as with `load_model(..., rasa=...)`."""
-
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
-        self.rasa = nn.Linear(self.embed_dim, self.embed_dim, bias=False)
-
-    def forward_features(self, x: Any, masks: Any = None) -> Any:
-        outputs = super().forward_features(x, masks)
-        outputs["x_norm_patchtokens"] = self.rasa(outputs["x_norm_patchtokens"])
-        return outputs
-
-
-def build(kind: type[VisionTransformer] = VisionTransformer, **options: Any) -> VisionTransformer:
+def build(**options: Any) -> VisionTransformer:
     """A backbone whose features depend on everything in it."""
-    model = kind(**SMALL | options).eval()
+    model = VisionTransformer(**SMALL | options).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def without_positions(**options: Any) -> VisionTransformer:
+    """The same, with six directions removed from its patch tokens."""
+    model = build(**options)
+    return PositionProjector(torch.randn(3, 2, model.embed_dim)).attach(model)
 
 
 def ours(model: VisionTransformer, images: Tensor) -> Tensor:
@@ -107,7 +101,7 @@ def test_position_embedding_stored_for_another_size(tmp_path: Path, theirs) -> N
 
 
 def test_removal_of_positions_is_never_lost(tmp_path: Path, theirs) -> None:
-    model = build(WithoutPositions, num_register_tokens=2)
+    model = without_positions(num_register_tokens=2)
     folder = export_huggingface(model, tmp_path / "hf")
     loaded = theirs(folder, code=True)
     assert all(worst(loaded, model, size) < TOLERANCE for size in SIZES[1:])

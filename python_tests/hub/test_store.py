@@ -130,6 +130,18 @@ def test_damaged_chunks_are_deleted_and_own_ones_stay(server, cache: Path) -> No
     load_model("franca_vitg14")
 
 
+def test_parts_stay_when_there_is_no_room_to_unpack(
+    server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files |= chunked(released(model()))
+    with monkeypatch.context() as patch:
+        patch.setattr("franca_fast.hub.archive._LARGEST", 100)
+        with pytest.raises(InputError, match="unpacks to"):
+            load_model("franca_vitg14")
+    load_model("franca_vitg14")
+    assert len(server.requests) == 3
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
