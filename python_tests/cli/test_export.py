@@ -11,6 +11,9 @@ from franca_fast.hub import convert, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
+# Exporters take seconds of processor time, which is minutes on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
 
 def test_safetensors_and_huggingface(run, model_file: Path, tmp_path: Path) -> None:
     original = load_model(model_file)

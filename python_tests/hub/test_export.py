@@ -21,6 +21,9 @@ from franca_fast.hub import export_matrix, export_onnx, export_torch
 from franca_fast.models import VisionTransformer
 from python_tests.hub.test_huggingface import build, without_positions
 
+# The exporters alone take seconds of processor time, which is minutes on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
 SMALLEST = {"img_size": 28, "embed_dim": 16, "depth": 1, "num_heads": 2}
 SIZES = [(518, 518), (224, 224), (140, 224)]
 TOLERANCE = 1e-4
