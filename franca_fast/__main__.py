@@ -1,6 +1,6 @@
 """`python -m franca_fast VERB`, the same as the `franca-fast` command."""
 
-from franca_fast.cli.main import main
+from franca_fast.cli.main import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(entry())

@@ -45,7 +45,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _make_durable(temporary)
+        make_durable(temporary)
         temporary.replace(target)
     except OSError as error:
         with suppress(OSError):
@@ -139,7 +139,7 @@ def check_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     return folder
 
 
-def _make_durable(path: Path) -> None:
+def make_durable(path: Path) -> None:
     """Gives the file the permissions of a new one and forces its bytes to the disk."""
     mask = os.umask(0)
     os.umask(mask)

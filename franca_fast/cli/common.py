@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,11 @@ class _ListRecipes(argparse.Action):
 
         print(table(["recipe", "what it is"], [[n, recipe_summary(n)] for n in list_recipes()]))
         parser.exit()
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for a run: the only one, or rank 0 of those of torchrun."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:

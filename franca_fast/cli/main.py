@@ -43,6 +43,20 @@ _VERBS = {
 _WRONG, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 
+def entry() -> int:
+    """Runs the command of this process; one of several ranks then leaves at once.
+
+    A rank does not take the interpreter apart: a thread of the process group that asked for it
+    meanwhile would abort the process, and torchrun would take a finished run for a failed one.
+    """
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from franca_fast.cli.common import add_training_arguments
+from franca_fast.cli.common import add_training_arguments, is_first_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
         overrides=args.overrides,
         resume=not args.no_resume,
     )
-    if result.exported is not None:
+    if result.exported is not None and is_first_process():
         print(f"exported teacher: {result.exported}")
     return 0

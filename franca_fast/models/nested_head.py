@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast, overload
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,33 @@ class WeightNormPrototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(n_prototypes, bottleneck_dim))
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
-    def scale(self) -> Tensor:
-        """The factor g / |v| of each prototype's scores, [K], float32."""
-        norm = torch.linalg.vector_norm(self.weight_v, dim=1)
-        return self.weight_g.squeeze(1) / norm
+    def factors(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [N, C], prototypes [K, C] of their dtype, and g / |v| [K] in float32 at least.
+
+        The scores are scale[k] * <features[n], prototypes[k]>.
+        """
+        v = self.weight_v
+        precise = torch.promote_types(v.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(v, dim=1, dtype=precise)
+        prototypes = v.view_as(v) if v.dtype == features.dtype else v.to(features.dtype)
+        return features, prototypes, self.weight_g.squeeze(1).to(precise) / norm
+
+    @overload
+    def forward(self, features: Tensor, factored: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(
+        self, features: Tensor, factored: Literal[True]
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def forward(
+        self, features: Tensor, factored: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Scores [N, K] of features [N, C], or their `factors`."""
+        if factored:
+            # Under autocast the features come in its dtype, and so would the stored scores.
+            return self.factors(features)
+        x, v, scale = self.factors(features)
+        return prototype_scores([x], [v], scales=[scale])[0]
 
 
 class NestedPrototypeHead(nn.Module):
@@ -134,17 +157,13 @@ class NestedPrototypeHead(nn.Module):
         Returns:
             A tuple of [N, K_i], or `FactoredScores`.
         """
-        layers = cast("Sequence[WeightNormPrototypes]", self.last_layers)
-        bottlenecks = self.bottlenecks(features)
-        prototypes = [layer.weight_v for layer in layers]
-        scales = [layer.scale() for layer in layers]
+        # Each set of prototypes is asked on its own, so that an engine which spreads them over
+        # processes has the gradient of one set at a time.
+        pairs = list(zip(self.last_layers, self.bottlenecks(features), strict=True))
         if not factored:
-            return prototype_scores(bottlenecks, prototypes, scales=scales)
-        # Under autocast the bottlenecks come in its dtype, and so would the stored scores.
-        dtype = bottlenecks[0].dtype
-        return FactoredScores(
-            tuple(bottlenecks), tuple(v.to(dtype) for v in prototypes), tuple(scales)
-        )
+            return tuple(layer(x) for layer, x in pairs)
+        x, prototypes, scales = zip(*(layer(x, factored=True) for layer, x in pairs), strict=True)
+        return FactoredScores(tuple(x), tuple(prototypes), tuple(scales))
 
 
 def _normalized(x: Tensor) -> Tensor:

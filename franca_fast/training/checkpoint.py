@@ -1,14 +1,15 @@
-"""Checkpoints: written whole or not at all, verified when read.
+"""Checkpoints: their form, and how they are verified and read, on any number of ranks.
 
 A checkpoint is a folder `<step>/` with
-- `model.pt`: {"student": .., "teacher": .., "losses": ..}, each a state dict with the names
-  `backbone.*`, `dino_head.*`, `ibot_head.*`;
-- `training.pt`: optimizer, gradient scaler, position in the data, random states, counters;
+- `rank-<r>.safetensors` from each rank that had something of its own: the rows that it held of
+  `student.*`, `teacher.*` (`backbone.*`, `dino_head.*`, `ibot_head.*`), `losses.*` and
+  `optimizer.<state>.*`. One process, and replicated ones, write one file with everything whole;
+- `training.pt`: gradient scaler, position in the data, random states, counters;
 - `manifest.json`: the step, the configuration, and size and SHA-256 of the other files.
 
-It is written into a hidden temporary folder, forced to the disk and then renamed, so a folder
-with a step's name is complete unless the disk itself lost something, which the checksums show.
-Files are read with `torch.load(weights_only=True)`: they run no code.
+So the file formats hold no code, and are read without running any: safetensors, JSON, and
+`torch.load(weights_only=True)`. Any number of ranks reads what any number wrote: each takes the
+rows that it needs. `checkpoint_writer` says how it gets there whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,109 +17,120 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import pickle
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from franca_fast.errors import FrancaError, InputError
+from franca_fast.errors import InputError
+from franca_fast.training.world import World
 
-_FORMAT = "franca_fast.checkpoint/1"
-_MANIFEST = "manifest.json"
-_TEMPORARY, _REMOVED = ".tmp-", ".removed-"
+FORMAT = "franca_fast.checkpoint/2"
+MANIFEST, TRAINING = "manifest.json", "training.pt"
+ROWS = "rows"  # key of a safetensors file's metadata: JSON {name: [first row, rows of the whole]}
+_NETWORKS = ("student", "teacher", "losses")
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(FrancaError):
-    """A checkpoint could not be written; earlier ones are as they were."""
 
 
 class DamagedCheckpoint(InputError):
     """A checkpoint is incomplete, altered or not a checkpoint."""
 
 
+class Part(NamedTuple):
+    """Some rows of a tensor.
+
+    Attributes:
+        rows: the tensor's rows from `start` on.
+        start: number of the first of them.
+        n_rows: rows of the whole tensor; None for a tensor that is whole here.
+    """
+
+    rows: Tensor
+    start: int = 0
+    n_rows: int | None = None
+
+
+class _Piece(NamedTuple):
+    """Where some rows of a tensor lie."""
+
+    file: Any
+    start: int
+    shape: tuple[int, ...]
+    n_rows: int | None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, read into memory on the CPU.
+    """A checkpoint, its tensors still on the disk.
 
     Attributes:
         step: steps done when it was written.
         path: its folder.
-        model: the content of `model.pt`.
         training: the content of `training.pt`.
         config: the configuration's YAML.
     """
 
     step: int
     path: Path
-    model: dict[str, Any]
     training: dict[str, Any]
     config: str
+    _pieces: dict[str, list[_Piece]] = field(repr=False)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, whole."""
+        shapes = {}
+        for name, (piece, *_) in self._pieces.items():
+            head = piece.shape[:1] if piece.n_rows is None else (piece.n_rows,)
+            shapes[name] = (*head, *piece.shape[1:])
+        return shapes
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some of its rows, on the CPU.
+
+        Raises:
+            DamagedCheckpoint: rows that no file holds.
+        """
+        pieces = self._pieces[name]
+        if pieces[0].n_rows is None:
+            whole = pieces[0].file.get_tensor(name)
+            return whole if rows is None else whole[rows]
+        rows = slice(0, pieces[0].n_rows) if rows is None else rows
+        found, at = [], rows.start
+        for piece in sorted(pieces, key=lambda piece: piece.start):
+            end = min(rows.stop, piece.start + piece.shape[0])
+            if piece.start <= at < end:
+                found.append(piece.file.get_slice(name)[at - piece.start : end - piece.start])
+                at = end
+        if at != rows.stop:
+            raise DamagedCheckpoint(f"checkpoint '{self.path}' lacks rows of '{name}'")
+        if not found:
+            shape = (0, *pieces[0].shape[1:])
+            return pieces[0].file.get_slice(name)[0:0].reshape(shape)
+        return torch.cat(found)
+
+    @property
+    def model(self) -> dict[str, dict[str, Tensor]]:
+        """State dicts of "student", "teacher" and "losses" (their centres), whole, in memory."""
+        state: dict[str, dict[str, Tensor]] = {network: {} for network in _NETWORKS}
+        for name in self._pieces:
+            network, _, rest = name.partition(".")
+            if network in state:
+                state[network][rest] = self.read(name)
+        return state
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    *,
-    model: Mapping[str, Any],
-    training: Mapping[str, Any],
-    config: str,
-    keep: int,
-) -> Path:
-    """Writes `folder/<step>/` and removes the oldest ones beyond `keep`.
+def load_newest(folder: Path, world: World | None = None) -> Checkpoint | None:
+    """Opens the newest checkpoint that is whole; a damaged newer one is named in a warning.
 
     Args:
-        folder: the folder of all checkpoints.
-        step: steps done.
-        model: tensors, see the module's description.
-        training: tensors, numbers, strings, bytes, and lists, tuples and dictionaries of them.
-        config: the configuration's YAML.
-        keep: how many to keep, this one included.
-
-    Returns:
-        the checkpoint's folder.
-
-    Raises:
-        CheckpointError: it could not be written (disk full, for instance).
-    """
-    temporary = folder / f"{_TEMPORARY}{step}-{os.getpid()}"
-    target = folder / str(step)
-    try:
-        temporary.mkdir(parents=True)
-        files = {
-            name: _write(temporary / name, content)
-            for name, content in (("model.pt", model), ("training.pt", training))
-        }
-        manifest = {"format": _FORMAT, "step": step, "files": files, "config": config}
-        with (temporary / _MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=2)
-            _force(file)
-        _force_folder(temporary)
-        if target.exists():
-            _remove(target)
-        temporary.rename(target)
-        _force_folder(folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        left = steps_in(folder)
-        kept = f"the checkpoint of step {left[-1]} is kept" if left else "there is no earlier one"
-        raise CheckpointError(
-            f"checkpoint '{target}' could not be written: {error.strerror or error}; {kept}"
-        ) from error
-    for old in steps_in(folder)[:-keep]:
-        _remove(folder / str(old))
-    return target
-
-
-def load_newest(folder: Path) -> Checkpoint | None:
-    """Reads the newest checkpoint that is whole; a damaged newer one is named in a warning.
+        folder: of all checkpoints.
+        world: ranks that do this together: each verifies some of the files, all take the same.
 
     Returns:
         the checkpoint, or None when the folder has none.
@@ -126,48 +138,58 @@ def load_newest(folder: Path) -> Checkpoint | None:
     Raises:
         InputError: there are checkpoints but all are damaged.
     """
+    world = world or World()
     damaged: list[str] = []
-    for step in reversed(steps_in(folder)):
+    # Rank 0 decides what there is, since a network's file system may show others less.
+    for step in reversed(world.gather(steps_in(folder))[0]):
         path = folder / str(step)
+        checkpoint, error = None, None
         try:
-            checkpoint = read_checkpoint(path)
-        except DamagedCheckpoint as error:
-            damaged.append(str(error))
+            checkpoint = read_checkpoint(path, share=(world.rank, world.size))
+        except DamagedCheckpoint as failure:
+            error = str(failure)
+        reasons = [reason for reason in world.gather(error) if reason is not None]
+        if reasons or checkpoint is None:
+            damaged.append(reasons[0])
             continue
-        for reason in damaged:
-            logger.warning("%s; using checkpoint '%s' instead", reason, path)
+        if world.is_first:
+            for reason in damaged:
+                logger.warning("%s; using checkpoint '%s' instead", reason, path)
         return checkpoint
     if damaged:
         raise InputError(f"no checkpoint in '{folder}' can be used: {'; '.join(damaged)}")
     return None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint.
+def read_checkpoint(path: Path, *, share: tuple[int, int] = (0, 1)) -> Checkpoint:
+    """Opens and verifies one checkpoint.
+
+    Args:
+        path: its folder.
+        share: (i, n) verifies the checksums of every n-th file from the i-th on; sizes of all.
 
     Raises:
         DamagedCheckpoint: a file is missing, has another size or checksum, or is no tensor file.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != _FORMAT:
-            raise ValueError(f"format {manifest['format']!r} is not {_FORMAT!r}")
-        contents = {}
-        for name in ("model.pt", "training.pt"):
-            _verify(path / name, manifest["files"][name])
-            contents[name] = torch.load(path / name, map_location="cpu", weights_only=True)
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r} is not {FORMAT!r}")
+        for i, (name, expected) in enumerate(sorted(manifest["files"].items())):
+            _verify(path / name, expected, checksum=i % share[1] == share[0])
         return Checkpoint(
             int(manifest["step"]),
             path,
-            contents["model.pt"],
-            contents["training.pt"],
+            torch.load(path / TRAINING, map_location="cpu", weights_only=True),
             str(manifest["config"]),
+            _open_tensors(path, manifest["files"]),
         )
     except (
         OSError,
         ValueError,
         KeyError,
         TypeError,
+        AttributeError,
         RuntimeError,
         pickle.UnpicklingError,
     ) as error:
@@ -182,62 +204,7 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process left half written or half removed."""
-    for entry in folder.iterdir():
-        if entry.name.startswith((_TEMPORARY, _REMOVED)):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-class _HashingFile:
-    """A file for `torch.save` that also sums up what it wrote."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._sum = hashlib.sha256()
-        self._size = 0
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self._sum.update(data)
-        self._size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def entry(self) -> dict[str, Any]:
-        return {"bytes": self._size, "sha256": self._sum.hexdigest()}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    with path.open("wb") as file:
-        hashing = _HashingFile(file)
-        try:
-            torch.save(dict(content), hashing)  # type: ignore[arg-type]
-        except RuntimeError:
-            # torch wraps a failed write in an error of its own.
-            if hashing.error is not None:
-                raise hashing.error from None
-            raise
-        _force(file)
-        return hashing.entry()
-
-
-def _verify(path: Path, expected: Mapping[str, Any]) -> None:
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes instead of {expected['bytes']}")
-    if _entry_of(path) != expected:
-        raise ValueError(f"{path.name} has another checksum than was written")
-
-
-def _entry_of(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, as the manifest lists them."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -246,22 +213,28 @@ def _entry_of(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _force(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _verify(path: Path, expected: Mapping[str, Any], *, checksum: bool) -> None:
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes instead of {expected['bytes']}")
+    if checksum and file_entry(path) != expected:
+        raise ValueError(f"{path.name} has another checksum than was written")
 
 
-def _force_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _open_tensors(path: Path, files: Mapping[str, Any]) -> dict[str, list[_Piece]]:
+    from safetensors import SafetensorError, safe_open
 
-
-def _remove(path: Path) -> None:
-    """Removes a checkpoint; renamed first, so that half of one is never taken for one."""
-    hidden = path.with_name(f"{_REMOVED}{path.name}-{os.getpid()}")
-    with suppress(OSError):
-        path.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+    pieces: dict[str, list[_Piece]] = {}
+    for name in sorted(files):
+        if not name.endswith(".safetensors"):
+            continue
+        try:
+            file = safe_open(path / name, framework="pt")
+            parts = json.loads((file.metadata() or {})[ROWS])
+            for key in file.keys():  # noqa: SIM118
+                start, n_rows = parts.get(key, (0, None))
+                shape = tuple(file.get_slice(key).get_shape())
+                pieces.setdefault(key, []).append(_Piece(file, int(start), shape, n_rows))
+        except SafetensorError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return pieces

@@ -28,8 +28,13 @@ class ModelConfig:
 
 @dataclass
 class MixedPrecisionConfig:
-    """Types of one sharded module: fp32, fp16 or bf16. One process uses `autocast` instead."""
+    """Types in which one sharded module travels between processes: fp32, fp16 or bf16.
 
+    The type of the computation is `autocast`'s. A 16-bit param_dtype means that 16-bit type, and a
+    16-bit reduce_dtype other than it means fp32; without a 16-bit autocast all is fp32.
+    """
+
+    # Gathered parameters; reduced gradients; there are no buffers to send.
     param_dtype: str = "fp16"
     reduce_dtype: str = "fp16"
     buffer_dtype: str = "fp32"
@@ -37,8 +42,10 @@ class MixedPrecisionConfig:
 
 @dataclass
 class ShardedModuleConfig:
-    """How one module is sharded over processes; one process has nothing to shard."""
+    """How one module is sharded over processes, where `train.parallel` shards at all."""
 
+    # SHARD_GRAD_OP keeps gathered parameters from the forward to the backward pass; FULL_SHARD
+    # frees them and gathers them twice (prototypes stay in both; the teacher's backbone never).
     sharding_strategy: str = "SHARD_GRAD_OP"
     mixed_precision: MixedPrecisionConfig = field(default_factory=MixedPrecisionConfig)
 
@@ -93,6 +100,9 @@ class DinoConfig:
     head_hidden_dim: int = 2048
     # Weight of the KoLeo regulariser on the global crops' CLS tokens; 0 leaves it out.
     koleo_loss_weight: float = 0.1
+    # Ours: KoLeo seeks the nearest neighbour among the images of all ranks, so that the loss does
+    # not depend on their number; false takes each rank's own images, as DINOv2 and Franca do.
+    koleo_over_ranks: bool = True
     # Nested (Matryoshka) heads; false is one head on the full width, as in DINOv2.
     MRL: bool = True
     # Ours: the nested widths, increasing, the last one the width of the backbone; null is
@@ -128,8 +138,13 @@ class IbotConfig:
 class TrainConfig:
     """Data, length, targets and the run itself."""
 
-    # Images per process and step; the global batch is this times the number of processes.
+    # Images per process and micro-batch; the images of a step are this times the number of
+    # processes times gradient_accumulation_steps, and the learning rate follows from them.
     batch_size_per_gpu: int = 64
+    # Ours: micro-batches whose gradients are averaged before the optimizer steps. The assignments
+    # are balanced (Sinkhorn-Knopp), and KoLeo's neighbours sought, within each micro-batch, over
+    # all processes: memory does not grow, but it is not the loss of one large batch.
+    gradient_accumulation_steps: int = 1
     # A folder of images, shards (path, brace range or glob), or a dataset string such as
     # "ImageNet:split=TRAIN:root=PATH:extra=PATH", "LAION:root=PATH" or "FashionMNIST:split=TRAIN".
     dataset_path: str = "ImageNet:split=TRAIN"
@@ -168,6 +183,17 @@ class TrainConfig:
     device: str = "auto"
     # Ours: compile the student's and teacher's blocks with torch.compile.
     compile: bool = False
+    # Ours: recompute the activations of the student's blocks in the backward pass, for less memory.
+    activation_checkpointing: bool = False
+    # Ours: how several processes share the work. "replicated": each holds everything and gradients
+    # are averaged. "sharded": each holds its rows of parameters, gradients, moments and teacher
+    # (FSDP2). "auto" shards students of more than 300 million parameters.
+    parallel: str = "auto"
+    # Ours: processes that share one sharded copy, for instance those of one machine (HSDP); it
+    # divides their number. null is all of them.
+    shard_ranks: int | None = None
+    # Ours: minutes after which a process that does not answer is given up and the run stops.
+    timeout_minutes: float = 10.0
     # Ours: steps between checkpoints; null is saveckp_freq epochs. One is also written whenever
     # checkpoint_minutes have passed since the last (0: never for that reason), on a signal, and at
     # the end. The newest checkpoint_keep stay.
@@ -178,6 +204,8 @@ class TrainConfig:
     log_every: int = 10
     # Ours: also write TensorBoard files, where tensorboard is installed.
     tensorboard: bool = True
+    # Ours: also send them to this project of Weights & Biases; empty sends nothing anywhere.
+    wandb: str = ""
     # Ours: stop after this many steps in a row with a non-finite loss or gradient.
     max_nonfinite_steps: int = 20
     # Ours: samples of a stream of shards that are shuffled together, at least.
@@ -310,6 +338,11 @@ class EvaluationConfig:
     # Steps between exports of the teacher, with the caller's evaluation of it if one was given;
     # 0 leaves both to the end.
     eval_period_iterations: int = 12500
+    # Ours: labelled images (a folder of class folders, shards, a dataset string) on which the
+    # teacher is then evaluated by kNN, at every nested width: those to learn from, and those to
+    # classify. Empty evaluates nothing.
+    knn_train: str = ""
+    knn_test: str = ""
 
 
 @dataclass

@@ -14,6 +14,7 @@ from franca_fast.training.data_settings import crop_settings, mask_settings
 _CHOICES: dict[str, tuple[str, ...]] = {
     "train.centering": ("centering", "sinkhorn_knopp"),
     "train.scores": ("auto", "stored", "streamed"),
+    "train.parallel": ("auto", "replicated", "sharded"),
     "dino.projection": ("slice", "full"),
     "student.ffn_layer": ("mlp", "swiglu", "swiglufused"),
     "optim.scaling_rule": ("sqrt_wrt_1024", "linear_wrt_256"),
@@ -25,6 +26,8 @@ _HEAD = ("head_n_prototypes", "head_bottleneck_dim", "head_nlayers", "head_hidde
 _POSITIVE: dict[str, tuple[str, ...]] = {
     "train": (
         "batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "timeout_minutes",
         "OFFICIAL_EPOCH_LENGTH",
         "saveckp_freq",
         "checkpoint_keep",
@@ -76,7 +79,7 @@ def check_config(config: Config) -> None:
     _require_each(config, _NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     _require_each(config, _SHARES, lambda value: 0 <= value <= 1, "a value from 0 to 1")
     _require_each(config, _BELOW_ONE, lambda value: 0 <= value < 1, "0 or more, below 1")
-    for key in ("train.total_steps", "train.checkpoint_every"):
+    for key in ("train.total_steps", "train.checkpoint_every", "train.shard_ranks"):
         _require(config, key, lambda value: value is None or value > 0, "null or a value above 0")
     crop_settings(config)
     mask_settings(config)
@@ -85,6 +88,11 @@ def check_config(config: Config) -> None:
     _check_losses(config)
     _check_lengths(config)
     _check_start(config)
+    if bool(config.evaluation.knn_train) != bool(config.evaluation.knn_test):
+        raise InputError(
+            "evaluation.knn_train and evaluation.knn_test: one of them is empty; expected both or "
+            "neither"
+        )
 
 
 def _value(config: Config, key: str) -> Any:
@@ -126,6 +134,10 @@ def _check_precision(config: Config) -> None:
             for name in ("param_dtype", "reduce_dtype", "buffer_dtype"):
                 key = f"compute_precision.{network}.{module}.mixed_precision.{name}"
                 _require_one_of(config, key, ("fp32", "fp16", "bf16"))
+            key = f"compute_precision.{network}.{module}.sharding_strategy"
+            _require_one_of(config, key, ("SHARD_GRAD_OP", "FULL_SHARD"))
+    if config.train.parallel == "replicated" and config.train.shard_ranks is not None:
+        raise InputError("train.shard_ranks: given although train.parallel is replicated")
 
 
 def _check_nesting(config: Config) -> None:

@@ -16,21 +16,31 @@ from franca_fast.training.config_checks import check_config
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 # Keys that may change when a run is resumed: they alter where it runs and what it reports and
-# keeps, not what it computes.
+# keeps, not what it computes. (How many images each process takes goes with their number; that
+# the images of a step have changed is said when it happens.)
 RESUMABLE_KEYS = frozenset(
     {
         "train.output_dir",
         "train.device",
         "train.num_workers",
+        "train.batch_size_per_gpu",
+        "train.gradient_accumulation_steps",
+        "train.activation_checkpointing",
+        "train.parallel",
+        "train.shard_ranks",
+        "train.timeout_minutes",
         "train.saveckp_freq",
         "train.checkpoint_every",
         "train.checkpoint_minutes",
         "train.checkpoint_keep",
         "train.log_every",
         "train.tensorboard",
+        "train.wandb",
         "train.max_nonfinite_steps",
         "train.max_bad_fraction",
         "evaluation.eval_period_iterations",
+        "evaluation.knn_train",
+        "evaluation.knn_test",
     }
 )
 

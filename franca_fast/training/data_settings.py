@@ -39,8 +39,10 @@ def mask_settings(config: Config) -> MaskSettings:
     return MaskSettings(ibot.mask_sample_probability, (low, high), kind, roll=train.roll)
 
 
-def build_loader(config: Config, device: torch.device) -> TrainLoader:
-    """The endless batches of a run, on its device.
+def build_loader(
+    config: Config, device: torch.device, rank: int = 0, world_size: int = 1
+) -> TrainLoader:
+    """The endless batches of one rank of a run, on its device.
 
     Raises:
         InputError: data that is missing, empty or unreadable.
@@ -54,6 +56,8 @@ def build_loader(config: Config, device: torch.device) -> TrainLoader:
         masking=mask_settings(config),
         patch_size=config.student.patch_size,
         seed=config.train.seed,
+        rank=rank,
+        world_size=world_size,
         num_workers=min(config.train.num_workers, os.cpu_count() or 1),
         shuffle_buffer=config.train.shuffle_buffer,
         max_bad_fraction=config.train.max_bad_fraction,

@@ -14,16 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from franca_fast.errors import FrancaError
 from franca_fast.models import VisionTransformer
-from franca_fast.training.checkpoint import load_newest, remove_leftovers
+from franca_fast.training.checkpoint import load_newest
+from franca_fast.training.checkpoint_writer import CheckpointWriter, remove_leftovers
 from franca_fast.training.config import Config
 from franca_fast.training.config_files import load_config, to_yaml
+from franca_fast.training.online_knn import OnlineKnn
 from franca_fast.training.progress import Progress, run_log
 from franca_fast.training.recorder import Recorder
 from franca_fast.training.run import Run
 from franca_fast.training.run_directory import RunDirectory
 from franca_fast.training.signals import StopSignals
+from franca_fast.training.world import World
 
 Evaluate = Callable[[int, VisionTransformer], Mapping[str, float]]
 
@@ -66,6 +71,9 @@ def pretrain(
     never stopped. SIGTERM and SIGUSR1 finish the step, write a checkpoint and return; Ctrl-C does
     the same and then raises KeyboardInterrupt, a second one at once.
 
+    Under torchrun all processes train one model (see `parallelize`), and a signal to any of them
+    stops all at the same step. Rank 0 writes the run's folder and evaluates.
+
     Args:
         config: as in `load_config`: a file, the name of a recipe, a mapping or a `Config`.
         output_dir: the run's folder; default `train.output_dir`.
@@ -82,7 +90,8 @@ def pretrain(
 
     Raises:
         InputError: wrong configuration, data or folder; nothing was written.
-        FrancaError: too many non-finite steps, or a checkpoint that cannot be written.
+        FrancaError: too many non-finite steps, a checkpoint that cannot be written, or another
+            process that has gone.
 
     Example:
         >>> short = ["train.total_steps=2", "optim.warmup_epochs=0"]
@@ -90,22 +99,48 @@ def pretrain(
         'teacher.safetensors'
     """
     checked = load_config(config, overrides)
-    directory = RunDirectory(output_dir or checked.train.output_dir, checked, resume=resume)
+    gpus = checked.train.device != "cpu" and torch.cuda.is_available()
+    world = World.join("cuda" if gpus else "cpu", checked.train.timeout_minutes)
     try:
-        with closing(Run(checked, fresh=not directory.resumes)) as run, StopSignals() as signals:
-            directory.create()
-            with run_log(directory.log_file, verbose=verbose):
-                logger.info("configuration:\n%s", to_yaml(checked))
-                bar = verbose and sys.stderr.isatty()
-                result = _run(run, directory, signals, evaluate, bar=bar)
+        with StopSignals(alone=world.size == 1) as signals:
+            result = _open(checked, output_dir, world, signals, evaluate, resume, verbose)
+    finally:
+        world.close()
+    if signals.received is signal.SIGINT:
+        raise KeyboardInterrupt
+    return result
+
+
+def _open(
+    config: Config,
+    output_dir: str | os.PathLike[str] | None,
+    world: World,
+    signals: StopSignals,
+    evaluate: Evaluate | None,
+    resume: bool,
+    verbose: bool,
+) -> PretrainResult:
+    """Checks everything, makes the run's folder and runs; one folder for all ranks."""
+    path = output_dir or config.train.output_dir
+    with world.together():
+        if config.evaluation.knn_train:
+            evaluate = _both(OnlineKnn(config), evaluate)
+        directory = RunDirectory(path, config, resume=resume, rank=world.rank)
+    try:
+        fresh = not world.gather(directory.resumes)[0]
+        with closing(Run(config, world, fresh=fresh)) as run:
+            with world.together():
+                directory.create()
+            with run_log(directory.log_file, rank=world.rank, verbose=verbose):
+                if world.is_first:
+                    logger.info("configuration:\n%s", to_yaml(config))
+                bar = verbose and world.is_first and sys.stderr.isatty()
+                return _run(run, directory, signals, evaluate, bar=bar)
     except FrancaError:
         directory.remove_unstarted()
         raise
     finally:
         directory.close()
-    if signals.received is signal.SIGINT:
-        raise KeyboardInterrupt
-    return result
 
 
 def _run(
@@ -116,31 +151,44 @@ def _run(
     *,
     bar: bool,
 ) -> PretrainResult:
-    config, total = run.config, run.config.total_steps
-    remove_leftovers(directory.checkpoints)
-    checkpoint = load_newest(directory.checkpoints)
+    config, world, total = run.config, run.world, run.config.total_steps
+    with world.together():
+        if world.is_first:
+            remove_leftovers(directory.checkpoints)
+    checkpoint = load_newest(directory.checkpoints, world)
     counters = run.start() if checkpoint is None else run.resume(checkpoint)
-    recorder = Recorder(
-        directory,
-        run.device,
-        last_step=-1 if checkpoint is None else run.step,
-        counters=counters,
-        log_every=config.train.log_every,
-        tensorboard=config.train.tensorboard,
+    with world.together():
+        recorder = Recorder(
+            directory,
+            run.device,
+            world,
+            run.stopwatch,
+            last_step=-1 if checkpoint is None else run.step,
+            counters=counters,
+            config=config,
+        )
+    writer = CheckpointWriter(
+        directory.checkpoints,
+        keep=config.train.checkpoint_keep,
+        world=world,
+        timeout_minutes=config.train.timeout_minutes,
     )
-    progress = Progress(run.step, total, bar=bar)
+    progress = Progress(run.step, total, bar=bar, shown=world.is_first)
     try:
         if checkpoint is None:
             _evaluate(run, recorder, evaluate)
-        _train(run, directory, signals, recorder, progress, evaluate)
+        _train(run, directory, signals, recorder, progress, writer, evaluate)
+        _finish_checkpoint(run, writer)
         finished = run.step == total
         exported = run.export(directory.exported) if finished else None
     finally:
+        writer.close()
         progress.close()
         recorder.close()
     stopped_by = None if signals.received is None else signals.received.name
     end = f"exported the teacher to {exported}" if finished else f"stopped by {stopped_by}"
-    logger.info("%s after step %d of %d", end, run.step, total)
+    if world.is_first:
+        logger.info("%s after step %d of %d", end, run.step, total)
     return PretrainResult(directory.path, run.step, recorder.last, exported, stopped_by)
 
 
@@ -150,47 +198,75 @@ def _train(
     signals: StopSignals,
     recorder: Recorder,
     progress: Progress,
+    writer: CheckpointWriter,
     evaluate: Evaluate | None,
 ) -> None:
     config, total = run.config, run.config.total_steps
     period = config.evaluation.eval_period_iterations
     saved_step, saved_time = run.step, time.monotonic()
     recorder.start_clock()
-    while run.step < total and signals.received is None:
-        batch, waited = run.next_batch()
+    while run.step < total:
+        minutes = (time.monotonic() - saved_time) / 60.0
+        late = minutes > (config.train.checkpoint_minutes or math.inf)
+        # All ranks act on the same news: what any of them has received, and rank 0's clock.
+        failed, due = run.world.sum([writer.failed, late and run.world.is_first])
+        if failed:
+            _finish_checkpoint(run, writer)
+        if signals.agree(run.world):
+            break
+        batches, waited = run.next_batches()
         interval = (run.step + 1) % config.train.log_every == 0 or run.step + 1 == total
-        output, values = run.train_on(batch, diagnose=interval)
-        recorder.add(run.step, output, values, batch, waited=waited)
+        output, values = run.train_on(batches, diagnose=interval)
+        recorder.add(run.step, output, values, batches, waited=waited)
         # Reading results makes the host wait for a GPU, so there it is done at intervals only.
         if interval or run.device.type == "cpu":
-            figures = recorder.flush()
+            figures = recorder.flush(interval=interval)
             _check_finite(run, recorder, directory)
             remaining = (total - run.step) * recorder.seconds_per_step()
             progress.show(run.step, figures, remaining=remaining)
         evaluates = run.step == total or (period > 0 and run.step % period == 0)
         if evaluates:
+            _finish_checkpoint(run, writer)
             _evaluate(run, recorder, evaluate)
         if evaluates and run.step < total:
             run.export(directory.exported)
-        due = run.step % config.checkpoint_every == 0
-        if due or _minutes_since(saved_time) > (config.train.checkpoint_minutes or math.inf):
-            _save(run, recorder, directory)
+        if due or run.step % config.checkpoint_every == 0:
+            _save(run, recorder, writer)
             saved_step, saved_time = run.step, time.monotonic()
         if evaluates or saved_step == run.step:
             recorder.start_clock()
     if saved_step != run.step:
-        _save(run, recorder, directory)
+        _save(run, recorder, writer)
 
 
-def _save(run: Run, recorder: Recorder, directory: RunDirectory) -> None:
+def _save(run: Run, recorder: Recorder, writer: CheckpointWriter) -> None:
     # The metrics first: after a resume they must reach at least to the checkpoint's step.
     recorder.force()
-    run.save(directory.checkpoints, recorder.counters())
+    with run.world.together():
+        run.save(writer, recorder.counters())
+
+
+def _finish_checkpoint(run: Run, writer: CheckpointWriter) -> None:
+    """Waits until all ranks' parts of the last checkpoint are on the disk, or raises on all."""
+    if run.world.sum([writer.failed])[0]:
+        writer.give_up()
+    with run.world.together():
+        writer.wait()
+
+
+def _both(first: Evaluate, second: Evaluate | None) -> Evaluate:
+    """Does two evaluations one after the other."""
+    if second is None:
+        return first
+    return lambda step, backbone: {**first(step, backbone), **second(step, backbone)}
 
 
 def _evaluate(run: Run, recorder: Recorder, evaluate: Evaluate | None) -> None:
-    if evaluate is not None:
-        recorder.add_evaluation(run.step, evaluate(run.step, run.model.teacher.backbone))
+    if evaluate is None:
+        return
+    backbone = run.teacher_backbone()
+    figures = run.world.on_first(lambda: evaluate(run.step, backbone))
+    recorder.add_evaluation(run.step, figures)
 
 
 def _check_finite(run: Run, recorder: Recorder, directory: RunDirectory) -> None:
@@ -201,7 +277,3 @@ def _check_finite(run: Run, recorder: Recorder, directory: RunDirectory) -> None
             f"{recorder.skipped_in_row} steps (train.max_nonfinite_steps is {limit}); they changed "
             f"nothing, and the checkpoints in '{directory.checkpoints}' are good"
         )
-
-
-def _minutes_since(moment: float) -> float:
-    return (time.monotonic() - moment) / 60.0

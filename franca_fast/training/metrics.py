@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from franca_fast.errors import InputError
 from franca_fast.files import atomic_path
 from franca_fast.training.step import StepOutput
 
@@ -104,18 +106,61 @@ class TensorBoard:
         """Adds every number, and every entry of a list of numbers, as a scalar."""
         if self._writer is None:
             return
-        for name, value in numbers.items():
-            if isinstance(value, list):
-                for i, entry in enumerate(value):
-                    self._writer.add_scalar(f"{name}/{i}", entry, step)
-            elif isinstance(value, (int, float)):
-                self._writer.add_scalar(name, value, step)
+        for name, value in _scalars(numbers):
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:
         """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
+
+
+class WandB:
+    """Points in Weights & Biases, which sends them to its server unless WANDB_MODE says otherwise.
+
+    Args:
+        project: name of the project.
+        folder: of the run; its name is that of the W&B run, which a resumed run goes on with.
+        config: all settings of the run.
+
+    Raises:
+        InputError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise InputError(
+                f"train.wandb: '{project}' needs the package wandb, which is not installed; "
+                "install franca-fast[wandb], or leave train.wandb empty"
+            ) from error
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+            dir=str(folder),
+            config=dict(config),
+            resume="allow",
+        )
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Adds every number, and every entry of a list of numbers, as a point."""
+        self._run.log(dict(_scalars(numbers)), step=step)
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self._run.finish()
+
+
+def _scalars(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every number; the entries of a list as "<name>/<i>"."""
+    for name, value in numbers.items():
+        if isinstance(value, list):
+            yield from ((f"{name}/{i}", entry) for i, entry in enumerate(value))
+        elif isinstance(value, (int, float)):
+            yield name, value
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.training.config import OptimConfig
+from franca_fast.training.parallelize import local
 from franca_fast.training.schedules import StepValues
 
 _EMBEDDINGS = ("pos_embed", "patch_embed", "mask_token", "cls_token", "register_tokens")
@@ -97,17 +98,56 @@ def parameter_groups(student: nn.Module, optim: OptimConfig) -> list[dict[str, A
     return list(groups.values())
 
 
-def build_optimizer(student: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the student's groups; learning rate and weight decay are set at every step.
+class LocalOptimizer:
+    """AdamW over this rank's rows of the student's parameters.
 
-    The fused form updates in place without temporaries, and can leave a step out on the device
-    (see `apply_step`) without asking the host.
+    Learning rate and weight decay are set at every step. The fused form updates in place without
+    temporaries, and can leave a step out on the device (see `apply_step`) without asking the host.
+    A parameter that is not sharded is its own shard.
+
+    Args:
+        student: its children are the backbone and the heads; already where it stays.
+        optim: gives layerwise_decay, patch_embed_lr_mult and the betas.
+
+    Attributes:
+        adamw: the optimizer itself.
+        shards: name of the parameter -> its rows here; those without any are left out.
+        modules: name of the child -> names of its parameters.
     """
-    groups = parameter_groups(student, optim)
-    for group in groups:
-        del group["names"]
-    betas = (optim.adamw_beta1, optim.adamw_beta2)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+    def __init__(self, student: nn.Module, optim: OptimConfig) -> None:
+        self.shards: dict[str, Tensor] = {}
+        self.modules: dict[str, list[str]] = {name: [] for name, _ in student.named_children()}
+        self._parameters: dict[str, nn.Parameter] = {}
+        groups = parameter_groups(student, optim)
+        for group in groups:
+            named = zip(group.pop("names"), group["params"], strict=True)
+            shards = {name: local(parameter) for name, parameter in named}
+            shards = {name: shard for name, shard in shards.items() if shard.numel()}
+            group["params"] = list(shards.values())
+            self.shards |= shards
+        for name, parameter in student.named_parameters():
+            if name in self.shards:
+                self._parameters[name] = parameter
+                self.modules[name.partition(".")[0]].append(name)
+        betas = (optim.adamw_beta1, optim.adamw_beta2)
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for name, parameter in self._parameters.items():
+            parameter.grad = self.shards[name].grad = None
+
+    def take_gradients(self) -> None:
+        """Hands the shards the gradients that the backward pass left with the parameters."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                self.shards[name].grad = local(parameter.grad)
+
+    def gradients(self, module: str) -> list[Tensor]:
+        """The gradients of one module's shards."""
+        shards = (self.shards[name] for name in self.modules[module])
+        return [shard.grad for shard in shards if shard.grad is not None]
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
@@ -118,25 +158,33 @@ def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
         group["weight_decay"] = values.weight_decay * group["wd_multiplier"]
 
 
-def clip_gradients(student: nn.Module, max_norm: float) -> dict[str, Tensor]:
+def squared_norms(optimizer: LocalOptimizer) -> Tensor:
+    """Sum of the squared gradients of each module's shards, [modules]."""
+    device = next(iter(optimizer.shards.values())).device
+    return torch.stack([_square(optimizer.gradients(name), device) for name in optimizer.modules])
+
+
+def clip_gradients(optimizer: LocalOptimizer, norms: Tensor, max_norm: float) -> None:
     """Scales the gradients of each module down to `max_norm`, each module by its own norm.
 
     The backbone and each head are clipped apart, as DINOv2 does, so that a burst in one head does
     not shrink the step of the rest.
 
     Args:
-        student: its children are the backbone and the heads.
-        max_norm: largest norm; 0 only measures.
-
-    Returns:
-        the norm before clipping of each module, 0-dim tensors on the device (not synchronised);
-        not finite when any gradient is not.
+        optimizer: has the gradients.
+        norms: of each module, over all shards, [modules]; on the device, not read by the host.
+        max_norm: largest norm; 0 clips nothing.
     """
-    norms = {}
-    for name, module in student.named_children():
-        parameters = [p for p in module.parameters() if p.grad is not None]
-        norms[name] = nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
-    return norms
+    if max_norm:
+        factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        for name, factor in zip(optimizer.modules, factors.unbind(), strict=True):
+            torch._foreach_mul_(optimizer.gradients(name), factor)
+
+
+def _square(gradients: list[Tensor], device: torch.device) -> Tensor:
+    if not gradients:  # a rank without any rows of a small module
+        return torch.zeros((), device=device)
+    return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
 
 def apply_step(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from franca_fast.errors import InputError
 from franca_fast.training.config import Config
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,32 @@ class Precision:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
 
-    def scaler(self) -> torch.amp.GradScaler:
-        """A gradient scaler, which does nothing unless `scale_loss`."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.scale_loss)
+    def scaler(self, group: dist.ProcessGroup | None = None) -> torch.amp.GradScaler:
+        """A gradient scaler, which does nothing unless `scale_loss`.
+
+        The ranks of `group` see an overflow together, whosever shard of the gradients it is in.
+        """
+        if group is None or not self.scale_loss:
+            return torch.amp.GradScaler(self.device.type, enabled=self.scale_loss)
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+        return ShardedGradScaler(self.device.type, process_group=group)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `train.device` names.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `train.device` names; of several GPUs the one of this process.
+
+    Args:
+        name: auto, cpu, cuda or cuda:<index>.
+        local_rank: number of this process on its machine.
 
     Raises:
         InputError: an unknown device, or one that this machine lacks.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -54,6 +68,8 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"train.device: '{name}' is not accepted; expected auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"train.device: '{name}' is not on this machine; expected auto or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
@@ -66,7 +82,7 @@ def choose_precision(config: Config, device: torch.device) -> Precision:
     if name == "auto":
         name = _fastest(device)
     scale = config.compute_precision.grad_scaler and name == "fp16"
-    return Precision(device, _DTYPES[name], scale)
+    return Precision(device, DTYPES[name], scale)
 
 
 def _fastest(device: torch.device) -> str:

@@ -15,22 +15,27 @@ from franca_fast.errors import FrancaError
 
 _PACKAGE = logging.getLogger("franca_fast")
 _PLAIN_SECONDS = 10.0
+# A rank that takes this much longer than the median rank is named.
+_SLOW = 0.2
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def run_log(path: Path, *, verbose: bool) -> Iterator[None]:
+def run_log(path: Path, *, verbose: bool, rank: int = 0) -> Iterator[None]:
     """Sends the package's log messages to a file, and to stderr too, during a block.
 
     Args:
         path: the file, appended to.
         verbose: also show information on stderr; warnings are shown in any case. An exception
             that ends the block goes to the file alone, as the caller sees it anyway.
+        rank: other ranks than 0 report warnings only; their file is made with the first.
     """
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    path.parent.mkdir(exist_ok=True)
+    to_file = logging.FileHandler(path, encoding="utf-8", delay=rank != 0)
+    to_file.setLevel(logging.WARNING if rank else logging.INFO)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_screen = _ScreenHandler(logging.INFO if verbose else logging.WARNING)
+    to_screen = _ScreenHandler(logging.INFO if verbose and not rank else logging.WARNING)
     # A program that has set up logging of its own decides itself what is shown.
     handlers = [to_file] if _PACKAGE.hasHandlers() else [to_file, to_screen]
     level = _PACKAGE.level
@@ -57,9 +62,11 @@ class Progress:
         step: steps done before.
         total: steps of the run.
         bar: draw a live bar; otherwise a line is logged at most every ten seconds.
+        shown: false shows nothing, as on other ranks than 0.
     """
 
-    def __init__(self, step: int, total: int, *, bar: bool) -> None:
+    def __init__(self, step: int, total: int, *, bar: bool, shown: bool = True) -> None:
+        self._shown = shown
         self._total, self._bar = total, None
         self._last_line = -_PLAIN_SECONDS
         if bar:
@@ -79,6 +86,8 @@ class Progress:
             figures: as in metrics.jsonl, with those of a log interval.
             remaining: seconds to the end of the run, estimated.
         """
+        if not self._shown:
+            return
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_postfix_str(_short(figures))
@@ -113,8 +122,26 @@ def _short(figures: Mapping[str, Any]) -> str:
     norm = max((v for k, v in figures.items() if k.startswith("grad_norm/")), default=0.0)
     return (
         f"loss {figures['loss']:.3f}, grad {norm:.2f}, "
-        f"{figures['images_per_second']:.1f} images/s, data {figures['data_wait']:.0%}, "
-        f"{figures['peak_memory_gb']:.1f} GB"
+        f"{figures['images_per_second']:.1f} images/s{_per_gpu(figures)}, "
+        f"data {figures['data_wait']:.0%}, {figures['peak_memory_gb']:.1f} GB"
+        f"{_slowest(figures)}"
+    )
+
+
+def _per_gpu(figures: Mapping[str, Any]) -> str:
+    """Of several ranks, images/s of each."""
+    if figures.get("ranks", 1) == 1:
+        return ""
+    return f" ({figures['images_per_second_per_gpu']:.1f} each)"
+
+
+def _slowest(figures: Mapping[str, Any]) -> str:
+    """The rank that all wait for, once it takes noticeably longer than the others."""
+    if figures.get("slowest_rank_excess", 0.0) < _SLOW:
+        return ""
+    return (
+        f", rank {figures['slowest_rank']} is {figures['slowest_rank_excess']:.0%} slower than "
+        "the median"
     )
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, who may use it, and when it is resumed.
 
 config.yaml  train.log  metrics.jsonl  tensorboard/  checkpoints/<step>/  exported/
+ranks/<rank>.log: warnings of ranks other than 0
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from franca_fast.training.config import Config
 from franca_fast.training.config_files import differing_keys, load_config, to_yaml
 
 _LOCK = ".lock"
-_CONTENTS = ("config.yaml", "train.log", "metrics.jsonl", "tensorboard", "checkpoints", "exported")
+_CONTENTS = (
+    "config.yaml",
+    "train.log",
+    "ranks",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "exported",
+)
 
 # POSIX locks belong to the process, so they say nothing about two runs within one.
 _locked_here: set[Path] = set()
@@ -34,6 +43,7 @@ class RunDirectory:
         path: the folder; it may be missing.
         config: the configuration of the run about to begin.
         resume: go on with a run that is there; otherwise it is moved aside by `create`.
+        rank: of this process; only rank 0 checks, locks and makes the folder.
 
     Raises:
         InputError: the path is a file, is in use, holds other things than a run, or holds a run
@@ -44,15 +54,20 @@ class RunDirectory:
         has_run: whether a run was found there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Config, *, resume: bool) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], config: Config, *, resume: bool, rank: int = 0
+    ) -> None:
         self.path = Path(path).absolute()
+        self._rank = rank
         self._config = config
         self._resume = resume
         self._lock: IO[str] | None = None
         self._made = False
+        self.has_run = self.config_file.is_file()
+        if rank != 0:
+            return
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output directory '{self.path}' is a file; expected a folder")
-        self.has_run = self.config_file.is_file()
         if (self.path / _LOCK).exists():
             self._take_lock()
         try:
@@ -68,7 +83,9 @@ class RunDirectory:
 
     @property
     def log_file(self) -> Path:
-        """Everything that the run said."""
+        """Everything that the run said; for other ranks than 0, what each warned of."""
+        if self._rank:
+            return self.path / "ranks" / f"{self._rank}.log"
         return self.path / "train.log"
 
     @property
@@ -102,6 +119,8 @@ class RunDirectory:
         Raises:
             InputError: the folder cannot be written, or another process was faster.
         """
+        if self._rank:
+            return
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 from typing_extensions import Self
 
+from franca_fast.training.world import World
+
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -19,11 +21,16 @@ class StopSignals:
     A second Ctrl-C interrupts at once. Handlers are those of before after the block; outside the
     main thread, where Python allows no handlers, nothing is noted.
 
+    Args:
+        alone: whether this is the only process of the run. Otherwise a second Ctrl-C changes
+            nothing: torchrun passes on what the terminal has sent already.
+
     Attributes:
         received: the first signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
+        self._alone = alone
         self.received: signal.Signals | None = None
         self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
@@ -42,12 +49,21 @@ class StopSignals:
         for name, handler in self._previous.items():
             signal.signal(name, handler)
 
+    def agree(self, world: World) -> signal.Signals | None:
+        """What any rank has received so far; the same on all ranks afterwards."""
+        counts = world.sum([self.received is name for name in _SIGNALS])
+        for name, count in zip(_SIGNALS, counts, strict=True):
+            if count:
+                self.received = name
+                break
+        return self.received
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Forked data workers inherit this handler. A terminal sends Ctrl-C to them as well; they
         # must live on until the step that needs them is done.
         if os.getpid() != self._process:
             return
-        if number == signal.SIGINT and self.received is not None:
+        if number == signal.SIGINT and self.received is not None and self._alone:
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number)

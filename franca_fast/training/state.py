@@ -1,73 +1,120 @@
-"""What a checkpoint holds besides the networks, in plain and named form."""
+"""What a checkpoint holds: the networks and the optimizer by name, and the random states."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from franca_fast.errors import InputError
+from franca_fast.training.checkpoint import Checkpoint, Part
+from franca_fast.training.optimizer import LocalOptimizer
+from franca_fast.training.parallelize import Layout, local
 from franca_fast.training.student_teacher import StudentTeacher
 
+_NETWORKS = ("student.", "teacher.")
+_OPTIMIZER = "optimizer."
 
-def networks_state(model: StudentTeacher) -> dict[str, dict[str, Tensor]]:
-    """State dicts of "student" and "teacher", and of the "losses" with their centres."""
-    losses = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(("student.", "teacher."))
-    }
+
+def checkpoint_tensors(
+    model: StudentTeacher, optimizer: LocalOptimizer, layout: Layout
+) -> dict[str, Part]:
+    """What this rank writes: its rows of sharded tensors, and on rank 0 those that are whole."""
+    parts: dict[str, Part] = {}
+    for name, tensor in _named_tensors(model):
+        parts[name] = _part(local(tensor), tensor, layout)
+    trained = dict(model.student.named_parameters())
+    for name, shard in optimizer.shards.items():
+        for key, tensor in optimizer.adamw.state.get(shard, {}).items():
+            like = trained[name] if tensor.shape == shard.shape else tensor
+            parts[f"{_OPTIMIZER}{key}.{name}"] = _part(tensor, like, layout)
     return {
-        "student": model.student.state_dict(),
-        "teacher": model.teacher.state_dict(),
-        "losses": losses,
+        name: part
+        for name, part in parts.items()
+        if (layout.world.is_first if part.n_rows is None else layout.writes_shard)
+        and (part.n_rows is None or len(part.rows))
     }
 
 
-def load_networks_state(model: StudentTeacher, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Gives the model what `networks_state` returned; every name and shape must match.
-
-    Raises:
-        InputError: what does not match.
-    """
-    whole = dict(state["losses"])
-    for network in ("student", "teacher"):
-        whole |= {f"{network}.{name}": tensor for name, tensor in state[network].items()}
-    try:
-        model.load_state_dict(whole)
-    except RuntimeError as error:
-        raise InputError(f"the networks do not fit: {' '.join(str(error).split())}") from error
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, student: nn.Module) -> dict[str, Any]:
-    """State of the optimizer under the names of the student's parameters."""
-    return {
-        name: dict(optimizer.state[parameter])
-        for name, parameter in student.named_parameters()
-        if parameter in optimizer.state
-    }
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, student: nn.Module, state: Mapping[str, Mapping[str, Tensor]]
+def load_checkpoint(
+    checkpoint: Checkpoint, model: StudentTeacher, optimizer: LocalOptimizer, layout: Layout
 ) -> None:
-    """Gives the optimizer the state that `optimizer_state` returned.
+    """Gives networks and optimizer what a checkpoint holds, from any number of ranks.
 
     Raises:
-        InputError: state of a parameter that the student lacks, or of another shape.
+        InputError: names or shapes that do not match; nothing was changed.
     """
-    parameters = dict(student.named_parameters())
-    for name, tensors in state.items():
-        parameter = parameters.get(name)
-        if parameter is None or tensors["exp_avg"].shape != parameter.shape:
+    shapes = checkpoint.shapes
+    wanted = {name: tuple(tensor.shape) for name, tensor in _named_tensors(model)}
+    found = {name: shape for name, shape in shapes.items() if not name.startswith(_OPTIMIZER)}
+    _require_same(checkpoint, wanted, found)
+    trained = dict(model.student.named_parameters())
+    states: dict[str, dict[str, str]] = {}
+    for key in shapes.keys() - found.keys():
+        kind, _, name = key.removeprefix(_OPTIMIZER).partition(".")
+        if name not in trained or shapes[key] not in ((), tuple(trained[name].shape)):
             raise InputError(f"optimizer state of '{name}' does not fit the student")
-        optimizer.state[parameter] = {
-            key: tensor.detach().clone().to(parameter.device) for key, tensor in tensors.items()
+        states.setdefault(name, {})[kind] = key
+    with torch.no_grad():
+        for name, tensor in _named_tensors(model):
+            target = local(tensor)
+            target.copy_(checkpoint.read(name, _rows(target, tensor, layout)))
+    for name, shard in optimizer.shards.items():
+        optimizer.adamw.state[shard] = {
+            kind: checkpoint.read(
+                key, _rows(shard, trained[name], layout) if shapes[key] else None
+            ).to(shard.device)
+            for kind, key in sorted(states.get(name, {}).items())
         }
+        if name not in states:
+            del optimizer.adamw.state[shard]
+
+
+def _named_tensors(model: StudentTeacher) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers as they lie, by their names in a checkpoint."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        yield (name if name.startswith(_NETWORKS) else f"losses.{name}"), tensor.detach()
+
+
+def _part(rows: Tensor, whole: Tensor, layout: Layout) -> Part:
+    if not _is_sharded(whole):
+        return Part(rows)
+    return Part(rows, layout.rows(whole.shape[0]).start, whole.shape[0])
+
+
+def _rows(shard: Tensor, whole: Tensor, layout: Layout) -> slice | None:
+    """The rows of the whole tensor that lie in the shard; None for all."""
+    if not _is_sharded(whole):
+        return None
+    rows = layout.rows(whole.shape[0])
+    assert rows.stop - rows.start == shard.shape[0], (rows, shard.shape)
+    return rows
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "to_local")
+
+
+def _require_same(
+    checkpoint: Checkpoint,
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+) -> None:
+    reasons = [f"missing '{name}'" for name in wanted.keys() - found.keys()]
+    reasons += [f"unexpected '{name}'" for name in found.keys() - wanted.keys()]
+    reasons += [
+        f"'{name}' has shape {found[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if reasons:
+        raise InputError(
+            f"the networks do not fit checkpoint '{checkpoint.path}': {', '.join(sorted(reasons))}"
+        )
 
 
 def random_state() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from franca_fast.losses import ClusteringTargets
 from franca_fast.training.diagnostics import assignment_statistics
 from franca_fast.training.optimizer import (
+    LocalOptimizer,
     apply_step,
     clip_gradients,
     set_schedule,
+    squared_norms,
     update_teacher,
 )
+from franca_fast.training.parallelize import Layout, local_tensors
 from franca_fast.training.precision import Precision
 from franca_fast.training.schedules import StepValues
-from franca_fast.training.student_teacher import StudentTeacher
+from franca_fast.training.student_teacher import Losses, StudentTeacher
 
 if TYPE_CHECKING:
     from franca_fast.data import Batch
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 @dataclass
 class StepOutput:
     """What a step did; tensors stay on the device until somebody reads them.
+
+    All are the same on all ranks: losses are means over the ranks and micro-batches.
 
     Attributes:
         loss: the total, scalar.
@@ -48,9 +55,10 @@ class TrainStep:
     """Runs steps on one model and optimizer.
 
     Args:
-        model: student, teacher and losses, on the device.
-        optimizer: fused AdamW over the student.
+        model: student, teacher and losses, on the device, where `layout` has put them.
+        optimizer: over the student.
         precision: of the forward and backward pass.
+        layout: how the networks lie over the ranks.
         clip_grad: largest gradient norm of each module; 0 does not clip.
         seed: of the run.
     """
@@ -58,57 +66,103 @@ class TrainStep:
     def __init__(
         self,
         model: StudentTeacher,
-        optimizer: torch.optim.AdamW,
+        optimizer: LocalOptimizer,
         precision: Precision,
+        layout: Layout,
         *,
         clip_grad: float,
         seed: int,
     ) -> None:
         self.model, self.optimizer, self.precision = model, optimizer, precision
-        self.scaler = precision.scaler()
+        self.scaler = precision.scaler(layout.group)
+        self._layout = layout
         self._clip_grad, self._seed = clip_grad, seed
-        self._teacher = list(model.teacher.parameters())
-        self._student = list(model.student.parameters())
+        self._teacher = local_tensors(model.teacher.parameters())
+        self._student = local_tensors(model.student.parameters())
 
     def __call__(
-        self, step: int, batch: Batch, values: StepValues, *, diagnose: bool = False
+        self, step: int, batches: Sequence[Batch], values: StepValues, *, diagnose: bool = False
     ) -> StepOutput:
-        """Trains on a batch.
+        """Trains on the micro-batches of a step.
 
-        A non-finite loss or gradient changes neither parameters, optimizer, teacher nor centres.
-        That is decided on the device, so the host need not wait for it.
+        The gradient is the mean over them; each has assignments of its own, balanced over all
+        ranks. A non-finite loss or gradient, on any rank, changes neither parameters, optimizer,
+        teacher nor centres. That is decided on the device, so the host need not wait for it.
 
         Args:
             step: number of the step, from 0; with the seed it fixes every random draw.
-            batch: on the model's device.
+            batches: on the model's device.
             values: of the schedules at this step.
-            diagnose: also look at the assignments.
+            diagnose: also look at the assignments, those of the last micro-batch.
         """
-        seed_step(self._seed, step)
-        set_schedule(self.optimizer, values)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            losses = self.model(batch, values.teacher_temp)
-        self.scaler.scale(losses.total).backward()
-        self.scaler.unscale_(self.optimizer)
-        norms = clip_gradients(self.model.student, self._clip_grad)
-        finite = torch.stack([losses.total.detach(), *norms.values()]).isfinite().all()
-        apply_step(self.optimizer, finite)
+        set_schedule(self.optimizer.adamw, values)
+        self.optimizer.zero_grad()
+        targets = []
+        parts: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            seed_step(self._seed, step, self._layout.world.rank, i)
+            losses = self._backward(batch, values.teacher_temp, len(batches))
+            if diagnose and i == len(batches) - 1:
+                statistics = self._statistics(losses.targets)
+            # A sharded teacher's prototypes, and so the scores, are no more after this.
+            self._layout.free(self.model.teacher)
+            targets.append({name: t._replace(logits=()) for name, t in losses.targets.items()})
+            for name, part in losses.parts().items():
+                part = part / len(batches)
+                parts[name] = parts[name] + part if name in parts else part
+        self._layout.finish_backward(self.model.student)
+        self.optimizer.take_gradients()
+        self.scaler.unscale_(self.optimizer.adamw)
+        averaged, squares = self._layout.sum(
+            torch.cat([part.flatten() for part in parts.values()]), squared_norms(self.optimizer)
+        )
+        norms = squares.sqrt()
+        finite = torch.cat([averaged, norms]).isfinite().all()
+        clip_gradients(self.optimizer, norms, self._clip_grad)
+        apply_step(self.optimizer.adamw, finite)
         self.scaler.update()
         update_teacher(self._teacher, self._student, values.momentum, finite)
-        self.model.update_centers(losses, finite)
-        statistics = {}
-        if diagnose:
-            for name, targets in losses.targets.items():
-                for key, value in assignment_statistics(targets).items():
-                    statistics[f"{name}_{key}"] = value
-        return StepOutput(losses.total.detach(), losses.terms, norms, finite, statistics)
+        self.model.update_centers(targets, finite)
+        terms = _unflatten(averaged, parts)
+        return StepOutput(
+            loss=terms.pop("total"),
+            terms=terms,
+            norms=dict(zip(self.optimizer.modules, norms.unbind(), strict=True)),
+            finite=finite,
+            statistics=statistics,
+        )
+
+    def _backward(self, batch: Batch, teacher_temp: float, n_batches: int) -> Losses:
+        """Adds the gradients of a micro-batch."""
+        with self.precision.autocast():
+            losses = self.model(batch, teacher_temp, self._layout.group)
+        self.scaler.scale(losses.total / n_batches).backward()
+        return losses
+
+    def _statistics(self, targets: Mapping[str, ClusteringTargets]) -> dict[str, Tensor]:
+        return {
+            f"{name}_{key}": value
+            for name, of_loss in targets.items()
+            for key, value in assignment_statistics(of_loss, self._layout.group).items()
+        }
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seeds all global generators for one step, so that it draws the same after a resume."""
-    words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint32)
+def seed_step(seed: int, step: int, rank: int = 0, micro_batch: int = 0) -> None:
+    """Seeds all global generators, so that a step draws the same after a resume.
+
+    Ranks and micro-batches draw different numbers: stochastic depth leaves out images of each.
+    """
+    sequence = np.random.SeedSequence((seed, step, rank, micro_batch))
+    words = sequence.generate_state(2, np.uint32)
     number = int(words[0]) << 32 | int(words[1])
     torch.manual_seed(number)
     np.random.seed(words)
     random.seed(number)
+
+
+def _unflatten(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    pieces = flat.split([part.numel() for part in like.values()])
+    return {
+        name: piece.view_as(part) for piece, (name, part) in zip(pieces, like.items(), strict=True)
+    }

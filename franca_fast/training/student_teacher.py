@@ -5,10 +5,12 @@ Nothing here knows of devices, precision, sharding or the optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -38,6 +40,10 @@ class Losses:
     total: Tensor
     terms: dict[str, Tensor]
     targets: dict[str, ClusteringTargets]
+
+    def parts(self) -> dict[str, Tensor]:
+        """The "total" and the terms, all without gradient."""
+        return {"total": self.total.detach(), **self.terms}
 
 
 class Network(nn.Module):
@@ -82,6 +88,7 @@ class StudentTeacher(nn.Module):
         student: the network that is trained.
         teacher: the network that follows it.
         streamed_scores: whether scores are recomputed block by block instead of stored.
+        koleo_over_ranks: whether KoLeo seeks neighbours among the images of all ranks.
     """
 
     def __init__(self, config: Config) -> None:
@@ -90,6 +97,7 @@ class StudentTeacher(nn.Module):
         self.image_weight = config.dino.loss_weight
         self.patch_weight = config.ibot.loss_weight
         self.koleo_weight = config.dino.koleo_loss_weight
+        self.koleo_over_ranks = config.dino.koleo_over_ranks
         self.student = Network(config, drop_path_rate=config.student.drop_path_rate)
         # Without storage first: initialising 250,000 prototypes only to overwrite them is slow.
         with torch.device("meta"):
@@ -106,9 +114,19 @@ class StudentTeacher(nn.Module):
             out_dims = self.student.patch_head().out_dims
             self.ibot_loss = NestedIBOTLoss(out_dims, centering=config.train.centering)
 
-    def forward(self, batch: Batch, teacher_temp: float) -> Losses:
-        """The loss of a batch at a teacher temperature."""
-        targets = self._targets(batch, teacher_temp)
+    def forward(
+        self, batch: Batch, teacher_temp: float, group: dist.ProcessGroup | None = None
+    ) -> Losses:
+        """The loss of a batch at a teacher temperature.
+
+        Args:
+            batch: the images.
+            teacher_temp: the temperature.
+            group: of ranks with as many images each. The assignments are balanced, and the CLS
+                tokens spread, over all of them; the mean of their losses is that of one process
+                with all images.
+        """
+        targets = self._targets(batch, teacher_temp, group)
         crops = [batch.global_crops]
         masks: list[Tensor | None] = [batch.masks]
         if batch.local_crops is not None:
@@ -132,19 +150,30 @@ class StudentTeacher(nn.Module):
             terms["ibot"] = self.patch_weight * per_head
         if self.koleo_weight:
             # The two crops of an image are meant to be close, so each crop is spread on its own.
-            spread = torch.stack([self.koleo_loss(crop) for crop in cls_tokens[0].chunk(2)])
+            ranks = group if self.koleo_over_ranks else None
+            crops_of = cls_tokens[0].chunk(2)
+            spread = torch.stack([self.koleo_loss(crop, group=ranks) for crop in crops_of])
             terms["koleo"] = self.koleo_weight * spread.sum()
         total = torch.stack([term.sum() for term in terms.values()]).sum()
         return Losses(total, {name: term.detach() for name, term in terms.items()}, targets)
 
     @torch.no_grad()
-    def update_centers(self, losses: Losses, finite: Tensor) -> None:
-        """Moves the centres of "centering" towards this batch, if `finite` (0-dim bool) holds."""
-        for name, targets in losses.targets.items():
+    def update_centers(
+        self, targets: Sequence[Mapping[str, ClusteringTargets]], finite: Tensor
+    ) -> None:
+        """Moves the centres of "centering" towards a step, if `finite` (0-dim bool) holds.
+
+        Args:
+            targets: of each micro-batch of the step; only their means are looked at.
+            finite: whether the step is kept.
+        """
+        for name, of_loss in targets[0].items():
             loss = self.dino_loss if name == "dino" else self.ibot_loss
             if loss.center is not None:
+                heads = zip(*(each[name].mean_logits or () for each in targets), strict=True)
+                mean = tuple(torch.stack(head).mean(dim=0) for head in heads)
                 before = loss.center.clone()
-                loss.update_center(targets)
+                loss.update_center(of_loss._replace(mean_logits=mean))
                 loss.center.copy_(torch.where(finite, loss.center, before))
 
     def train(self, mode: bool = True) -> Self:
@@ -153,16 +182,10 @@ class StudentTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    def compile_blocks(self) -> None:
-        """Compiles the blocks of both backbones with torch.compile, on their next call."""
-        for network in (self.student, self.teacher):
-            for module in network.backbone.blocks:
-                block: Any = module
-                block.forward_packed = torch.compile(block.forward_packed)
-                block.compile()
-
     @torch.no_grad()
-    def _targets(self, batch: Batch, teacher_temp: float) -> dict[str, ClusteringTargets]:
+    def _targets(
+        self, batch: Batch, teacher_temp: float, group: dist.ProcessGroup | None
+    ) -> dict[str, ClusteringTargets]:
         output = self.teacher.backbone.forward_features(batch.global_crops)
         patches = _masked_patches(output, batch)
         image_scores, patch_scores = self._scores(
@@ -170,9 +193,9 @@ class StudentTeacher(nn.Module):
         )
         targets = {}
         if self.image_weight:
-            targets["dino"] = self.dino_loss.targets(image_scores[0], teacher_temp)
+            targets["dino"] = self.dino_loss.targets(image_scores[0], teacher_temp, group=group)
         if self.patch_weight:
-            targets["ibot"] = self.ibot_loss.targets(patch_scores, teacher_temp)
+            targets["ibot"] = self.ibot_loss.targets(patch_scores, teacher_temp, group=group)
         return targets
 
     def _scores(

@@ -86,8 +86,9 @@ def _find_file(path: Path) -> Path | None:
 
 def _load_run(model: StudentTeacher, path: Path, config: Config) -> str:
     checkpoint = _find_checkpoint(path)
+    networks = checkpoint.model
     resized = [
-        _load_network(network, checkpoint.model[name], f"{checkpoint.path}:{name}", config)
+        _load_network(network, networks[name], f"{checkpoint.path}:{name}", config)
         for name, network in (("student", model.student), ("teacher", model.teacher))
     ]
     return f"student, teacher and heads of '{checkpoint.path}'{resized[0]}"

@@ -67,7 +67,7 @@ def test_it_starts_from_student_teacher_and_heads_with_a_new_optimizer(
     run = Run(config)
     try:
         assert run.step == 0
-        assert not run.optimizer.state
+        assert not run.optimizer.adamw.state
         for name in ("student", "teacher"):
             network = getattr(run.model, name).state_dict()
             resized = network.pop("backbone.pos_embed")

@@ -15,11 +15,11 @@ from python_tests.training.tiny import losses_of, start
 # its first checkpoint is being written. The parent only imports, so a fork is like a new process.
 RUNS = """
 import signal, sys
-from franca_fast.training import checkpoint, pretrain
+from franca_fast.training import checkpoint_writer, pretrain
 from franca_fast.training.run import Run
 
 killed, undisturbed = sys.argv[1:]
-train_on, write = Run.train_on, checkpoint._write
+train_on, write = Run.train_on, checkpoint_writer._write_training
 moment = None
 
 def kill():
@@ -31,7 +31,7 @@ def killing_train_on(self, *arguments, **keywords):
     return train_on(self, *arguments, **keywords)
 
 def killing_write(path, content):
-    if moment == "training.pt" == path.name:
+    if moment == "training.pt":
         kill()
     return write(path, content)
 
@@ -42,7 +42,7 @@ def launch(folder, workers):
         os._exit(pretrain(TINY, folder, overrides=overrides, verbose=False).steps)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
-Run.train_on, checkpoint._write = killing_train_on, killing_write
+Run.train_on, checkpoint_writer._write_training = killing_train_on, killing_write
 ends = []
 # Before any checkpoint, with data workers that outlive the process for a moment; between two files
 # of a checkpoint; before its second checkpoint; and at last not at all.

@@ -94,6 +94,15 @@ def test_the_same_seed_gives_the_same_losses(undisturbed: Path, tmp_path: Path) 
     assert losses_of(tmp_path / "again") == losses_of(undisturbed)
 
 
+def test_one_rank_of_torchrun_is_one_process(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    run(tmp_path / "torchrun")
+    assert losses_of(tmp_path / "torchrun") == losses_of(undisturbed)
+
+
 def test_another_seed_gives_other_losses(undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "other", "train.seed=1")
     assert losses_of(tmp_path / "other")[1] != losses_of(undisturbed)[1]
@@ -202,15 +211,15 @@ def test_another_configuration_is_refused(undisturbed: Path) -> None:
 def test_too_many_non_finite_steps_stop_the_run_and_keep_its_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    next_batch = Run.next_batch
+    next_batches = Run.next_batches
 
     def poisoned(self: Run) -> Any:
-        batch, waited = next_batch(self)
+        batches, waited = next_batches(self)
         if self.step >= 3:
-            batch.global_crops.fill_(float("nan"))
-        return batch, waited
+            batches[-1].global_crops.fill_(float("nan"))
+        return batches, waited
 
-    monkeypatch.setattr(Run, "next_batch", poisoned)
+    monkeypatch.setattr(Run, "next_batches", poisoned)
     with pytest.raises(FrancaError, match=r"stopped after step 6: .* in the last 3 steps"):
         run(tmp_path / "run", "train.max_nonfinite_steps=3", "train.checkpoint_every=8")
     lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").open()]
@@ -231,6 +240,42 @@ def test_evaluations_are_called_and_recorded(tmp_path: Path) -> None:
     lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").open()]
     found = [(line["step"], line["evaluation/knn"]) for line in lines if "evaluation/knn" in line]
     assert found == [(0, 0.0), (3, 0.3), (6, 0.6), (8, 0.8)]
+
+
+def test_knn_accuracies_are_recorded_where_labelled_images_are_named(tmp_path: Path) -> None:
+    for split, colours in (("train", (0, 40)), ("test", (10, 50))):
+        for label, red in (("dark", colours[0]), ("bright", colours[1] + 150)):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(3):
+                image = Image.new("RGB", (28, 28), (red + i, 20, 20))
+                image.save(tmp_path / split / label / f"{i}.png")
+    names = [f"evaluation.knn_{split}={tmp_path / split}" for split in ("train", "test")]
+    run(
+        tmp_path / "run",
+        *names,
+        "evaluation.eval_period_iterations=4",
+        evaluate=lambda *_: {"x": 1},
+    )
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").open()]
+    found = [line for line in lines if "evaluation/x" in line]
+    assert [line["step"] for line in found] == [0, 4, 8]
+    assert {f"evaluation/knn/{m}/10" for m in (2, 4, 8, 16, 32)} <= found[0].keys()
+    assert 0 <= found[-1]["evaluation/knn/32/10"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.knn_train=/absent", "evaluation.knn_test=/absent"], "/absent"),
+        (["evaluation.knn_train=/absent"], "expected both"),
+    ],
+)
+def test_labelled_images_that_are_missing_are_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_images_trains(tmp_path: Path) -> None:
@@ -257,13 +302,6 @@ def test_wrong_input_writes_nothing(tmp_path: Path, overrides: list[str], messag
     with pytest.raises(InputError, match=message):
         run(tmp_path / "run", *(text.format(tmp=tmp_path) for text in overrides))
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
-
-
-def test_a_run_under_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="WORLD_SIZE is 2"):
-        run(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_never_trains_leaves_nothing(tmp_path: Path) -> None:

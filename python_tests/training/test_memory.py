@@ -21,8 +21,8 @@ overrides = ["train.batch_size_per_gpu=2", "train.num_workers=0", "train.device=
 started = time.perf_counter()
 run = Run(load_config("vitb14_in21k", overrides))
 built = time.perf_counter()
-batch, _ = run.next_batch()
-output, _ = run.train_on(batch, diagnose=False)
+batches, _ = run.next_batches()
+output, _ = run.train_on(batches, diagnose=False)
 print(json.dumps({
     "finite": bool(output.finite),
     "heads": [list(run.model.student.image_head().out_dims),

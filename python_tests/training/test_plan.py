@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from franca_fast.errors import InputError
 from franca_fast.training.config import Config
-from franca_fast.training.optimizer import build_optimizer
+from franca_fast.training.optimizer import LocalOptimizer
 from franca_fast.training.plan import LayoutPlan, plan_training
 from franca_fast.training.plan_step import (
     build_without_storage,
@@ -76,9 +76,8 @@ def only(plan: Any) -> LayoutPlan:
 def test_parameters_gradients_moments_and_teacher_are_exact(config: Config) -> None:
     memory = only(plan_training(config, 1)).memory
     model = StudentTeacher(config)
-    optimizer = build_optimizer(model.student, config.optim)
+    adamw = LocalOptimizer(model.student, config.optim).adamw
     model(random_batch(config), 0.07).total.backward()
-    adamw = getattr(optimizer, "adamw", optimizer)
     adamw.step()
     parameters = list(model.student.parameters())
     assert memory["parameters"] == n_bytes(parameters)
@@ -261,14 +260,14 @@ overrides = ["train.batch_size_per_gpu=32", "crops.global_crops_size=56", "stude
              "dino.head_bottleneck_dim=64", "student.drop_path_rate=0"]
 config = tiny_config(*overrides)
 run = Run(tiny_config())
-run.train_on(random_batch(run.config), diagnose=False)
+run.train_on([random_batch(run.config)], diagnose=False)
 run.close()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 run = Run(config)
 batch = batch_of(config)
 for _ in range(2):
-    run.train_on(batch, diagnose=False)
+    run.train_on([batch], diagnose=False)
 after = peak()
 layout = plan_training(config, 1).layouts[0]
 print(json.dumps([layout.totals["kept activations, stored scores"], after - before]))

@@ -41,8 +41,8 @@ def test_a_step_does_not_depend_on_the_mode() -> None:
     losses, gradients = [], []
     for mode in ("stored", "streamed"):
         run = Run(load_config(TINY, [f"train.scores={mode}", "compute_precision.autocast=fp32"]))
-        batch, _ = run.next_batch()
-        output, _ = run.train_on(batch, diagnose=True)
+        batches, _ = run.next_batches()
+        output, _ = run.train_on(batches, diagnose=True)
         losses.append([output.loss, output.statistics["dino_entropy"]])
         gradients.append([p.grad for p in run.model.student.parameters() if p.grad is not None])
         run.close()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.training.optimizer import build_optimizer
+from franca_fast.training.checkpoint import Checkpoint, Part, read_checkpoint
+from franca_fast.training.checkpoint_writer import save_checkpoint
+from franca_fast.training.optimizer import LocalOptimizer
+from franca_fast.training.parallelize import Layout
 from franca_fast.training.state import (
-    load_networks_state,
-    load_optimizer_state,
-    networks_state,
-    optimizer_state,
+    checkpoint_tensors,
+    load_checkpoint,
     random_state,
     set_random_state,
 )
 from franca_fast.training.student_teacher import StudentTeacher
+from franca_fast.training.world import World
 from python_tests.training.tiny import tiny_config
 
 
@@ -32,41 +35,58 @@ def test_random_state_survives_a_file_that_runs_no_code(tmp_path: Path) -> None:
     assert random.random() == drawn[2]
 
 
-def test_networks_go_round() -> None:
-    config = tiny_config("train.centering=centering")
-    first, second = StudentTeacher(config), StudentTeacher(config)
-    assert first.dino_loss.center is not None
-    first.dino_loss.center.fill_(3.0)
-    load_networks_state(second, networks_state(first))
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(second.state_dict()[name], tensor), name
+class Case:
+    """Networks with an optimizer that has done a step, on one process."""
+
+    def __init__(self, *overrides: str, step: bool = True) -> None:
+        config = tiny_config("train.centering=centering", *overrides)
+        self.model = StudentTeacher(config)
+        self.optimizer = LocalOptimizer(self.model.student, config.optim)
+        self.layout = Layout(World())
+        if step:
+            for parameter in self.model.student.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            self.optimizer.adamw.step()
+            self.model.dino_loss.center.fill_(3.0)
+
+    def save(self, folder: Path, training: dict[str, Any] | None = None) -> Checkpoint:
+        tensors = checkpoint_tensors(self.model, self.optimizer, self.layout)
+        path = save_checkpoint(
+            folder, 1, tensors=tensors, training=training or {}, config="", keep=1
+        )
+        return read_checkpoint(path)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        load_checkpoint(checkpoint, self.model, self.optimizer, self.layout)
 
 
-def test_networks_of_another_shape_are_refused() -> None:
-    other = networks_state(StudentTeacher(tiny_config("dino.head_n_prototypes=32")))
-    with pytest.raises(InputError, match="do not fit"):
-        load_networks_state(StudentTeacher(tiny_config()), other)
+def test_networks_and_optimizer_go_round(tmp_path: Path) -> None:
+    first, second = Case(), Case(step=False)
+    second.load(first.save(tmp_path))
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name
+    for name, shard in first.optimizer.shards.items():
+        state = second.optimizer.adamw.state[second.optimizer.shards[name]]
+        for key, tensor in first.optimizer.adamw.state[shard].items():
+            assert torch.equal(state[key], tensor), (name, key)
 
 
-def test_optimizer_state_goes_round_by_name() -> None:
-    config = tiny_config()
-    models = StudentTeacher(config), StudentTeacher(config)
-    first, second = (build_optimizer(model.student, config.optim) for model in models)
-    for parameter in models[0].student.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    first.step()
-    state = optimizer_state(first, models[0].student)
-    load_optimizer_state(second, models[1].student, state)
-    assert "dino_head.last_layers.0.weight_v" in state
-    for name, parameter in models[1].student.named_parameters():
-        for key, tensor in second.state[parameter].items():
-            assert torch.equal(tensor, state[name][key]), (name, key)
+def test_a_checkpoint_lists_heads_by_name(tmp_path: Path) -> None:
+    shapes = Case().save(tmp_path).shapes
+    for network in ("student", "teacher", "optimizer.exp_avg"):
+        assert shapes[f"{network}.dino_head.last_layers.4.weight_v"] == (64, 16)
 
 
-def test_optimizer_state_of_another_network_is_refused() -> None:
-    config = tiny_config()
-    model = StudentTeacher(config)
-    optimizer = build_optimizer(model.student, config.optim)
-    state = {"backbone.absent": {"exp_avg": torch.zeros(1)}}
+def test_networks_of_another_shape_are_refused(tmp_path: Path) -> None:
+    other = Case("dino.head_n_prototypes=32").save(tmp_path)
+    with pytest.raises(InputError, match=r"do not fit.*has shape"):
+        Case().load(other)
+
+
+def test_optimizer_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    case = Case()
+    parts = checkpoint_tensors(case.model, case.optimizer, case.layout)
+    parts["optimizer.exp_avg.backbone.absent"] = Part(torch.zeros(1))
+    save_checkpoint(tmp_path, 1, tensors=parts, training={}, config="", keep=1)
     with pytest.raises(InputError, match=r"backbone\.absent"):
-        load_optimizer_state(optimizer, model.student, state)
+        case.load(read_checkpoint(tmp_path / "1"))

@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from franca_fast.training.optimizer import build_optimizer
+from franca_fast.data import Batch
+from franca_fast.training.optimizer import LocalOptimizer
+from franca_fast.training.parallelize import Layout
 from franca_fast.training.precision import choose_precision
 from franca_fast.training.schedules import StepValues
-from franca_fast.training.step import TrainStep, seed_step
+from franca_fast.training.step import StepOutput, TrainStep, seed_step
 from franca_fast.training.student_teacher import StudentTeacher
+from franca_fast.training.world import World
 from python_tests.training.tiny import random_batch, tiny_config
 
 VALUES = StepValues(lr=1e-3, last_layer_lr=1e-3, weight_decay=0.04, momentum=0.9, teacher_temp=0.05)
@@ -26,14 +29,23 @@ class Case:
         torch.manual_seed(0)
         self.config = tiny_config(*overrides)
         self.model = StudentTeacher(self.config).train()
-        self.optimizer = build_optimizer(self.model.student, self.config.optim)
-        precision = choose_precision(self.config, torch.device("cpu"))
-        self.step = TrainStep(
-            self.model, self.optimizer, precision, clip_grad=self.config.optim.clip_grad, seed=0
+        self.optimizer = LocalOptimizer(self.model.student, self.config.optim)
+        self.train_step = TrainStep(
+            self.model,
+            self.optimizer,
+            choose_precision(self.config, torch.device("cpu")),
+            Layout(World()),
+            clip_grad=self.config.optim.clip_grad,
+            seed=0,
         )
 
+    def step(
+        self, step: int, *batches: Batch, values: StepValues = VALUES, diagnose: bool = False
+    ) -> StepOutput:
+        return self.train_step(step, batches, values, diagnose=diagnose)
+
     def state(self) -> dict[str, Any]:
-        optimizer = self.optimizer.state_dict()["state"]
+        optimizer = self.optimizer.adamw.state_dict()["state"]
         tensors = {f"{i}.{k}": v for i, entry in optimizer.items() for k, v in entry.items()}
         return copy.deepcopy({**self.model.state_dict(), **tensors})
 
@@ -45,7 +57,7 @@ def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
 def test_steps_on_one_batch_lower_its_loss() -> None:
     case = Case("student.drop_path_rate=0")
     batch = random_batch(case.config)
-    losses = [case.step(i, batch, VALUES).loss.item() for i in range(12)]
+    losses = [case.step(i, batch).loss.item() for i in range(12)]
     assert losses[-1] < losses[0] - 0.1
 
 
@@ -57,7 +69,7 @@ def test_steps_in_low_precision_lower_the_loss_too(precision: str) -> None:
         "dino.normalize_bottleneck=false",
     )
     batch = random_batch(case.config)
-    outputs = [case.step(i, batch, VALUES) for i in range(16)]
+    outputs = [case.step(i, batch) for i in range(16)]
     # The scaler of fp16 finds its scale by skipping the first steps.
     finite = [output.loss.item() for output in outputs if output.finite]
     assert len(finite) > 8
@@ -66,16 +78,16 @@ def test_steps_in_low_precision_lower_the_loss_too(precision: str) -> None:
 
 def test_parameters_stay_float32_under_autocast() -> None:
     case = Case("compute_precision.autocast=bf16")
-    case.step(0, random_batch(case.config), VALUES)
+    case.step(0, random_batch(case.config))
     assert {tensor.dtype for tensor in case.model.state_dict().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "centering"])
 def test_a_finite_step_changes_student_teacher_and_optimizer(centering: str) -> None:
     case = Case(f"train.centering={centering}")
-    case.step(0, random_batch(case.config), VALUES)
+    case.step(0, random_batch(case.config))
     before = case.state()
-    output = case.step(1, random_batch(case.config, seed=1), VALUES)
+    output = case.step(1, random_batch(case.config, seed=1))
     after = case.state()
     assert output.finite
     for name in (
@@ -92,22 +104,22 @@ def test_a_finite_step_changes_student_teacher_and_optimizer(centering: str) -> 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_loss_changes_nothing(centering: str, bad: float) -> None:
     case = Case(f"train.centering={centering}")
-    case.step(0, random_batch(case.config), VALUES)
+    case.step(0, random_batch(case.config))
     before = case.state()
     batch = random_batch(case.config, seed=1)
     batch.global_crops[3, 0, 0, 0] = bad
-    output = case.step(1, batch, VALUES)
+    output = case.step(1, batch)
     assert not output.finite
     assert same(before, case.state())
 
 
 def test_a_non_finite_gradient_changes_nothing() -> None:
     case = Case()
-    case.step(0, random_batch(case.config), VALUES)
+    case.step(0, random_batch(case.config))
     before = case.state()
     weight = case.model.student.backbone.norm.weight
     handle = weight.register_hook(lambda gradient: gradient * float("inf"))
-    output = case.step(1, random_batch(case.config, seed=1), VALUES)
+    output = case.step(1, random_batch(case.config, seed=1))
     handle.remove()
     assert output.loss.isfinite()
     assert not output.finite
@@ -118,18 +130,18 @@ def test_training_goes_on_after_a_skipped_step() -> None:
     case, other = Case(), Case()
     bad = random_batch(case.config, seed=1)
     bad.global_crops.fill_(float("nan"))
-    case.step(0, bad, VALUES)
+    case.step(0, bad)
     good = random_batch(case.config)
-    assert torch.equal(case.step(1, good, VALUES).loss, other.step(1, good, VALUES).loss)
+    assert torch.equal(case.step(1, good).loss, other.step(1, good).loss)
     assert same(case.state(), other.state())
 
 
 def test_a_step_draws_the_same_numbers_again_whatever_was_drawn_between() -> None:
     case, other = Case(), Case()
     batch = random_batch(case.config)
-    first = case.step(5, batch, VALUES)
+    first = case.step(5, batch)
     torch.randn(100)
-    assert torch.equal(other.step(5, batch, VALUES).loss, first.loss)
+    assert torch.equal(other.step(5, batch).loss, first.loss)
 
 
 def test_steps_and_seeds_draw_different_numbers() -> None:
@@ -143,8 +155,8 @@ def test_steps_and_seeds_draw_different_numbers() -> None:
 def test_statistics_come_when_asked_for() -> None:
     case = Case()
     batch = random_batch(case.config)
-    assert case.step(0, batch, VALUES).statistics == {}
-    found = case.step(1, batch, VALUES, diagnose=True).statistics
+    assert case.step(0, batch).statistics == {}
+    found = case.step(1, batch, diagnose=True).statistics
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         "dino_entropy": (5,),
         "dino_used_prototypes": (5,),
@@ -155,7 +167,7 @@ def test_statistics_come_when_asked_for() -> None:
 
 def test_gradients_are_clipped_module_by_module() -> None:
     case = Case("optim.clip_grad=0.01")
-    output = case.step(0, random_batch(case.config), VALUES)
+    output = case.step(0, random_batch(case.config))
     assert output.norms["backbone"] > 0.01
     for module in case.model.student.children():
         squares = [parameter.grad.square().sum() for parameter in module.parameters()]

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.hub import save_backbone
-from franca_fast.training.checkpoint import save_checkpoint
-from franca_fast.training.state import networks_state
+from franca_fast.training.checkpoint_writer import save_checkpoint
+from franca_fast.training.optimizer import LocalOptimizer
+from franca_fast.training.parallelize import Layout
+from franca_fast.training.state import checkpoint_tensors
 from franca_fast.training.student_teacher import StudentTeacher
 from franca_fast.training.weights import load_initial_weights
+from franca_fast.training.world import World
 from python_tests.training.tiny import tiny_config
 
 
@@ -26,8 +29,11 @@ def another_model(*overrides: str) -> StudentTeacher:
 
 
 def write_run(model: StudentTeacher, folder: Path) -> Path:
-    state = networks_state(model)
-    return save_checkpoint(folder / "checkpoints", 5, model=state, training={}, config="", keep=1)
+    optimizer = LocalOptimizer(model.student, tiny_config().optim)
+    tensors = checkpoint_tensors(model, optimizer, Layout(World()))
+    return save_checkpoint(
+        folder / "checkpoints", 5, tensors=tensors, training={}, config="", keep=1
+    )
 
 
 def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
