@@ -111,14 +111,18 @@ def run(args: argparse.Namespace) -> int:
 def _report(plan: Plan, gpu_memory: float, tflops: float, mfu: float) -> Iterator[str]:
     parts = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in plan.parameters.items())
     yield (
-        f"{plan.arch}, {plan.images // plan.gpus} images on each of {plan.gpus} GPUs, "
-        f"{plan.images} a step, {plan.precision}"
+        f"{plan.arch}, {plan.images // plan.gpus} images a step on each of {plan.gpus} GPUs, "
+        f"{plan.images} in all, {plan.precision}"
     )
     yield f"parameters in millions: {sum(plan.parameters.values()) / 1e6:.1f} ({parts})"
     yield (
-        f"{plan.prototypes} prototypes in a head, {plan.masked_patches} masked patches in the "
-        "batch of a GPU"
+        f"{plan.prototypes} prototypes in a head, {plan.masked_patches} masked patches in a "
+        "GPU's batch"
     )
+    if plan.micro_batches > 1:
+        yield f"{plan.micro_batches} micro-batches a step; work and time are those of all of them"
+    if plan.gpus > 1:
+        yield f"the configuration asks for: {plan.chosen} (train.parallel, train.shard_ranks)"
     names = [layout.name for layout in plan.layouts]
     yield ""
     yield table(["memory of one GPU, GiB", *names], list(_memory(plan)), numeric=len(names))
@@ -162,7 +166,7 @@ def _communication(plan: Plan) -> Iterator[list[str]]:
 
 def _work(plan: Plan) -> Iterator[list[str]]:
     for part, label in _FLOP_ROWS.items():
-        yield [label, f"{plan.flops[part] / _TERA:.2f}"]
+        yield [label, f"{plan.micro_batches * plan.flops[part] / _TERA:.2f}"]
 
 
 def _time(plan: Plan, tflops: float, mfu: float) -> Iterator[str]:

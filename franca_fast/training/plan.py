@@ -19,6 +19,7 @@ import torch
 from franca_fast.errors import InputError
 from franca_fast.training.config import Config, ShardedModuleConfig
 from franca_fast.training.config_files import load_config
+from franca_fast.training.parallelize import is_sharded, transport_dtypes
 from franca_fast.training.plan_step import (
     StepMemory,
     build_without_storage,
@@ -27,9 +28,10 @@ from franca_fast.training.plan_step import (
     measure_step,
     step_flops,
 )
+from franca_fast.training.precision import DTYPES
 from franca_fast.training.student_teacher import StudentTeacher
+from franca_fast.training.world import World
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SINKHORN_ITERATIONS = 3
 # FSDP2 gathers the next unit while one is computed.
 _UNITS_AT_ONCE = 2
@@ -64,19 +66,23 @@ class Plan:
     Attributes:
         arch: the architecture.
         gpus: their number.
-        images: images of a step, over all GPUs.
+        images: images of a step, over all GPUs and micro-batches.
+        micro_batches: of a step.
+        chosen: name of the layout that the configuration asks for.
         precision: of the matrix products.
         parameters: part of the student -> number of parameters.
         prototypes: of all nested heads of one kind together.
         masked_patches: in one GPU's batch, on average.
         activations: what one GPU's forward pass keeps, in bytes, however the rest is spread.
         layouts: the ways to spread it.
-        flops: part -> floating-point operations of one GPU in a step.
+        flops: part -> floating-point operations of one GPU in a micro-batch.
     """
 
     arch: str
     gpus: int
     images: int
+    micro_batches: int
+    chosen: str
     precision: str
     parameters: dict[str, int]
     prototypes: int
@@ -94,7 +100,7 @@ class Plan:
         parts = ("teacher", "student", "heads", "backward")
         total = sum(self.flops[part] for part in parts)
         total += self.flops["streamed_scores" if streamed else "scores"]
-        return total + (self.flops["student"] if checkpointed else 0.0)
+        return self.micro_batches * (total + (self.flops["student"] if checkpointed else 0.0))
 
 
 def plan_training(
@@ -110,8 +116,8 @@ def plan_training(
         config: as in `load_config`; its batch size is that of one GPU.
         gpus: number of GPUs.
         precision: bf16, fp16 or fp32; default `compute_precision.autocast`, where "auto" is bf16.
-        shard_ranks: GPUs that share one copy in the HSDP layout, a divisor of `gpus`; default 8, or
-            none where 8 does not divide `gpus` or is all of them.
+        shard_ranks: GPUs that share one copy in the HSDP layout, a divisor of `gpus`; default
+            `train.shard_ranks`, or 8, or none where 8 does not divide `gpus` or is all of them.
 
     Returns:
         the plan, without having used a GPU or any storage.
@@ -127,24 +133,30 @@ def plan_training(
     checked = load_config(config)
     name = precision or checked.compute_precision.autocast
     name = "bf16" if name == "auto" else name
-    if name not in _DTYPES:
-        raise InputError(f"precision: '{name}'; accepted are {', '.join(_DTYPES)}")
+    if name not in DTYPES:
+        raise InputError(f"precision: '{name}'; accepted are {', '.join(DTYPES)}")
     if gpus < 1:
         raise InputError(f"gpus: {gpus}; accepted: 1 or more")
-    if shard_ranks is not None and (shard_ranks < 2 or gpus % shard_ranks):
+    shard_ranks = shard_ranks or checked.train.shard_ranks
+    if shard_ranks is not None and gpus > 1 and (shard_ranks < 2 or gpus % shard_ranks):
         raise InputError(f"shard_ranks: {shard_ranks}; accepted: a divisor of {gpus} above 1")
     model = build_without_storage(checked)
     student = model.student
-    step = measure_step(model, checked, _DTYPES[name])
+    sharded = is_sharded(student, checked, World(size=gpus))
+    step = measure_step(model, checked, DTYPES[name])
     layouts = [
-        _plan_layout(label, model, checked, step, gpus, shards, _DTYPES[name])
+        _plan_layout(label, model, checked, step, gpus, shards, DTYPES[name])
         for label, shards in _layouts(gpus, shard_ranks)
     ]
+    shards = (checked.train.shard_ranks or gpus) if sharded else 1
+    micro_batches = checked.train.gradient_accumulation_steps
     head = student.image_head() if student.dino_head is not None else student.patch_head()
     return Plan(
         arch=checked.student.arch,
         gpus=gpus,
-        images=gpus * checked.train.batch_size_per_gpu,
+        images=gpus * checked.train.batch_size_per_gpu * micro_batches,
+        micro_batches=micro_batches,
+        chosen=next(layout.name for layout in layouts if layout.shards == shards),
         precision=name,
         parameters={
             part: sum(p.numel() for p in module.parameters())
@@ -189,7 +201,10 @@ def _plan_layout(
     if shards > 1:
         copies = {"stored": units.gathered, "streamed": units.gathered}
         transient = units.largest * (itemsize + 4)
-        communication = units.traffic(shards, gpus)
+        communication = {
+            kind: config.train.gradient_accumulation_steps * sent
+            for kind, sent in units.traffic(shards, gpus).items()
+        }
     else:
         copies = {"stored": step.stored_copies, "streamed": step.streamed_copies}
         transient = 0
@@ -214,7 +229,11 @@ def _plan_layout(
         memory | {"16-bit weights": copies["stored"]},
         workspace,
         totals,
-        communication | _loss_traffic(model, config, gpus),
+        communication
+        | {
+            kind: config.train.gradient_accumulation_steps * sent
+            for kind, sent in _loss_traffic(model, config, gpus).items()
+        },
     )
 
 
@@ -264,9 +283,8 @@ class _Units:
         return elements * self._reduce_size(settings)
 
     def _reduce_size(self, settings: ShardedModuleConfig) -> int:
-        """Bytes of a gradient on its way: 16 bits only where that is the forward pass's type."""
-        reduced = _DTYPES[settings.mixed_precision.reduce_dtype]
-        return self._compute.itemsize if reduced == self._compute else 4
+        """Bytes of a gradient on its way."""
+        return transport_dtypes(settings.mixed_precision, self._compute)[1].itemsize
 
     def traffic(self, shards: int, gpus: int) -> dict[str, int]:
         """Bytes sent for parameters and gradients."""
@@ -303,7 +321,7 @@ def _loss_traffic(model: StudentTeacher, config: Config, gpus: int) -> dict[str,
     # Sinkhorn-Knopp: one MAX and one SUM for each iteration; centering: one mean.
     sums = 1 + _SINKHORN_ITERATIONS if config.train.centering == "sinkhorn_knopp" else 1
     traffic = {"assignments": sums * _all_reduce(4 * prototypes, gpus)}
-    if model.koleo_weight:
+    if model.koleo_weight and model.koleo_over_ranks:
         tokens = 2 * config.train.batch_size_per_gpu * model.student.backbone.embed_dim
         # CLS tokens of both crops are gathered, and their gradients are summed.
         whole = 4 * tokens * gpus

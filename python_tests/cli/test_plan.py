@@ -48,7 +48,7 @@ def test_overrides_and_memory_change_the_table(run, config_file: Path) -> None:
         run("plan", config_file, "--gpus", 1, "--gpu-memory", "0.001", override).out
         for override in ("train.batch_size_per_gpu=1", "train.batch_size_per_gpu=64")
     )
-    assert "1 images on each of 1 GPUs" in small and "64 images on each" in large
+    assert "1 images a step on each of 1 GPUs" in small and "64 images a step" in large
     (row,) = (line for line in large.splitlines() if line.startswith("kept activations, stored s"))
     assert "*" in row
     assert "sent by" not in large

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from franca_fast.errors import InputError
 from franca_fast.training.config import Config
 from franca_fast.training.optimizer import LocalOptimizer
+from franca_fast.training.parallelize import local, parallelize
 from franca_fast.training.plan import LayoutPlan, plan_training
 from franca_fast.training.plan_step import (
     build_without_storage,
@@ -22,7 +24,10 @@ from franca_fast.training.plan_step import (
     measure_step,
     step_flops,
 )
+from franca_fast.training.precision import Precision
 from franca_fast.training.student_teacher import StudentTeacher
+from franca_fast.training.world import World
+from python_tests.helpers import run_ranks
 from python_tests.training.tiny import random_batch, start, tiny_config
 
 
@@ -76,13 +81,14 @@ def only(plan: Any) -> LayoutPlan:
 def test_parameters_gradients_moments_and_teacher_are_exact(config: Config) -> None:
     memory = only(plan_training(config, 1)).memory
     model = StudentTeacher(config)
-    adamw = LocalOptimizer(model.student, config.optim).adamw
+    optimizer = LocalOptimizer(model.student, config.optim)
     model(random_batch(config), 0.07).total.backward()
-    adamw.step()
+    optimizer.adamw.step()
     parameters = list(model.student.parameters())
     assert memory["parameters"] == n_bytes(parameters)
     assert memory["gradients"] == n_bytes(p.grad for p in parameters)
-    moments = [s[key] for s in adamw.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    states = optimizer.adamw.state.values()
+    moments = [state[key] for state in states for key in ("exp_avg", "exp_avg_sq")]
     assert memory["moments"] == n_bytes(moments)
     assert memory["teacher"] == n_bytes(model.teacher.parameters())
     batch = random_batch(config, config.train.batch_size_per_gpu)
@@ -143,6 +149,60 @@ def test_the_fullest_rank_holds_the_first_chunk_of_every_parameter(
     expected = 4 * sum(p.chunk(shards)[0].numel() for p in parameters)
     assert layouts[shards].memory["parameters"] == layouts[shards].memory["teacher"] == expected
     assert layouts[shards].memory["moments"] == 2 * expected
+
+
+def hold_shards(rank: int, folder: Path) -> None:
+    """Writes what the first of two ranks holds after a backward pass."""
+    config = tiny_config("train.parallel=sharded")
+    model, world = StudentTeacher(config).train(), World.join("cpu", 1.0)
+    precision = Precision(torch.device("cpu"), torch.float32, scale_loss=False)
+    layout = parallelize(model, config, world, precision)
+    model(random_batch(config, seed=rank), 0.07, world.group).total.backward()
+    layout.free(model.teacher)
+    parameters = list(model.student.parameters())
+    held = {
+        "parameters": n_bytes(map(local, parameters)),
+        "gradients": n_bytes(local(p.grad) for p in parameters if p.grad is not None),
+        "teacher": n_bytes(map(local, model.teacher.parameters())),
+    }
+    if world.is_first:
+        (folder / "held.json").write_text(json.dumps(held))
+
+
+def test_a_rank_of_the_engine_holds_what_is_planned(tmp_path: Path) -> None:
+    run_ranks(2, tmp_path, hold_shards, tmp_path)
+    memory = plan_training(tiny_config(), 2).layouts[1].memory
+    held = json.loads((tmp_path / "held.json").read_text())
+    assert held == {kind: memory[kind] for kind in held}
+
+
+def test_the_layout_that_the_configuration_asks_for_is_named() -> None:
+    def chosen(gpus: int, *overrides: str) -> str:
+        return plan_training(tiny_config(*overrides), gpus).chosen
+
+    assert chosen(1) == "1 GPU"
+    assert chosen(4) == "replicated"
+    assert chosen(4, "train.parallel=sharded") == "FSDP2"
+    assert chosen(4, "train.shard_ranks=2") == "HSDP 2"
+
+
+def test_micro_batches_multiply_images_work_and_what_each_of_them_sends() -> None:
+    one, three = (
+        plan_training(tiny_config(f"train.gradient_accumulation_steps={n}"), 2) for n in (1, 3)
+    )
+    assert (one.images, three.images) == (8, 24)
+    assert three.step_flops() == 3 * one.step_flops()
+    replicated, sharded = three.layouts
+    before = one.layouts[0].communication
+    assert replicated.communication["gradients"] == before["gradients"]
+    assert replicated.communication["assignments"] == 3 * before["assignments"]
+    assert sharded.communication["gradients"] == 3 * one.layouts[1].communication["gradients"]
+    assert three.layouts[0].memory == one.layouts[0].memory
+
+
+def test_koleo_within_a_rank_sends_nothing() -> None:
+    plan = plan_training(tiny_config("dino.koleo_over_ranks=false"), 2)
+    assert plan.layouts[0].communication.keys() == {"gradients", "assignments"}
 
 
 def test_layouts_follow_the_number_of_gpus(config: Config) -> None:
