@@ -58,7 +58,7 @@ def test_every_work_is_measured(gpu, tmp_path):
         assert [row["variant"] for row in rows] == list(case.variants)
         assert all(row["ms"] > 0 for row in rows)
         works.add(case.name.split(" ")[0])
-    assert works == {"sinkhorn", "loss", "scores", "streamed"}
+    assert works >= {"sinkhorn", "loss", "scores", "streamed"}
 
 
 def test_needs_a_gpu_unless_told_otherwise(gpu, monkeypatch, capsys):
