@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from cpu_cases import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, eager_loss, eager_sinkhorn
 from torch import Tensor
 
 import franca_fast as ff
 from franca_fast.backends import registry
+from franca_fast.benchmarks.cases import (
+    STUDENT_TEMPERATURE,
+    TEACHER_TEMPERATURE,
+    eager_loss,
+    eager_sinkhorn,
+)
 
 Call = Callable[[Any], object]
 

@@ -9,7 +9,8 @@ writes bench/results/.
 from __future__ import annotations
 
 import pytest
-from cpu_cases import Case, loss_case, sinkhorn_case
+
+from franca_fast.benchmarks.cases import Case, loss_case, sinkhorn_case
 
 CASES: list[Case] = [
     make(n_rows, widths, dtype, with_compile=False)

@@ -18,7 +18,7 @@ LAYERS = [
     {"backends"},
     {"ops"},
     {"models", "losses", "data"},
-    {"training", "rasa", "evaluation", "hub"},
+    {"training", "rasa", "evaluation", "hub", "benchmarks"},
     {"cli"},
 ]
 # Within one layer: what a package may not know of.

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"system      {platform.platform()}")
     for line in _hardware():
         print(line)
+    print(f"scores      {_score_memory()}")
     print("\nPackages")
     print(table(["name", "version", ""], list(_packages())))
     print("\nOperators (float32; * marks what runs)")
@@ -61,6 +62,12 @@ def _hardware() -> Iterator[str]:
             f"GPU {index}       {device.name}, {device.total_memory / 2**30:.0f} GiB, "
             f"compute capability {device.major}.{device.minor}, CUDA {torch.version.cuda}"
         )
+
+
+def _score_memory() -> str:
+    from franca_fast.training.score_memory import describe_choice
+
+    return describe_choice()
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from franca_fast.cli import (
+    bench,
     convert,
     demo,
     doctor,
@@ -38,6 +39,7 @@ _VERBS = {
     "convert": convert,
     "export": export,
     "models": models,
+    "bench": bench,
     "doctor": doctor,
 }
 _WRONG, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141

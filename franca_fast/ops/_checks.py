@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -149,7 +149,7 @@ def real_number(name: str, value: Any, accepted: str) -> float:
     """A number, not a tensor: reading one would stall the device."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise InputError(f"{name}: {_described(value)}; accepted: {accepted}")
-    return float(value)
+    return float(cast(Any, value))
 
 
 def group_name(group: dist.ProcessGroup | None) -> str | None:

@@ -79,6 +79,19 @@ def mean_masked_patches(config: Config, masks: MaskSettings) -> int:
     return round(crops * ratio * n_patches)
 
 
+def describe_choice() -> str:
+    """How pretraining here would choose a mode, in one line; without a configuration."""
+    from franca_fast.training.precision import choose_device
+
+    device = choose_device("auto")
+    limit = _LARGEST_SHARE * _total_memory(device) / 1e9
+    return (
+        f"train.scores=auto stores the prototype scores of a step up to {limit:.1f} GB "
+        f"({_LARGEST_SHARE:.0%} of the memory of {device}), else streams them; the log of a run "
+        f"says which"
+    )
+
+
 def _total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -1,4 +1,4 @@
-"""What is timed on a CPU: the clustering operators and their baselines, on the same inputs."""
+"""What is timed: the clustering operators and their baselines, on the same inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import franca_fast as ff
+from franca_fast.ops import clustering_cross_entropy, sinkhorn_knopp, sinkhorn_potentials
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.06, 0.1
 NESTED = (8192, 16384, 32768, 65536, 131072)
@@ -29,12 +29,15 @@ class Case:
         make: Gives a fresh set of inputs.
         variants: What to run on them, by name; "eager" is what the others are compared with.
         logits_bytes: Size of the logits of one side, in float32.
+        bytes_moved: Least traffic of memory: three reads of the logits for Sinkhorn-Knopp (four on
+            a GPU); both sides twice, and the gradient once, for the loss.
     """
 
     name: str
     make: Callable[[], Any]
     variants: dict[str, Call]
     logits_bytes: int
+    bytes_moved: int
 
 
 def eager_sinkhorn(heads: list[Tensor], n_iterations: int = 3) -> list[Tensor]:
@@ -55,68 +58,68 @@ def eager_sinkhorn(heads: list[Tensor], n_iterations: int = 3) -> list[Tensor]:
 
 def eager_loss(students: list[Tensor], targets: list[Tensor]) -> Tensor:
     """The published cross-entropy between student scores and stored assignments."""
-    loss = torch.zeros(())
+    loss = students[0].new_zeros((), dtype=torch.float32)
     for s, q in zip(students, targets, strict=True):
         log_softmax = F.log_softmax(s.float() / STUDENT_TEMPERATURE, dim=-1)
         loss = loss - torch.sum(q * log_softmax, dim=-1).mean()
     return loss
 
 
-def make_logits(n_rows: int, widths: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+def make_logits(
+    n_rows: int, widths: tuple[int, ...], dtype: torch.dtype, device: str
+) -> list[Tensor]:
     """Random scores; at this spread the published loop neither over- nor underflows."""
-    return [torch.randn(n_rows, k).mul_(0.3).to(dtype) for k in widths]
+    return [torch.randn(n_rows, k, device=device).mul_(0.3).to(dtype) for k in widths]
 
 
-def on_cpu_backend(call: Call) -> Call:
-    """The call with the compiled core asked for, so that nothing else is measured by mistake."""
-
-    def run(inputs: Any) -> object:
-        with ff.use_backend("cpu"):
-            return call(inputs)
-
-    return run
-
-
-def sinkhorn_case(n_rows: int, widths: str, dtype: str, with_compile: bool) -> Case:
+def sinkhorn_case(
+    n_rows: int, widths: str, dtype: str, with_compile: bool, device: str = "cpu"
+) -> Case:
     """Three iterations for all heads: potentials, or assignments as the published loop gives."""
     variants: dict[str, Call] = {"eager": eager_sinkhorn}
     if with_compile:
         variants["compiled"] = torch.compile(eager_sinkhorn, dynamic=False)
-    variants["potentials"] = on_cpu_backend(
-        lambda z: ff.ops.sinkhorn_potentials(z, TEACHER_TEMPERATURE)
-    )
-    variants["assignments"] = on_cpu_backend(
-        lambda z: ff.ops.sinkhorn_knopp(z, TEACHER_TEMPERATURE)
-    )
+    variants["potentials"] = lambda z: sinkhorn_potentials(z, TEACHER_TEMPERATURE)
+    variants["assignments"] = lambda z: sinkhorn_knopp(z, TEACHER_TEMPERATURE)
     columns = WIDTHS[widths]
+    n_reads = 3 if device == "cpu" else 4
     return Case(
         f"sinkhorn {dtype} N={n_rows} K={widths}",
-        lambda: make_logits(n_rows, columns, DTYPES[dtype]),
+        lambda: make_logits(n_rows, columns, DTYPES[dtype], device),
         variants,
         4 * n_rows * sum(columns),
+        n_reads * DTYPES[dtype].itemsize * n_rows * sum(columns),
     )
 
 
-def loss_case(n_rows: int, widths: str, dtype: str, with_compile: bool) -> Case:
-    """Loss and gradient. The baseline gets its targets ready-made; ours rebuilds them."""
+def loss_case(
+    n_rows: int, widths: str, dtype: str, with_compile: bool, device: str = "cpu"
+) -> Case:
+    """Loss and gradient. The baseline gets its targets ready-made; ours rebuilds them.
+
+    "fused" takes new memory for the gradients, "in place" writes them over the student's logits,
+    as training does.
+    """
     columns = WIDTHS[widths]
 
     def make() -> Any:
-        teacher = make_logits(n_rows, columns, DTYPES[dtype])
-        student = [s.requires_grad_() for s in make_logits(n_rows, columns, DTYPES[dtype])]
-        potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
-        return teacher, student, potentials, ff.ops.sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
+        teacher, student = (make_logits(n_rows, columns, DTYPES[dtype], device) for _ in range(2))
+        potentials = sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
+        targets = sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
+        return teacher, [s.requires_grad_() for s in student], potentials, targets
 
-    def fused(inputs: Any) -> object:
+    def fused(inputs: Any, overwrite: bool) -> object:
         teacher, student, potentials, _ = inputs
-        loss = ff.ops.clustering_cross_entropy(
-            student,
+        scores = [s.view_as(s) for s in student] if overwrite else student
+        loss = clustering_cross_entropy(
+            scores,
             teacher,
             potentials,
             teacher_temperature=TEACHER_TEMPERATURE,
             student_temperature=STUDENT_TEMPERATURE,
+            overwrite_student=overwrite,
         )
-        return torch.autograd.grad(loss.sum(), student)
+        return torch.autograd.grad(loss.sum(), scores)
 
     compiled_loss = torch.compile(eager_loss, dynamic=False)
     variants: dict[str, Call] = {
@@ -126,7 +129,12 @@ def loss_case(n_rows: int, widths: str, dtype: str, with_compile: bool) -> Case:
         variants["compiled"] = lambda inputs: torch.autograd.grad(
             compiled_loss(inputs[1], inputs[3]), inputs[1]
         )
-    variants["fused"] = on_cpu_backend(fused)
+    variants["fused"] = lambda inputs: fused(inputs, False)
+    variants["in place"] = lambda inputs: fused(inputs, True)
     return Case(
-        f"loss fwd+bwd {dtype} N={n_rows} K={widths}", make, variants, 4 * n_rows * sum(columns)
+        f"loss fwd+bwd {dtype} N={n_rows} K={widths}",
+        make,
+        variants,
+        4 * n_rows * sum(columns),
+        5 * DTYPES[dtype].itemsize * n_rows * sum(columns),
     )

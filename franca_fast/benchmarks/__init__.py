@@ -1,0 +1,16 @@
+"""Benchmarks of the operators beside their baselines: `franca-fast bench` and bench/ use them."""
+
+from __future__ import annotations
+
+from .cases import Case, loss_case, sinkhorn_case
+from .measure import copy_bandwidth, machine, measure, table
+
+__all__ = [
+    "Case",
+    "copy_bandwidth",
+    "loss_case",
+    "machine",
+    "measure",
+    "sinkhorn_case",
+    "table",
+]
