@@ -74,6 +74,7 @@ def main() -> None:
             print(kind, measured[kind], flush=True)
     result = {
         "command": f"python -m bench.data --batches {args.batches} --repeats {args.repeats}"
+        f" --batch-size {args.batch_size}"
         + (f" --num-workers {args.num_workers}" if args.num_workers else ""),
         "load": round(os.getloadavg()[0], 1),
         "images_per_second": measured,
