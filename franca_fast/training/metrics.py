@@ -167,9 +167,13 @@ def peak_memory_gb(device: torch.device) -> float:
     """Largest memory in use so far: of the GPU, or of this process on the CPU. In 10^9 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    try:
+        # Not getrusage: on Linux its figure may be that of the process which started this one.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+    except (OSError, IndexError, ValueError):
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _tensors(output: StepOutput) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ def test_compiles_without_graph_breaks():
         (dict(n_valid=5), "n_valid: 5"),
         (dict(n_valid=-1), "n_valid: -1"),
         (dict(logits=torch.zeros(4, 8, dtype=torch.int64)), "logits\\[0\\]: dtype torch.int64"),
-        (dict(logits=torch.zeros(8)), "logits\\[0\\]: shape \\(8,\\)"),
+        (dict(logits=torch.zeros(8)), "logits\\[0\\]: a tensor of shape \\(8,\\)"),
         (dict(logits=torch.zeros(4, 0)), "at least one column"),
         (dict(logits=[]), "empty sequence"),
         (dict(logits=[torch.zeros(4, 8), torch.zeros(3, 8)]), "logits\\[1\\]: 3 rows"),

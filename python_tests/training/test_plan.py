@@ -310,7 +310,8 @@ def test_wrong_numbers_are_refused(config: Config, arguments: dict[str, Any], me
 
 # The resident memory of a process is subtracted in which a tiny run has loaded everything.
 MEASURED = """
-import resource
+import torch
+from franca_fast.training.metrics import peak_memory_gb
 from franca_fast.training.plan import plan_training
 from franca_fast.training.run import Run
 from python_tests.training.test_plan import batch_of
@@ -322,7 +323,7 @@ config = tiny_config(*overrides)
 run = Run(tiny_config())
 run.train_on([random_batch(run.config)], diagnose=False)
 run.close()
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: peak_memory_gb(torch.device("cpu")) * 1e9
 before = peak()
 run = Run(config)
 batch = batch_of(config)
