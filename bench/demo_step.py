@@ -1,6 +1,6 @@
 """Times whole training steps of the demo on the cpu and on the torch backend, taking turns.
 
-    python bench/demo_step.py [--steps 15] [--threads 2] [--out bench/results/demo_step.json]
+It runs `python bench/demo_step.py [--steps 15] [--threads 2] [--out FILE.json]`.
 """
 
 from __future__ import annotations
