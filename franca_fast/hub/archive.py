@@ -71,21 +71,23 @@ def unpack(parts: Sequence[Path], target: Path) -> Path:
         InputError: a damaged archive, one that holds anything else, or too little space.
     """
     source = f"archive '{parts[0]}'"
-    try:
-        with (
-            io.BufferedReader(_Joined(parts), _BLOCK) as joined,
-            gzip.GzipFile(fileobj=joined) as unzipped,
-            atomic_path(target) as temporary,
-        ):
+    with (
+        atomic_path(target) as temporary,
+        io.BufferedReader(_Joined(parts), _BLOCK) as joined,
+        gzip.GzipFile(fileobj=joined) as unzipped,
+    ):
+        try:
             with tarfile.open(fileobj=unzipped, mode="r|") as tar:
                 _extract(tar, temporary, source)
             # Only at the end of its stream does gzip compare the checksum.
-            if len(unzipped.read(_PADDING)) == _PADDING:
-                raise InputError(f"{source}: more data follows its end")
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(
-            f"{source}: damaged, or a part is missing at its end ({len(parts)} found; {error})"
-        ) from error
+            rest = unzipped.read(_PADDING)
+        # Here and not further out, where a damaged stream, an OSError, looks like a failed write.
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise InputError(
+                f"{source}: damaged, or a part is missing at its end ({len(parts)} found; {error})"
+            ) from error
+        if len(rest) == _PADDING:
+            raise InputError(f"{source}: more data follows its end")
     return target
 
 
