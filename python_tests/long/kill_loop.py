@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed.tensor  # what ranks import first of all, and slowly
 
 from franca_fast.files import write_json
 from franca_fast.training import pretrain
@@ -165,6 +166,7 @@ def measure(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--output", type=Path, help="also write the figures as JSON, after each run"
@@ -172,7 +174,11 @@ def main() -> int:
     args = parser.parse_args()
     chance = random.Random(args.seed)
     found: dict[int, Figures] = {}
-    command = f"python -m python_tests.long.kill_loop --kills {args.kills} --seed {args.seed}"
+    ranks = " ".join(map(str, args.ranks))
+    command = (
+        f"python -m python_tests.long.kill_loop --kills {args.kills} --ranks {ranks} "
+        f"--seed {args.seed}"
+    )
 
     def report(figures: Figures) -> None:
         found[figures.ranks] = figures
@@ -187,8 +193,8 @@ def main() -> int:
             write_json(args.output, {"command": command, "steps": _STEPS, "results": results})
 
     with tempfile.TemporaryDirectory() as folder:
-        for ranks, kills in ((1, args.kills - args.kills // 2), (2, args.kills // 2)):
-            measure(ranks, kills, Path(folder), chance, report)
+        for n_ranks in args.ranks:
+            measure(n_ranks, args.kills // len(args.ranks), Path(folder), chance, report)
     return 1 if any(figures.different for figures in found.values()) else 0
 
 
