@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu import peak_and_result_bytes
 from gpu_cases import Case, Setting, cases
+
+from franca_fast.benchmarks.measure import peak_and_result_bytes
 
 FEWEST_SETS, MOST_SETS = 3, 16
 COLD_BYTES = 256 << 20  # several times the L2 cache of any card: inputs rotate through so much

@@ -31,7 +31,7 @@ def measure(case: Case, seconds: float, device: str = "cpu") -> dict[str, Any]:
     """
     inputs = case.make()
     memory = {
-        name: _peak_and_result_bytes(lambda run=run: run(inputs), device)  # type: ignore[misc]
+        name: peak_and_result_bytes(lambda run=run: run(inputs), device)  # type: ignore[misc]
         for name, run in case.variants.items()
     }
     times: dict[str, list[float]] = {name: [] for name in case.variants}
@@ -120,7 +120,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def _peak_and_result_bytes(call: Callable[[], object], device: str) -> tuple[int, int]:
+def peak_and_result_bytes(call: Callable[[], object], device: str = "cpu") -> tuple[int, int]:
     """Peak of what a call holds at a time, and what it returns, as PyTorch's allocator sees it.
 
     The kernels get all their memory from PyTorch, so it sees everything; the resident size of the
