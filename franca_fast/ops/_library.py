@@ -24,7 +24,8 @@ def define(
         schema: Name, arguments and results in PyTorch's schema language.
         implementation: Runs on plain tensors of any device.
         fake: Gives outputs of the right shape and dtype without computing.
-        backward: Autograd formula; without it the results carry no gradient.
+        backward: Autograd formula, which cannot be differentiated again (that is an error and not
+            a wrong result); without it the results carry no gradient.
         setup_context: Saves what `backward` needs.
     """
     name = schema.split("(")[0]
@@ -33,6 +34,32 @@ def define(
     torch.library.register_fake(f"franca_fast::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(
-            f"franca_fast::{name}", backward, setup_context=setup_context, lib=_library
+            f"franca_fast::{name}", _once(name, backward), setup_context=setup_context, lib=_library
         )
     return getattr(torch.ops.franca_fast, name).default
+
+
+def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The formula, with gradients of which a gradient is an error.
+
+    Without this, PyTorch takes a gradient's gradient to be zero where the formula calls operators
+    that have none.
+    """
+    message = f"franca_fast.ops: the gradient of {name} cannot be differentiated again".encode()
+
+    def guarded(ctx: Any, *gradients: Any) -> Any:
+        with torch.no_grad():
+            results = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return results
+        return _refusing(results, message)
+
+    return guarded
+
+
+def _refusing(results: Any, message: bytes) -> Any:
+    if isinstance(results, (list, tuple)):
+        return type(results)(_refusing(result, message) for result in results)
+    if results is None:
+        return None
+    return torch._C._functions.DelayedError(message, 1)(results.detach().requires_grad_())

@@ -27,6 +27,7 @@ from . import _checks
 from ._library import define
 from .factored_scores import FactoredScores, lists
 from .sinkhorn import SinkhornPotentials
+from .split_rows import are_free, origin_of
 
 
 def clustering_cross_entropy(
@@ -58,8 +59,11 @@ def clustering_cross_entropy(
         weights: [M], the weight w of each student row. Default: 1 / M, the mean.
         overwrite_student: Let the backward pass write the gradient over the student logits, which
             saves memory of their size and the time to get it. For logits that nothing else needs,
-            such as scores that go into this loss only, and a single backward pass. Has no effect
-            on factored scores, under torch.compile and on logits that are not contiguous.
+            such as scores that go into this loss only, and a single backward pass; autograd
+            refuses what comes later and does need them. Has no effect where it might do harm: on
+            views (other than parts by `split_rows`), logits that share memory with each other or
+            the teacher's, need no gradient, or are not contiguous; on factored scores, and under
+            torch.compile.
 
     Returns:
         The loss of each head, [number of heads], float32 (float64 for float64 logits). Sum it.
@@ -100,11 +104,12 @@ def clustering_cross_entropy(
     prototype, row = _check_potentials(potentials, teacher[0], [z.shape[1] for z in teacher])
     rows = _check_rows(teacher_rows, student[0], teacher[0])
     factors = _check_weights(weights, student[0])
-    if _checks.flag("overwrite_student", overwrite_student):
-        _check_overwritable(student)
+    overwrite = _checks.flag("overwrite_student", overwrite_student) and _overwritable(
+        student, teacher
+    )
     teacher = [z.detach() for z in teacher]
     loss, _ = _cross_entropy(
-        student, teacher, prototype, row, *temperatures, rows, factors, overwrite_student
+        student, teacher, prototype, row, *temperatures, rows, factors, overwrite
     )
     return loss
 
@@ -195,13 +200,14 @@ def _check_weights(weights: Tensor | None, student: Tensor) -> Tensor:
     return weights.detach().to(dtype)
 
 
-def _check_overwritable(student: list[Tensor]) -> None:
+def _overwritable(student: list[Tensor], teacher: list[Tensor]) -> bool:
     for i, s in enumerate(student):
-        if s.requires_grad and s.is_leaf:
+        if s.requires_grad and origin_of(s).is_leaf:
             raise InputError(
                 f"overwrite_student: True, but student_logits[{i}] is a leaf, whose values would "
                 f"become its gradient; accepted: results of other operators"
             )
+    return are_free(student, teacher)
 
 
 def _check_row_values(rows: Tensor, n_teacher: int) -> None:
@@ -249,19 +255,23 @@ def _backward_impl(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     student, teacher, prototype, row, t_student, t_teacher, teacher_rows, weights, over = inputs
-    ctx.n_heads, ctx.overwrite, ctx.overwritten = len(student), over, False
+    ctx.n_heads, ctx.overwritten = len(student), False
+    ctx.overwrites = [origin_of(s) for s in student] if over else []
     ctx.temperatures = (t_student, t_teacher)
     ctx.save_for_backward(*student, *teacher, prototype, row, output[1], teacher_rows, weights)
 
 
 def _autograd_backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     # The log-sum-exp is an internal result that no caller sees, so it has no gradient.
+    if ctx.overwritten:
+        raise RuntimeError(
+            "clustering_cross_entropy: a second backward pass, but the first one has overwritten "
+            "the student logits, as overwrite_student asked for"
+        )
     *logits, prototype, row, lse, teacher_rows, weights = ctx.saved_tensors
     student, teacher = logits[: ctx.n_heads], logits[ctx.n_heads :]
     arguments = (prototype, row, lse, *ctx.temperatures, teacher_rows, weights)
-    # Tensors that only trace a computation cannot be written to.
-    plain = all(type(s) is Tensor and s.is_contiguous() for s in student)
-    if ctx.overwrite and plain:
+    if ctx.overwrites:
         gradients = _overwrite(ctx, grad_loss.contiguous(), student, teacher, *arguments)
     else:
         gradients = _cross_entropy_backward(grad_loss.contiguous(), student, teacher, *arguments)
@@ -270,22 +280,14 @@ def _autograd_backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[A
 
 def _overwrite(ctx: Any, grad_loss: Tensor, student: list[Tensor], *arguments: Any) -> list[Tensor]:
     """The gradients in the memory of the student logits."""
-    if ctx.overwritten:
-        raise RuntimeError(
-            "clustering_cross_entropy: a second backward pass, but the first one has overwritten "
-            "the student logits, as overwrite_student asked for"
-        )
-    ctx.overwritten = True
     implementation = choose("clustering_cross_entropy", student[0])
-    # `data` has no part in autograd's record of changes. Whoever else saved these logits for a
-    # backward pass is told of the change, but not where they are parts of a larger tensor: those
-    # have one record in common with parts that did not change.
     gradients = implementation.backward(
         grad_loss, student, *arguments, out=[s.data for s in student]
     )
-    for s in student:
-        if not s._is_view():
-            torch.autograd.graph.increment_version(s)
+    # Whoever else saved these logits for a backward pass is told of the change.
+    for tensor in (*student, *ctx.overwrites):
+        torch.autograd.graph.increment_version(tensor)
+    ctx.overwritten, ctx.overwrites = True, []
     return gradients
 
 

@@ -207,15 +207,72 @@ def test_a_second_backward_pass_over_overwritten_logits_is_refused():
     loss, student = loss_of_scores(leaves, teacher, potentials, **options)
     other = sum((s * s).sum() for s in student)
     loss.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="overwrite_student"):
         loss.sum().backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         other.backward()
-    wide = [(leaf * 2)[:] for leaf in leaves]
-    loss = ff.ops.clustering_cross_entropy(wide, teacher, potentials, **options).sum()
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="overwrite_student"):
-        loss.backward()
+
+
+def square(x):
+    return x.pow(2).sum()
+
+
+# What is made of a leaf [6, 8] and a loss, where overwriting might have wronged somebody.
+SHARED_LOGITS = {
+    "view": lambda x, loss: loss([x.exp()[:]]),
+    "reshaped": lambda x, loss: loss([torch.tanh(x.reshape(48)).reshape(6, 8)]),
+    "view of the leaf": lambda x, loss: loss([x.view(6, 8)]),
+    "view in two places": lambda x, loss: (lambda y: loss([y]) + square(y))((x * 2)[:]),
+    "one tensor for two heads": lambda x, loss: (lambda y: loss([y, y]))(x * 2),
+    "the teacher's memory": lambda x, loss: (lambda y: loss([y], y.detach().flip(0)))(x * 2),
+    "parts of one result": lambda x, loss: sum(
+        loss([part]) for part in torch.softmax(x, 1).split([3, 3])
+    ),
+    "beside a constant": lambda x, loss: loss([x * 2, x.detach()]),
+}
+
+
+def loss_with(overwrite):
+    def loss(student, teacher=None):
+        n_rows = student[0].shape[0]
+        generator = torch.Generator().manual_seed(1)
+        if teacher is None:
+            teacher = torch.randn(n_rows, 8, generator=generator).to(DEVICE)
+        teachers = [teacher] * len(student)
+        potentials = ff.ops.sinkhorn_potentials(teachers, 0.1)
+        return ff.ops.clustering_cross_entropy(
+            student, teachers, potentials, teacher_temperature=0.1, overwrite_student=overwrite
+        ).sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("case", SHARED_LOGITS)
+def test_logits_that_others_may_need_are_not_overwritten(case):
+    x = torch.randn(6, 8, device=DEVICE, requires_grad=True)
+    before = x.detach().clone()
+    gradients = [
+        torch.autograd.grad(SHARED_LOGITS[case](x, loss_with(overwrite)), x)[0]
+        for overwrite in (False, True)
+    ]
+    assert torch.equal(*gradients)
+    assert torch.equal(x.detach(), before)
+
+
+def test_uses_of_overwritten_logits_are_refused():
+    x = torch.randn(6, 8, device=DEVICE, requires_grad=True)
+    loss = loss_with(True)
+    whole = x * 2
+    first, second = ff.ops.split_rows(whole, [3, 3])
+    for total in (
+        loss([first]) + loss([first]),
+        square(second) + loss([second]),
+        square(whole) + loss([first]),
+    ):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            total.backward()
+    with pytest.raises(InputError, match="leaf"):
+        loss([ff.ops.split_rows(x, [6])[0]])
 
 
 def test_leaves_are_not_overwritten():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from franca_fast.errors import InputError
 from franca_fast.ops import split_rows
 
 
@@ -42,3 +44,32 @@ def test_gradients_in_another_order_are_copied():
     second, first = gradient.split([2, 2])
     torch.autograd.backward(split_rows(matrix, [2, 2]), [first, second])
     assert torch.equal(matrix.grad, torch.cat([first, second]))
+
+
+def test_gradient_of_the_gradient():
+    matrix = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    sizes = [2, 3]
+    seconds = []
+    for split in (split_rows, torch.split):
+        (gradient,) = torch.autograd.grad(
+            torch.cat(split(matrix, sizes)).pow(3).sum(), matrix, create_graph=True
+        )
+        seconds += torch.autograd.grad(gradient.pow(2).sum(), matrix)
+    assert torch.equal(*seconds)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "sizes", "message"),
+    [
+        (torch.zeros(5, 2, 1), [2, 3], "matrix"),
+        ([[1.0]], [1], "matrix"),
+        (torch.zeros(5, 2), [2, 2], r"sizes: \[2, 2\]; accepted: .* 5 rows"),
+        (torch.zeros(5, 2), [-1, 6], "sizes"),
+        (torch.zeros(5, 2), [], "sizes"),
+        (torch.zeros(5, 2), 2, "sizes: 2"),
+        (torch.zeros(5, 2), "ab", "sizes: 'ab'"),
+    ],
+)
+def test_wrong_arguments_are_named(matrix, sizes, message):
+    with pytest.raises(InputError, match=message):
+        split_rows(matrix, sizes)

@@ -1,0 +1,48 @@
+"""What the gradients of all operators have in common."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import franca_fast as ff
+from python_tests.helpers import DEVICE
+
+
+def scores(x):
+    return torch.cat(ff.ops.prototype_scores([x], [torch.ones(3, 8, device=DEVICE)]))
+
+
+def loss(x):
+    teacher = torch.randn(6, 8, device=DEVICE)
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.1)
+    return ff.ops.clustering_cross_entropy(x, teacher, potentials, teacher_temperature=0.1)
+
+
+def factored_loss(x):
+    def factors(features):
+        one = torch.ones(8, device=DEVICE)
+        return ff.ops.FactoredScores((features,), (torch.eye(8, device=DEVICE),), (one,))
+
+    teacher = factors(torch.randn(6, 8, device=DEVICE))
+    potentials = ff.ops.sinkhorn_potentials(teacher, 0.1)
+    return ff.ops.clustering_cross_entropy(factors(x), teacher, potentials, teacher_temperature=0.1)
+
+
+def attention(x):
+    q = x.view(6, 1, 8)
+    return ff.ops.varlen_attention(q, q, q, [2, 4])
+
+
+def attention_qkv(x):
+    return ff.ops.varlen_attention_qkv(x.repeat(1, 3).view(6, 3, 1, 8), [2, 4])
+
+
+@pytest.mark.parametrize("operator", [scores, loss, factored_loss, attention, attention_qkv])
+def test_a_gradient_of_a_gradient_is_refused_and_not_wrong(operator):
+    x = torch.randn(6, 8, device=DEVICE, requires_grad=True)
+    (gradient,) = torch.autograd.grad(operator(x).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"franca_fast.*cannot be differentiated again"):
+        gradient.pow(2).sum().backward()
+    plain = torch.autograd.grad(operator(x).pow(2).sum(), x)[0]
+    assert plain.shape == gradient.shape
