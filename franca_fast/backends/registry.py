@@ -62,7 +62,7 @@ def _check_name(name: str, origin: str) -> str:
     known = (_AUTO, *_PACKAGES)
     if name not in known:
         raise InputError(
-            f"{origin}: unknown backend {name!r}{did_you_mean(name, known)}; "
+            f"{origin}: unknown backend {name!r}{did_you_mean(str(name), known)}; "
             f"accepted: {', '.join(known)}"
         )
     return name

@@ -92,7 +92,8 @@ def tar_members(read: Read, total: int) -> Iterator[Member]:
 
     Where a header is damaged, or promises more than there is, the walk goes on at the next good
     header, so that one flipped bit does not cost a whole shard. Several tars one after another
-    are read as one.
+    are read as one. A tar that was cut exactly between two members is taken for a whole one, as
+    many programs write no end marker.
 
     Args:
         read: reads pieces of the tar.
@@ -120,6 +121,8 @@ def tar_members(read: Read, total: int) -> Iterator[Member]:
             if member is not None:
                 yield member
             offset = following
+            if offset is not None and offset > total and damage is None:
+                damage = TarDamage("truncated behind a member")
     if damage is not None:
         raise damage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from franca_fast.training.world import World
 
 if TYPE_CHECKING:
     from franca_fast.data import Batch
+
+logger = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -141,6 +144,9 @@ class Recorder:
             self._file.write({"step": step, **numbers})
         for board in self._boards:
             board.write(step, numbers)
+        if figures:
+            listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            logger.info("evaluation after step %d: %s", step, listed)
 
     def force(self) -> None:
         """Writes everything and waits until it is on the disk."""

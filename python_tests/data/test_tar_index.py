@@ -117,6 +117,11 @@ def damage_of(data: bytes) -> TarDamage:
     return caught.value
 
 
+def test_truncation_in_the_padding_is_noticed() -> None:
+    data = tar_bytes([(f"{i}.jpg", bytes(1000)) for i in range(5)])
+    assert str(damage_of(data[: 3 * 1536 - 12])) == "truncated behind a member"
+
+
 def test_the_walk_goes_on_behind_damage() -> None:
     names = [f"{i}.jpg" for i in range(9)]
     whole = tar_bytes([(name, name.encode() * 300) for name in names])

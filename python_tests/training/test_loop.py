@@ -261,6 +261,8 @@ def test_knn_accuracies_are_recorded_where_labelled_images_are_named(tmp_path: P
     assert [line["step"] for line in found] == [0, 4, 8]
     assert {f"evaluation/knn/{m}/10" for m in (2, 4, 8, 16, 32)} <= found[0].keys()
     assert 0 <= found[-1]["evaluation/knn/32/10"] <= 100
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "evaluation after step 8: knn/2/10 " in log
 
 
 @pytest.mark.parametrize(
