@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def run_log(path: Path, *, verbose: bool, rank: int = 0) -> Iterator[None]:
         yield
     except Exception as error:
         trace = not isinstance(error, FrancaError)
-        _PACKAGE.error("%s", error, exc_info=trace, extra={"only_in_file": True})
+        # Of a run that never began rank 0 has removed the folder, perhaps; the error counts.
+        with suppress(OSError):
+            _PACKAGE.error("%s", error, exc_info=trace, extra={"only_in_file": True})
         raise
     finally:
         for handler in handlers:

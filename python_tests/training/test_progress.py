@@ -90,3 +90,13 @@ def test_logging_is_as_before_afterwards(tmp_path: Path) -> None:
     with run_log(tmp_path / "train.log", verbose=True):
         pass
     assert (package.level, package.handlers) == before
+
+
+def test_an_error_counts_more_than_the_log_that_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "ranks"
+    with (
+        pytest.raises(FrancaError, match="the reason"),
+        run_log(folder / "1.log", verbose=False, rank=1),
+    ):
+        folder.rmdir()
+        raise FrancaError("the reason")
