@@ -6,6 +6,7 @@ once; the only loop is over kinds of arithmetic, never over crops or patches.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from franca_fast.errors import InputError
 _ASPECT = (0.3, 1 / 0.3)
 
 
-class Mask:
+class Mask(ABC):
     """What all masks share: the checks, and drawing from a generator.
 
     A subclass turns uniform numbers [m, numbers_per_mask] into m masks in `from_uniforms`.
@@ -76,8 +77,9 @@ class Mask:
             raise InputError(f"n_masked {given}: from 0 to {patches} patches")
         return self._masks(n_masked, numbers)
 
+    @abstractmethod
     def _masks(self, n_masked: Tensor, numbers: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Masks of checked numbers of patches; shapes as in `from_uniforms`."""
 
 
 class RandomMask(Mask):

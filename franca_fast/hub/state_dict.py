@@ -203,6 +203,8 @@ def _verify_checksums(file: Path, shown: Path) -> None:
             if all(member.CRC == 0 for member in archive.infolist()):
                 return  # written without checksums
             damaged = archive.testzip()
+    # zipfile raises NotImplementedError for a compression it lacks, RuntimeError for an encrypted
+    # member; a damaged directory may claim either.
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"weights '{shown}': {_UNREADABLE}") from error
     if damaged is not None:
