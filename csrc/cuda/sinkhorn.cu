@@ -269,6 +269,13 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
   });
 }
 
+RowSharing row_sharing(const RaggedLogits& logits, int64_t n_valid) {
+  const RowMassPlan plan = plan_row_mass(logits, make_heads(logits), n_valid, true);
+  if (plan.n_clusters == 0) return {};
+  return {plan.threads, plan.cluster, plan.n_clusters,
+          std::vector<int>(plan.groups, plan.groups + logits.n_heads)};
+}
+
 std::size_t potentials_workspace(const RaggedLogits& logits, int64_t n_valid) {
   if (n_valid <= kFewRows) {
     Workspace memory(nullptr, 0);

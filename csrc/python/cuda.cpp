@@ -71,6 +71,17 @@ void potentials(const Numbers& heads, int64_t n_rows, int dtype, double temperat
                    workspace_bytes, pointer<void>(stream));
 }
 
+py::dict row_sharing(const Numbers& heads, int64_t n_rows, int dtype, int64_t n_valid) {
+  const cuda::RowSharing sharing =
+      cuda::row_sharing(Logits(heads, n_rows, dtype).view, n_valid);
+  py::dict result;
+  result["threads"] = sharing.threads;
+  result["cluster"] = sharing.cluster;
+  result["n_clusters"] = sharing.n_clusters;
+  result["groups"] = sharing.groups;
+  return result;
+}
+
 std::size_t clustering_forward_workspace(const ClusteringProblem& problem) {
   return cuda::clustering_forward_workspace(problem.view);
 }
@@ -104,6 +115,7 @@ void bind_cuda(py::module_& parent) {
   m.def("assignments", &assignments);
   m.def("potentials_workspace", &potentials_workspace);
   m.def("potentials", &potentials);
+  m.def("row_sharing", &row_sharing, "How rows and their masses are spread over this device.");
   m.def("clustering_forward_workspace", &clustering_forward_workspace);
   m.def("clustering_forward", &clustering_forward);
   m.def("clustering_backward", &clustering_backward);

@@ -104,6 +104,9 @@ class _AsResult(torch.autograd.Function):
         return gradient
 
 
+as_result = _AsResult.apply
+
+
 def loss_case(
     n_rows: int, widths: str, dtype: str, with_compile: bool, device: str = "cpu"
 ) -> Case:
@@ -122,7 +125,7 @@ def loss_case(
 
     def fused(inputs: Any, overwrite: bool) -> object:
         teacher, student, potentials, _ = inputs
-        scores = [_AsResult.apply(s) for s in student] if overwrite else student
+        scores = [as_result(s) for s in student] if overwrite else student
         loss = clustering_cross_entropy(
             scores,
             teacher,

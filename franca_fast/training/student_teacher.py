@@ -102,9 +102,9 @@ class StudentTeacher(nn.Module):
         # Without storage first: initialising 250,000 prototypes only to overwrite them is slow.
         with torch.device("meta"):
             self.teacher = Network(config, drop_path_rate=0.0)
-        device = self.student.backbone.cls_token.device
-        self.teacher.to_empty(device=device).requires_grad_(False)
-        self.teacher.load_state_dict(self.student.state_dict())
+        copies = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
+        self.teacher.load_state_dict(copies, assign=True)
+        self.teacher.requires_grad_(False)
         self.teacher.eval()
         self.koleo_loss = KoLeoLoss()
         if self.image_weight:

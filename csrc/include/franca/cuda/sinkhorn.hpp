@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "franca/views.hpp"
 
@@ -39,5 +40,14 @@ std::size_t potentials_workspace(const RaggedLogits& logits, int64_t n_valid);
 void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterations,
                 int64_t n_valid, float* prototype, float* row, void* workspace,
                 std::size_t workspace_bytes, void* stream);
+
+// How `row_step` with masses spreads the rows of these logits over this device.
+struct RowSharing {
+  int threads;              // of a block
+  int cluster;              // blocks that run together; 0: the device cannot hold a row on chip
+  int n_clusters;           // of all heads
+  std::vector<int> groups;  // rows at a time, of each head
+};
+RowSharing row_sharing(const RaggedLogits& logits, int64_t n_valid);
 
 }  // namespace franca::cuda

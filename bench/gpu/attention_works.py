@@ -1,4 +1,4 @@
-"""What bench/gpu.py times of attention: packed crops, PyTorch's kernels, FlashAttention-2."""
+"""What is timed of attention: packed crops, PyTorch's kernels, FlashAttention-2."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_cases import Call, Case, Setting, with_backend
 from torch import Tensor
 
 import franca_fast as ff
 
-CROPS = ((64, 257), (256, 50))  # images and tokens of each: 32 images of the recipes
+from .works import Call, Case, Setting, with_backend
+
 HEADS, HEAD_DIM = 16, 64
 Attention = Callable[[Tensor], Tensor]  # [tokens, 3, heads, head_dim] -> [tokens, heads, head_dim]
 
 
-def crops_of(setting: Setting) -> tuple[tuple[int, int], ...]:
-    """The recipe's crops on a GPU, a few tokens where this only proves the program."""
-    return CROPS if setting.device.type == "cuda" else ((2, 5), (3, 2))
-
-
 def attention_cases(setting: Setting) -> Iterator[Case]:
     """Forward alone, and forward with backward."""
-    crops = crops_of(setting)
+    crops = setting.crops
     tokens = sum(images * length for images, length in crops)
     pairs = sum(images * length**2 for images, length in crops)
     name = " + ".join(f"{images}x{length}" for images, length in crops)
@@ -44,8 +39,8 @@ def attention_cases(setting: Setting) -> Iterator[Case]:
     forward_operations = 4 * pairs * HEADS * HEAD_DIM
     for work, passes in (("fwd", forward), ("fwd+bwd", forward_backward)):
         backward = work != "fwd"
-        variants = {kernel: passes(call) for kernel, call in others.items()}
-        variants |= {backend: with_backend(backend, passes(packed)) for backend in own}
+        variants = {backend: with_backend(backend, passes(packed)) for backend in own}
+        variants |= {kernel: passes(call) for kernel, call in others.items()}
         yield Case(
             f"attention {work} {name}",
             make,
@@ -82,12 +77,13 @@ def baselines(crops: tuple[tuple[int, int], ...], setting: Setting) -> dict[str,
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)
 
-    found: dict[str, Attention] = {"sdpa per crop size": sdpa}
+    found: dict[str, Attention] = {"sdpa": sdpa}
     if setting.device.type != "cuda":
         return found
     seqlens = [length for images, length in crops for _ in range(images)]
     longest = max(seqlens)
-    ends = torch.tensor([0, *seqlens], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    ends = torch.tensor([0, *seqlens], dtype=torch.int32, device=setting.device)
+    ends = ends.cumsum(0, dtype=torch.int32)
     if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -95,5 +91,5 @@ def baselines(crops: tuple[tuple[int, int], ...], setting: Setting) -> dict[str,
     if importlib.util.find_spec("flash_attn") is not None:
         from flash_attn import flash_attn_varlen_qkvpacked_func
 
-        found["flash_attn 2"] = lambda qkv: flash_attn_varlen_qkvpacked_func(qkv, ends, longest)
+        found["flash_attn"] = lambda qkv: flash_attn_varlen_qkvpacked_func(qkv, ends, longest)
     return found

@@ -1,6 +1,6 @@
-"""Measures on this machine's GPU which attention kernels are faster, and writes the table's entry.
+"""Part: which attention kernels are faster on this card; writes the table's entry.
 
-Usage: python bench/attention_choice.py [--out FILE]
+python -m bench.gpu.choice [--out FILE]
 
 Times forward and backward of our kernels and of PyTorch's for one length of each bucket of
 franca_fast/backends/attention_choice.json, and replaces the entry of this card's capability in it.
@@ -8,7 +8,6 @@ franca_fast/backends/attention_choice.json, and replaces the entry of this card'
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+import franca_fast as ff
+from franca_fast.backends import registry
+from franca_fast.backends.attention_choice import COMMITTED, OWN, TORCH, read_table
+from franca_fast.files import atomic_path
 
-import franca_fast as ff  # noqa: E402
-from franca_fast.backends import registry  # noqa: E402
-from franca_fast.backends.attention_choice import COMMITTED, OWN, TORCH, read_table  # noqa: E402
-from franca_fast.files import atomic_path  # noqa: E402
+from . import record
+from .options import parse
 
 # A length of each bucket: ViT/14 at 98, 168, 224, 364 and 518 pixels.
 LENGTHS = (50, 145, 257, 677, 1370)
@@ -60,9 +59,9 @@ def measured(time_of: Callable[[str, int, int], float], own: str) -> dict[str, l
         for length in LENGTHS:
             ours, theirs = (time_of(backend, head_dim, length) for backend in (own, "torch"))
             entry[str(head_dim)].append(OWN if ours < theirs else TORCH)
-            print(
-                f"head_dim {head_dim}, length {length}: ours {ours:.3f} ms, torch {theirs:.3f} ms"
-            )
+            times = {own: ours, "torch": theirs}
+            name = f"attention, head_dim {head_dim}, length {length}"
+            record.add(choice=name, ms=times, fastest=min(times, key=times.__getitem__))
     return entry
 
 
@@ -80,22 +79,19 @@ def write_entry(path: Path, capability: str, card: str, entry: dict[str, list[st
 
 
 def main() -> int:
-    """Returns 0, or 2 without a GPU or without kernels of ours for it."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=COMMITTED)
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no CUDA device is visible to PyTorch; nothing was measured")
-        return 2
+    """Returns 0, or 1 without kernels of ours for this card."""
+    options = parse(__doc__, out={"type": Path, "default": COMMITTED})
+    if options.device == "cpu":
+        record.add(note="nothing is chosen in a dry run")
+        return 0
     tensor = torch.empty(0, dtype=torch.bfloat16, device="cuda")
     own = registry.available("varlen_attention", tensor)[0]
     if own == "torch":
         print("neither the compiled core nor triton offers attention here; nothing was measured")
-        return 2
+        return 1
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     entry = measured(milliseconds, own)
-    write_entry(arguments.out, capability, torch.cuda.get_device_name(), entry)
-    print(f"wrote the entry of {capability} to {arguments.out}")
+    write_entry(options.out, capability, torch.cuda.get_device_name(), entry)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What bench/gpu.py times: each work with its baselines, its bytes and its operations.
+"""What is timed on a GPU: each work with its baselines, its bytes and its operations.
 
 To add a work, write a function that takes a `Setting` and yields `Case`s, and append it to `WORKS`.
 """
@@ -15,13 +15,20 @@ from torch import Tensor
 import franca_fast as ff
 from franca_fast.backends import registry
 from franca_fast.benchmarks.cases import (
+    NESTED,
     STUDENT_TEMPERATURE,
     TEACHER_TEMPERATURE,
+    as_result,
     eager_loss,
     eager_sinkhorn,
 )
 
 Call = Callable[[Any], object]
+TEMPERATURES = {
+    "teacher_temperature": TEACHER_TEMPERATURE,
+    "student_temperature": STUDENT_TEMPERATURE,
+}
+FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -29,27 +36,22 @@ class Setting:
     """Where to run, and at which sizes.
 
     Attributes:
-        device: Device of all inputs, which is also the default device while cases are made.
+        device: Device of all inputs, which is also the default device while they are made.
         rows: Numbers of rows N to measure at.
         widths: Prototypes of each nested head.
         depth: Length of the bottleneck features.
-        compile: Whether torch.compile of the baseline is a baseline, too.
+        crops: Images and tokens of each, of every size of crop.
     """
 
     device: torch.device
-    rows: tuple[int, ...] = (64, 3072)
-    widths: tuple[int, ...] = (8192, 16384, 32768, 65536, 131072)
+    rows: tuple[int, ...] = (FEW_ROWS, 3072)
+    widths: tuple[int, ...] = NESTED
     depth: int = 256
-    compile: bool = True
+    crops: tuple[tuple[int, int], ...] = ((64, 257), (256, 50))  # 32 images of the recipes
 
     def backends(self, operator: str, dtype: torch.dtype = torch.bfloat16) -> list[str]:
-        """Backends that run an operator here, the reference first."""
-        names = registry.available(operator, torch.empty(0, dtype=dtype, device=self.device))
-        return sorted(names, key=lambda name: name != "torch")
-
-    def compiled(self, call: Call) -> dict[str, Call]:
-        """The baseline under torch.compile, as a variant."""
-        return {"compiled": torch.compile(call, dynamic=False)} if self.compile else {}
+        """Backends that run an operator here."""
+        return registry.available(operator, torch.empty(0, dtype=dtype, device=self.device))
 
 
 @dataclass
@@ -58,10 +60,11 @@ class Case:
 
     Attributes:
         name: What is done, and at which size.
-        make: Gives a fresh set of inputs.
-        variants: What to run on them, by name; the first is what the others are compared to.
+        make: Gives a fresh set of inputs, which no kernel under test has touched.
+        variants: What to run on them, by name.
         bytes_moved: Least traffic of device memory, for the roofline.
         operations: Floating-point operations of the matrix products, 0 without any.
+        short: Whether a call is so short that a replayed graph is timed as well.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Case:
     variants: dict[str, Call] = field(default_factory=dict)
     bytes_moved: int = 0
     operations: int = 0
+    short: bool = False
 
 
 def with_backend(name: str, call: Call) -> Call:
@@ -81,6 +85,26 @@ def with_backend(name: str, call: Call) -> Call:
     return run
 
 
+def compiled(call: Call) -> Call:
+    """The call under torch.compile."""
+    return torch.compile(call, dynamic=False)
+
+
+def ceiling_cases(setting: Setting) -> Iterator[Case]:
+    """What the device reaches: a copy, and a product of matrices of random numbers."""
+    size, width = (1 << 30, 8192) if setting.device.type == "cuda" else (1 << 16, 64)
+
+    def pair(*shape: int) -> list[Tensor]:
+        return [torch.randn(shape, dtype=torch.bfloat16) for _ in range(2)]
+
+    copy = {"device": lambda given: given[0].copy_(given[1])}
+    yield Case("ceiling: copy", lambda: pair(size), copy, 4 * size)
+    product = {"device": lambda given: given[0] @ given[1]}
+    square = Case("ceiling: bf16 product", lambda: pair(width, width), product)
+    square.operations = 2 * width**3
+    yield square
+
+
 def logits(n_rows: int, widths: tuple[int, ...]) -> list[Tensor]:
     """Random bfloat16 scores; at this spread the published loop neither over- nor underflows."""
     return [torch.randn(n_rows, k, dtype=torch.bfloat16).mul_(0.3) for k in widths]
@@ -89,62 +113,64 @@ def logits(n_rows: int, widths: tuple[int, ...]) -> list[Tensor]:
 def sinkhorn_cases(setting: Setting) -> Iterator[Case]:
     """Potentials of all heads; four reads of the logits count."""
     for n_rows in setting.rows:
-        variants = {"eager": eager_sinkhorn, **setting.compiled(eager_sinkhorn)}
-        for name in setting.backends("sinkhorn"):
-            variants[name] = with_backend(
-                name, lambda z: ff.ops.sinkhorn_potentials(z, TEACHER_TEMPERATURE)
-            )
+        variants = {
+            name: with_backend(name, lambda z: ff.ops.sinkhorn_potentials(z, TEACHER_TEMPERATURE))
+            for name in setting.backends("sinkhorn")
+        }
+        variants |= {"eager": eager_sinkhorn, "compiled": compiled(eager_sinkhorn)}
         yield Case(
             f"sinkhorn N={n_rows} K={sum(setting.widths)}",
             lambda n_rows=n_rows: logits(n_rows, setting.widths),
             variants,
             4 * 2 * n_rows * sum(setting.widths),
+            short=n_rows <= FEW_ROWS,
         )
 
 
 def _loss_inputs(n_rows: int, widths: tuple[int, ...]) -> Any:
     teacher, student = logits(n_rows, widths), logits(n_rows, widths)
-    potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
-    targets = ff.ops.sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
+    # By the reference: inputs of a kernel must not come from another kernel under test.
+    with ff.use_backend("torch"):
+        potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
+        targets = ff.ops.sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
     return teacher, [s.requires_grad_() for s in student], potentials, targets
 
 
 def loss_cases(setting: Setting) -> Iterator[Case]:
     """Loss and gradient: both sides read twice, the gradient written once.
 
-    The baseline gets its targets ready-made; ours rebuilds them.
+    The baseline gets its targets ready-made; ours rebuilds them. "in place" writes the gradient
+    over the logits, as training does.
     """
 
-    def eager(inputs: Any) -> object:
+    def eager(inputs: Any, loss: Call = lambda inputs: eager_loss(*inputs)) -> object:
         _, student, _, targets = inputs
-        return torch.autograd.grad(eager_loss(student, targets), student)
+        return torch.autograd.grad(loss((student, targets)), student)
 
-    compiled_loss = setting.compiled(lambda inputs: eager_loss(*inputs))
+    whole = compiled(lambda inputs: eager_loss(*inputs))
 
-    def fused(inputs: Any) -> object:
+    def fused(inputs: Any, overwrite: bool = False) -> object:
         teacher, student, potentials, _ = inputs
+        scores = [as_result(s) for s in student] if overwrite else student
         loss = ff.ops.clustering_cross_entropy(
-            student,
-            teacher,
-            potentials,
-            teacher_temperature=TEACHER_TEMPERATURE,
-            student_temperature=STUDENT_TEMPERATURE,
+            scores, teacher, potentials, overwrite_student=overwrite, **TEMPERATURES
         )
-        return torch.autograd.grad(loss.sum(), student)
+        return torch.autograd.grad(loss.sum(), scores)
 
     for n_rows in setting.rows:
-        variants: dict[str, Call] = {"eager": eager}
-        for name, loss in compiled_loss.items():
-            variants[name] = lambda inputs, loss=loss: torch.autograd.grad(
-                loss((inputs[1], inputs[3])), inputs[1]
-            )
+        variants: dict[str, Call] = {}
         for name in setting.backends("clustering_cross_entropy"):
             variants[name] = with_backend(name, fused)
+        variants |= {"eager": eager, "compiled": lambda inputs: eager(inputs, whole)}
+        for name in setting.backends("clustering_cross_entropy"):
+            # After the others: it leaves gradients where the logits were.
+            variants[f"{name} in place"] = with_backend(name, lambda inputs: fused(inputs, True))
         yield Case(
             f"loss fwd+bwd N={n_rows} K={sum(setting.widths)}",
             lambda n_rows=n_rows: _loss_inputs(n_rows, setting.widths),
             variants,
             5 * 2 * n_rows * sum(setting.widths),
+            short=n_rows <= FEW_ROWS,
         )
 
 
@@ -166,13 +192,16 @@ def scores_cases(setting: Setting) -> Iterator[Case]:
 
     columns = sum(setting.widths)
     for n_rows in setting.rows:
-        variants: dict[str, Call] = {"eager": library, **setting.compiled(library)}
-        for name in setting.backends("prototype_scores"):
-            variants[name] = with_backend(name, fused)
+        names = setting.backends("prototype_scores")
         yield Case(
             f"scores N={n_rows} K={columns} C={setting.depth}",
             lambda n_rows=n_rows: _factors(n_rows, setting),
-            variants,
+            {name: with_backend(name, fused) for name in names}
+            | {
+                "library": library,
+                "product alone": lambda given: [x @ v.t() for x, v, _ in zip(*given, strict=True)],
+                "compiled": compiled(library),
+            },
             2 * (n_rows * columns + (len(setting.widths) * n_rows + columns) * setting.depth),
             2 * n_rows * columns * setting.depth,
         )
@@ -189,33 +218,45 @@ def _factored(n_rows: int, setting: Setting) -> ff.ops.FactoredScores:
 
 def _streamed_inputs(n_rows: int, setting: Setting) -> Any:
     student, teacher = _factored(n_rows, setting), _factored(n_rows, setting)
-    with torch.no_grad():
-        potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
-    return student, teacher, potentials
+    with ff.use_backend("torch"), torch.no_grad():
+        return student, teacher, ff.ops.sinkhorn_potentials(teacher.stored(), TEACHER_TEMPERATURE)
 
 
 def streamed_cases(setting: Setting) -> Iterator[Case]:
-    """Loss and gradient without stored scores: 4 recomputed products and 2 for the gradient."""
+    """Loss and gradient without stored scores: 4 recomputed products and 2 for the gradient.
+
+    The baseline stores them.
+    """
 
     def fused(inputs: Any) -> object:
         student, teacher, potentials = inputs
-        loss = ff.ops.clustering_cross_entropy(
-            student, teacher, potentials, teacher_temperature=TEACHER_TEMPERATURE
-        )
+        loss = ff.ops.clustering_cross_entropy(student, teacher, potentials, **TEMPERATURES)
         return torch.autograd.grad(loss.sum(), [*student.features, *student.prototypes])
+
+    def stored(inputs: Any) -> object:
+        student, teacher, potentials = inputs
+        z, a, b = teacher.stored(), potentials.prototype, potentials.row
+        parts = zip(z, a, b, strict=True)
+        targets = [
+            torch.exp(z.float() / TEACHER_TEMPERATURE + a + b[:, None]) for z, a, b in parts
+        ]
+        loss = eager_loss(list(student.stored()), targets)
+        return torch.autograd.grad(loss, [*student.features, *student.prototypes])
 
     columns = sum(setting.widths)
     for n_rows in setting.rows:
+        names = setting.backends("streamed_clustering")
         yield Case(
             f"streamed loss fwd+bwd N={n_rows} K={columns} C={setting.depth}",
             lambda n_rows=n_rows: _streamed_inputs(n_rows, setting),
-            {name: with_backend(name, fused) for name in setting.backends("streamed_clustering")},
+            {name: with_backend(name, fused) for name in names} | {"eager": stored},
             0,
             6 * 2 * n_rows * columns * setting.depth,
         )
 
 
 WORKS: list[Callable[[Setting], Iterator[Case]]] = [
+    ceiling_cases,
     sinkhorn_cases,
     loss_cases,
     scores_cases,
@@ -225,7 +266,7 @@ WORKS: list[Callable[[Setting], Iterator[Case]]] = [
 
 def cases(setting: Setting) -> Iterator[Case]:
     """All works at all sizes."""
-    from gpu_attention_cases import attention_cases  # needs what this module defines
+    from .attention_works import attention_cases  # needs what this module defines
 
     for work in (*WORKS, attention_cases):
         yield from work(setting)

@@ -1,0 +1,32 @@
+"""Part: `franca-fast demo` on the GPU, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+
+from . import record
+from .options import parse
+
+SHORT = ("train.total_steps=20", "optim.warmup_epochs=0")
+
+
+def main() -> int:
+    """Returns the demo's status."""
+    options = parse(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "franca_fast", "demo", "--output-dir", f"{folder}/demo"]
+        command.append(f"train.device={options.device}")
+        command += SHORT if options.device == "cpu" else ()
+        begin = time.monotonic()
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(result.stdout, result.stderr)
+        seconds = round(time.monotonic() - begin, 1)
+        record.add(demo_seconds=seconds, status=result.returncode, said=result.stdout[-1500:])
+    return result.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The record of a session on a GPU: rows.jsonl, to which every part appends what it finds at once.
+
+A row is one line and one write, so parts that run at the same time never mix their rows, and a
+process that is killed costs at most the row it was writing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROWS = "rows.jsonl"
+# Where a part finds the folder of its session, and its own name.
+FOLDER, PART = "FRANCA_FAST_GPU_RECORD", "FRANCA_FAST_GPU_PART"
+
+Row = dict[str, Any]
+
+
+def append(folder: Path, row: Row) -> None:
+    """Adds a row at the end of the record."""
+    line = (json.dumps(row) + "\n").encode()
+    handle = os.open(folder / ROWS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, line)
+    finally:
+        os.close(handle)
+
+
+def add(**values: Any) -> None:
+    """Adds a row of this process's part to the record of its session; alone, it prints the row."""
+    row = {"part": part_name(), **values}
+    if FOLDER in os.environ:
+        append(Path(os.environ[FOLDER]), row)
+    print(json.dumps(row), flush=True)
+
+
+def part_name() -> str:
+    """The part that this process belongs to."""
+    return os.environ.get(PART, "alone")
+
+
+def read(folder: Path) -> list[Row]:
+    """All rows; a last line that was cut off is left out."""
+    path = folder / ROWS
+    return list(_parsed(path.read_bytes().split(b"\n"))) if path.exists() else []
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterable[Row]:
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        yield row

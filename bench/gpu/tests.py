@@ -1,0 +1,60 @@
+"""Part: the operators' tests on the device, a row for each test as soon as it has run.
+
+python -m bench.gpu.tests -k cuda
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+from . import record
+from .options import parse
+from .parts import ROOT
+
+# The tests of ranks are left out: their processes talk over the CPU.
+FILES = (
+    "python_tests/backends/test_device.py",
+    "python_tests/ops/test_clustering_cross_entropy.py",
+    "python_tests/ops/test_factored_scores.py",
+    "python_tests/ops/test_gradients.py",
+    "python_tests/ops/test_prototype_scores.py",
+    "python_tests/ops/test_sinkhorn.py",
+    "python_tests/ops/test_split_rows.py",
+    "python_tests/ops/test_varlen_attention.py",
+)
+PROCESSES = 8
+
+
+def pytest_runtest_logreport(report: object) -> None:
+    """Called by pytest, of which this module is a plugin, in the process that leads the others."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    outcome, when = report.outcome, report.when  # type: ignore[attr-defined]
+    if when == "call" or (when == "setup" and outcome != "passed"):
+        row = {"test": report.nodeid, "outcome": outcome}  # type: ignore[attr-defined]
+        if outcome == "failed":
+            row["said"] = report.longreprtext[-1500:]  # type: ignore[attr-defined]
+        record.add(**row)
+
+
+def main() -> int:
+    """Returns the status of pytest."""
+    options = parse(
+        __doc__,
+        k={"default": "", "help": "as pytest's -k"},
+        files={"nargs": "*", "default": FILES, "help": "instead of the operators'"},
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=0"]
+    command += ["-p", "bench.gpu.tests", "-p", "no:benchmark"]
+    if importlib.util.find_spec("xdist") is not None and options.device == "cuda":
+        command += ["-n", str(PROCESSES)]
+    command += ["-k", options.k] if options.k else []
+    environment = os.environ | {"FRANCA_FAST_TEST_DEVICE": options.device}
+    return subprocess.run([*command, *options.files], cwd=ROOT, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
