@@ -18,8 +18,6 @@ constexpr int kUnit = 16;       // rows of a warp, and columns of a step
 constexpr int kStreamed = 64;   // columns that are streamed at a time
 constexpr int kMostRuns = 128;  // of one launch: they travel as a kernel parameter
 constexpr int kMostWarps = 6;
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
 
 // [tokens, heads, head_dim] in bytes.
 struct Packed {

@@ -1,5 +1,7 @@
 #include "franca/cuda/clustering_cross_entropy.hpp"
 
+#include <type_traits>
+
 #include "cuda/clustering_kernels.cuh"
 #include "cuda/merges.cuh"
 #include "cuda/primitives/launch.cuh"
@@ -23,15 +25,24 @@ ClusteringParameters parameters_of(const ClusteringProblem& problem) {
 }
 
 LaunchShape slice_shape(ClusteringParameters& p) {
-  const Chunks chunks = share_rows(p.student.n_rows, p.student.n_slices, multiprocessors());
+  const Chunks chunks = short_chunks(p.student.n_rows, p.student.n_slices, multiprocessors());
   p.rows_per_chunk = chunks.rows;
   return {grid_of(p.student.n_slices, chunks.count), kThreads, kSliceBytes};
 }
 
+// Calls body(type of the student, of the teacher, number of targets); 0 stands for any number. Only
+// what training uses has kernels of its own: both of one type, and one or two targets.
 template <class Body>
 void with_types(const ClusteringProblem& problem, Body body) {
+  using Any = std::integral_constant<int, 0>;
   with_type(problem.student.dtype, [&](auto* student) {
-    with_type(problem.teacher.dtype, [&](auto* teacher) { body(student, teacher); });
+    if (problem.student.dtype == problem.teacher.dtype && problem.n_targets == 1) {
+      body(student, student, std::integral_constant<int, 1>{});
+    } else if (problem.student.dtype == problem.teacher.dtype && problem.n_targets == 2) {
+      body(student, student, std::integral_constant<int, 2>{});
+    } else {
+      with_type(problem.teacher.dtype, [&](auto* teacher) { body(student, teacher, Any{}); });
+    }
   });
 }
 
@@ -51,10 +62,11 @@ void clustering_forward(const ClusteringProblem& problem, float* loss, float* ls
   const int64_t n_rows = p.student.n_rows;
   if (n_rows > 0) {
     const LaunchShape shape = slice_shape(p);
-    with_types(problem, [&](auto* student, auto* teacher) {
+    with_types(problem, [&](auto* student, auto* teacher, auto targets) {
       using S = std::remove_pointer_t<decltype(student)>;
       using Z = std::remove_pointer_t<decltype(teacher)>;
-      launch(clustering_forward_kernel<S, Z>, shape, stream, p, temporary.partial);
+      launch(clustering_forward_kernel<S, Z, decltype(targets)::value>, shape, stream, p,
+             temporary.partial);
     });
   }
   merge_losses(p.student, p.student_scale, p.n_targets, p.weights, temporary.partial, lse,
@@ -68,10 +80,11 @@ void clustering_backward(const ClusteringProblem& problem, const float* grad_los
   const Heads out = make_heads(
       {gradient, problem.student.n_heads, problem.student.n_rows, problem.student.dtype});
   const LaunchShape shape = slice_shape(p);
-  with_types(problem, [&](auto* student, auto* teacher) {
+  with_types(problem, [&](auto* student, auto* teacher, auto targets) {
     using S = std::remove_pointer_t<decltype(student)>;
     using Z = std::remove_pointer_t<decltype(teacher)>;
-    launch(clustering_backward_kernel<S, Z>, shape, stream, p, out, grad_loss, lse);
+    launch(clustering_backward_kernel<S, Z, decltype(targets)::value>, shape, stream, p, out,
+           grad_loss, lse);
   });
 }
 

@@ -4,6 +4,7 @@
 // of all heads, so one launch serves heads of any width.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -45,10 +46,13 @@ struct InverseTemperature {
   float low;
 };
 
+inline void check_temperature(double temperature) {
+  if (temperature > 0) return;
+  throw std::invalid_argument("temperature " + std::to_string(temperature) + " is not positive");
+}
+
 inline InverseTemperature inverse(double temperature) {
-  if (!(temperature > 0)) {
-    throw std::invalid_argument("temperature " + std::to_string(temperature) + " is not positive");
-  }
+  check_temperature(temperature);
   const auto high = static_cast<float>(1.0 / temperature);
   return {high, static_cast<float>(1.0 / temperature - static_cast<double>(high))};
 }
@@ -180,6 +184,25 @@ __device__ __forceinline__ float exponent(float z, InverseTemperature scale, flo
   return fmaf(z, scale.low, fmaf(z, scale.high, potential));
 }
 
+// z/T + potential, and + offset, for one type of logits: the second float of 1/T matters for
+// float32 only. 16-bit logits are known to 2^-9 at best, and the first is off by 2^-25 for all of
+// them alike, as if T were.
+template <class T>
+__device__ __forceinline__ float exponent_of(float z, InverseTemperature scale, float potential) {
+  const float main = fmaf(z, scale.high, potential);
+  return sizeof(T) == sizeof(float) ? fmaf(z, scale.low, main) : main;
+}
+
+template <class T>
+__device__ __forceinline__ float exponent_of(float z, InverseTemperature scale, float potential,
+                                             float offset) {
+  const float main = fmaf(z, scale.high, potential) + offset;
+  return sizeof(T) == sizeof(float) ? fmaf(z, scale.low, main) : main;
+}
+
+// Sums of exponentials that lie in here have lost nothing that matters to underflow.
+constexpr float kSmallestSum = 0x1p-80f, kLargestSum = 0x1p100f;
+
 // log of a sum of exponentials as maximum + log(total); empty: -inf and 0.
 struct LogSumExp {
   float maximum = -kInfinity;
@@ -215,6 +238,41 @@ struct LogSumExp {
   __device__ __forceinline__ void merge_warp() {
     raise(warp_maximum(maximum));
     total = warp_sum(total);
+  }
+};
+
+// exp(z/T) of a difference of logits.
+template <class T>
+__device__ __forceinline__ float exp_of(float z, InverseTemperature scale) {
+  if (sizeof(T) == sizeof(float)) return fast_exp(exponent_of<T>(z, scale, 0.0f));
+  return exp2_fast(z * (scale.high * kLog2E));
+}
+
+// A running log-sum-exp of z/T: the largest logit, and the sum of exp((z - it)/T).
+template <class T>
+struct ScaledSum {
+  float largest = -kInfinity;
+  float total = 0.0f;
+
+  // Logits from `count` on do not exist.
+  template <int most>
+  __device__ __forceinline__ void add(const float (&z)[most], int count, InverseTemperature scale) {
+    float larger = largest;
+#pragma unroll
+    for (int i = 0; i < most; ++i) {
+      if (i < count) larger = fmaxf(larger, z[i]);
+    }
+    const float offset = LogSumExp::shift(larger);
+    if (total > 0.0f) total *= exp_of<T>(largest - offset, scale);
+    largest = larger;
+#pragma unroll
+    for (int i = 0; i < most; ++i) {
+      if (i < count) total += exp_of<T>(z[i] - offset, scale);
+    }
+  }
+
+  __device__ __forceinline__ LogSumExp logsumexp(InverseTemperature scale) const {
+    return {total > 0.0f ? exponent(largest, scale, 0.0f) : -kInfinity, total};
   }
 };
 
@@ -258,6 +316,15 @@ inline Chunks share_rows(int64_t n_rows, int64_t n_slices, int multiprocessors) 
   if (chunks < 1) return {kFewestRows, 1};
   const int64_t rows = divide_up(n_rows, chunks);
   return {rows, divide_up(n_rows, rows)};
+}
+
+// Few rows for each of many blocks, where nothing is to be added up afterwards: all multiprocessors
+// then end at about the same time.
+inline Chunks short_chunks(int64_t n_rows, int64_t n_slices, int multiprocessors) {
+  constexpr int64_t kMostRows = 64, kBlocksPerMultiprocessor = 12;
+  const int64_t wanted = divide_up(kBlocksPerMultiprocessor * multiprocessors, n_slices);
+  const int64_t rows = std::max<int64_t>(kWarps, smaller(divide_up(n_rows, wanted), kMostRows));
+  return {rows, n_rows > 0 ? divide_up(n_rows, rows) : 1};
 }
 
 // Calls body(pointer to the element type).

@@ -25,16 +25,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    merge_mass_kernel(const __grid_constant__ Heads heads,
-                      const __grid_constant__ GroupCounts counts, const float* partial,
-                      MassOutputs out) {
+    merge_mass_kernel(const __grid_constant__ Heads heads, const __grid_constant__ MassParts parts,
+                      const float* partial, MassOutputs out) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= heads.n_columns) return;
   int h = heads.n_heads - 1;
   while (heads.head[h].first_column > k) --h;
+  const float* from = partial + parts.first[h] + (k - heads.head[h].first_column);
   float sum = 0.0f;
-  for (int group = 0; group < counts.groups[h]; ++group)
-    sum += partial[group * heads.n_columns + k];
+  for (int group = 0; group < parts.groups[h]; ++group) sum += from[group * parts.stride[h]];
   if (out.prototype == nullptr) {
     out.mass[k] = sum;
   } else if (sum > 0.0f) {
@@ -109,10 +108,10 @@ void merge_columns(int64_t n_columns, int64_t n_chunks, const float* chunk_maxim
          n_columns, n_chunks, chunk_maximum, chunk_total, out);
 }
 
-void merge_mass(const Heads& heads, const GroupCounts& counts, const float* partial,
+void merge_mass(const Heads& heads, const MassParts& parts, const float* partial,
                 const MassOutputs& out, void* stream) {
   launch(merge_mass_kernel, {grid_of(divide_up(heads.n_columns, kThreads)), kThreads}, stream,
-         heads, counts, partial, out);
+         heads, parts, partial, out);
 }
 
 void merge_rows(const Heads& heads, int64_t n_valid, const float2* partial, const RowOutputs& out,

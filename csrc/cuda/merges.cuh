@@ -5,10 +5,23 @@
 
 namespace franca::cuda {
 
-// How many partial masses each head has.
-struct GroupCounts {
+// Where the partial masses of each head lie: group g of column k at first + g * stride + k.
+struct MassParts {
   int groups[kMaxHeads];
+  int64_t first[kMaxHeads];
+  int64_t stride[kMaxHeads];
 };
+
+// As many groups for all heads, [group, column].
+inline MassParts equal_parts(const Heads& heads, int64_t groups) {
+  MassParts parts{};
+  for (int h = 0; h < heads.n_heads; ++h) {
+    parts.groups[h] = static_cast<int>(groups);
+    parts.first[h] = heads.head[h].first_column;
+    parts.stride[h] = heads.n_columns;
+  }
+  return parts;
+}
 
 // What is wanted of the columns: maximum and total of their log-sum-exp or, where that is not null,
 // the prototype potential, which is minus the log-sum-exp and 0 for columns without rows.
@@ -37,7 +50,7 @@ struct RowOutputs {
 void merge_columns(int64_t n_columns, int64_t n_chunks, const float* chunk_maximum,
                    const float* chunk_total, const ColumnOutputs& out, void* stream);
 
-void merge_mass(const Heads& heads, const GroupCounts& counts, const float* partial,
+void merge_mass(const Heads& heads, const MassParts& parts, const float* partial,
                 const MassOutputs& out, void* stream);
 
 // Log-sum-exp over each head's slices of partial[n, slice].

@@ -5,6 +5,7 @@
 #include "cuda/merges.cuh"
 #include "cuda/primitives/launch.cuh"
 #include "cuda/sinkhorn_cluster.cuh"
+#include "cuda/sinkhorn_few_rows.cuh"
 #include "cuda/sinkhorn_kernels.cuh"
 
 namespace franca::cuda {
@@ -23,33 +24,31 @@ void check_rows(const Heads& heads, int64_t n_valid) {
   }
 }
 
-// Gives every head the clusters that make the slowest of them as fast as possible.
-void share_clusters(RowMassPlan& plan, const Heads& heads, int active, int64_t n_valid) {
-  int share[kMaxHeads];
-  const auto teams = [&](int h) { return plan.cluster / plan.team[h]; };
-  for (int h = 0; h < heads.n_heads; ++h) share[h] = 1;
-  for (int used = heads.n_heads; used < active; ++used) {
-    int slowest = -1;
-    double most_rows = 0;
-    for (int h = 0; h < heads.n_heads; ++h) {
-      const int64_t groups = static_cast<int64_t>(share[h]) * teams(h);
-      const double rows = static_cast<double>(n_valid) / static_cast<double>(groups);
-      if (rows > most_rows && groups < n_valid) slowest = h, most_rows = rows;
-    }
-    if (slowest < 0) break;
-    ++share[slowest];
-  }
-  for (int h = 0; h < heads.n_heads; ++h) {
-    plan.first_cluster[h] = plan.n_clusters;
-    plan.groups[h] = share[h] * teams(h);
-    plan.n_clusters += share[h];
-  }
+LaunchShape row_mass_shape(const RowMassPlan& plan, int n_clusters) {
+  return {grid_of(static_cast<int64_t>(n_clusters) * plan.cluster),
+          static_cast<unsigned>(plan.threads), row_mass_shared_bytes(plan.threads),
+          static_cast<unsigned>(plan.cluster)};
 }
 
 int blocks_of_a_row(int64_t columns, int threads) {
   int blocks = 1;
   while (static_cast<int64_t>(blocks) * threads * kRowColumns < columns) blocks *= 2;
   return blocks;
+}
+
+// Numbers the steps of all heads through; `active` clusters run at once.
+void share_steps(RowMassPlan& plan, const Heads& heads, int active, int64_t n_valid) {
+  for (int h = 0; h < heads.n_heads; ++h) {
+    plan.first_step[h] = plan.n_steps;
+    plan.n_steps += divide_up(n_valid, plan.teams(h));
+  }
+  plan.n_clusters = static_cast<int>(smaller(active, plan.n_steps));
+}
+
+template <class T>
+auto row_mass_kernel_of(int threads) {
+  return threads == kRowMassThreads ? row_mass_kernel<T, kRowMassThreads>
+                                    : row_mass_kernel<T, kRowMassThreads / 2>;
 }
 
 // n_clusters is 0 where the rows do not fit on chip. Small blocks are tried first: two of them
@@ -65,12 +64,9 @@ RowMassPlan plan_row_mass(const Heads& heads, int64_t n_valid) {
       if (plan.team[h] > plan.cluster) plan.cluster = plan.team[h];
     }
     if (plan.cluster > kLargestCluster) continue;
-    const LaunchShape shape{grid_of(plan.cluster), static_cast<unsigned>(threads),
-                            row_mass_shared_bytes(threads, plan.cluster),
-                            static_cast<unsigned>(plan.cluster)};
-    const int active = active_clusters(row_mass_kernel<T>, shape);
+    const int active = active_clusters(row_mass_kernel_of<T>(threads), row_mass_shape(plan, 1));
     if (active == 0) continue;
-    share_clusters(plan, heads, active, n_valid);
+    share_steps(plan, heads, active, n_valid);
     return plan;
   }
   return {};
@@ -79,11 +75,26 @@ RowMassPlan plan_row_mass(const Heads& heads, int64_t n_valid) {
 RowMassPlan plan_row_mass(const RaggedLogits& logits, const Heads& heads, int64_t n_valid,
                           bool with_mass) {
   RowMassPlan plan{};
-  if (n_valid <= kFewRows || !with_mass) return plan;
+  if (n_valid <= kFewRows || n_valid > INT32_MAX / 2 || !with_mass) return plan;
   with_type(logits.dtype, [&](auto* type) {
     plan = plan_row_mass<std::remove_pointer_t<decltype(type)>>(heads, n_valid);
   });
   return plan;
+}
+
+// Each head has a partial mass for every team of the clusters that meet it; and all their elements.
+std::pair<MassParts, int64_t> mass_parts(const Heads& heads, const RowMassPlan& plan) {
+  MassParts parts{};
+  int64_t size = 0;
+  for (int h = 0; h < heads.n_heads; ++h) {
+    const int64_t end = h + 1 < heads.n_heads ? plan.first_step[h + 1] : plan.n_steps;
+    const int clusters = plan.cluster_of(end - 1) - plan.cluster_of(plan.first_step[h]) + 1;
+    parts.groups[h] = clusters * plan.teams(h);
+    parts.first[h] = size;
+    parts.stride[h] = heads.head[h].columns;
+    size += parts.groups[h] * parts.stride[h];
+  }
+  return {parts, size};
 }
 
 struct RowStepMemory {
@@ -93,49 +104,48 @@ struct RowStepMemory {
 
 RowStepMemory row_step_memory(Workspace& memory, const Heads& heads, const RowMassPlan& plan,
                               int64_t n_valid, bool with_mass) {
-  if (plan.n_clusters > 0) {
-    int most_groups = 1;
-    for (int h = 0; h < heads.n_heads; ++h) most_groups = std::max(most_groups, plan.groups[h]);
-    return {nullptr, memory.take<float>(most_groups * heads.n_columns)};
-  }
+  if (plan.n_clusters > 0) return {nullptr, memory.take<float>(mass_parts(heads, plan).second)};
   float2* rows = memory.take<float2>(n_valid * heads.n_slices);
   const int64_t chunks = chunks_of(heads, n_valid).count;
   return {rows, with_mass ? memory.take<float>(chunks * heads.n_columns) : nullptr};
 }
 
+// A row half-step: potentials `row` for given ones of the prototypes; guesses of them may be null.
+struct RowStep {
+  InverseTemperature scale;
+  int64_t n_valid;
+  const float* prototype;
+  const float* guess;
+  float* row;
+};
+
 template <class T>
-void row_partials(const Heads& heads, InverseTemperature scale, int64_t n_valid,
-                  const float* prototype, float2* partial, void* stream) {
-  if (n_valid == 0) return;
-  const Chunks chunks = chunks_of(heads, n_valid);
+void row_partials(const Heads& heads, const RowStep& step, float2* partial, void* stream) {
+  if (step.n_valid == 0) return;
+  const Chunks chunks = short_chunks(step.n_valid, heads.n_slices, multiprocessors());
   launch(row_partials_kernel<T>, {grid_of(heads.n_slices, chunks.count), kThreads, kSliceBytes},
-         stream, heads, scale, n_valid, chunks.rows, prototype, partial);
+         stream, heads, step.scale, step.n_valid, chunks.rows, step.prototype, step.guess, partial);
 }
 
 template <class T>
-void column_mass(const Heads& heads, InverseTemperature scale, int64_t n_valid,
-                 const float* prototype, const float* row, float* partial, const MassOutputs& out,
+void column_mass(const Heads& heads, const RowStep& step, float* partial, const MassOutputs& out,
                  void* stream) {
-  const Chunks chunks = chunks_of(heads, n_valid);
+  const Chunks chunks = chunks_of(heads, step.n_valid);
   launch(column_mass_kernel<T>, {grid_of(heads.n_slices, chunks.count), kThreads}, stream, heads,
-         scale, n_valid, chunks.rows, prototype, row, partial);
-  GroupCounts counts{};
-  for (int h = 0; h < heads.n_heads; ++h) counts.groups[h] = static_cast<int>(chunks.count);
-  merge_mass(heads, counts, partial, out, stream);
+         step.scale, step.n_valid, chunks.rows, step.prototype, static_cast<const float*>(step.row),
+         partial);
+  merge_mass(heads, equal_parts(heads, chunks.count), partial, out, stream);
 }
 
 template <class T>
-void row_mass(const Heads& heads, const RowMassPlan& plan, InverseTemperature scale,
-              int64_t n_valid, const float* prototype, float* row, float* partial,
+void row_mass(const Heads& heads, const RowMassPlan& plan, const RowStep& step, float* partial,
               const MassOutputs& out, void* stream) {
-  const LaunchShape shape{grid_of(static_cast<int64_t>(plan.n_clusters) * plan.cluster),
-                          static_cast<unsigned>(plan.threads),
-                          row_mass_shared_bytes(plan.threads, plan.cluster),
-                          static_cast<unsigned>(plan.cluster)};
-  launch(row_mass_kernel<T>, shape, stream, heads, plan, scale, n_valid, prototype, row, partial);
-  GroupCounts counts{};
-  for (int h = 0; h < heads.n_heads; ++h) counts.groups[h] = plan.groups[h];
-  merge_mass(heads, counts, partial, out, stream);
+  const MassParts parts = mass_parts(heads, plan).first;
+  const RowMassParameters p{
+      heads,          plan,       parts,    step.scale, static_cast<int>(step.n_valid),
+      step.prototype, step.guess, step.row, partial};
+  launch(row_mass_kernel_of<T>(plan.threads), row_mass_shape(plan, plan.n_clusters), stream, p);
+  merge_mass(heads, parts, partial, out, stream);
 }
 
 // Chunks of rows of the column pass, as maximum and total [chunk, column].
@@ -152,46 +162,76 @@ ColumnMemory column_memory(Workspace& memory, const Heads& heads, int64_t n_vali
 }
 
 template <class T>
-void column_pass(const Heads& heads, InverseTemperature scale, int64_t n_valid, Workspace memory,
+void column_pass(const Heads& heads, double temperature, int64_t n_valid, Workspace memory,
                  const ColumnOutputs& out, void* stream) {
   const ColumnMemory part = column_memory(memory, heads, n_valid);
   launch(column_logsumexp_kernel<T>, {grid_of(heads.n_slices, part.chunks.count), kThreads}, stream,
-         heads, scale, n_valid, part.chunks.rows, part.maximum, part.total);
+         heads, inverse(temperature), n_valid, part.chunks.rows, part.maximum, part.total);
   merge_columns(heads.n_columns, part.chunks.count, part.maximum, part.total, out, stream);
 }
 
 // Row potentials and, unless both outputs are null, masses.
 template <class T>
-void row_pass(const Heads& heads, const RowMassPlan& plan, InverseTemperature scale,
-              int64_t n_valid, const float* prototype, Workspace memory, float* row,
+void row_pass(const Heads& heads, const RowMassPlan& plan, const RowStep& step, Workspace memory,
               const MassOutputs& out, void* stream) {
   const bool with_mass = out.mass != nullptr || out.prototype != nullptr;
-  const RowStepMemory partial = row_step_memory(memory, heads, plan, n_valid, with_mass);
+  const RowStepMemory partial = row_step_memory(memory, heads, plan, step.n_valid, with_mass);
   if (plan.n_clusters > 0) {
-    row_mass<T>(heads, plan, scale, n_valid, prototype, row, partial.mass_partials, out, stream);
+    row_mass<T>(heads, plan, step, partial.mass_partials, out, stream);
     return;
   }
-  row_partials<T>(heads, scale, n_valid, prototype, partial.row_partials, stream);
-  merge_rows(heads, n_valid, partial.row_partials, {row, nullptr, nullptr}, stream);
+  row_partials<T>(heads, step, partial.row_partials, stream);
+  merge_rows(heads, step.n_valid, partial.row_partials, {step.row, nullptr, nullptr}, stream);
   if (!with_mass) return;
-  column_mass<T>(heads, scale, n_valid, prototype, row, partial.mass_partials, out, stream);
+  column_mass<T>(heads, step, partial.mass_partials, out, stream);
+}
+
+// Both memories of the row sums of few rows.
+struct FewRowsSums {
+  float2* partial[2];
+};
+
+FewRowsSums few_rows_sums(Workspace& memory, const Heads& heads, int64_t n_valid) {
+  float2* first = memory.take<float2>(n_valid * heads.n_slices);
+  return {{first, memory.take<float2>(n_valid * heads.n_slices)}};
 }
 
 template <class T>
-void potentials_of_few_rows(const Heads& heads, InverseTemperature scale, int64_t n_iterations,
+void potentials_of_few_rows(const Heads& heads, double temperature, int64_t n_iterations,
                             int64_t n_valid, float* prototype, float* row, Workspace memory,
                             void* stream) {
-  const LaunchShape shape{grid_of(heads.n_slices), kIterationThreads, sizeof(IterationMemory)};
-  const int64_t n_partials = n_valid * heads.n_slices;
-  float2* partial[2] = {memory.take<float2>(n_partials), memory.take<float2>(n_partials)};
-  launch(iteration_kernel<T, true>, shape, stream, heads, scale, n_valid,
-         static_cast<const float2*>(nullptr), prototype, partial[0]);
-  // An iteration writes partials while other blocks still read those of the last one.
-  for (int64_t i = 1; i < n_iterations; ++i) {
-    launch(iteration_kernel<T, false>, shape, stream, heads, scale, n_valid,
-           static_cast<const float2*>(partial[(i - 1) % 2]), prototype, partial[i % 2]);
+  const FewRowsSums sums = few_rows_sums(memory, heads, n_valid);
+  const std::size_t most = most_shared_bytes();
+  const int on_chip = sizeof(T) < sizeof(float) ? kBatches - 1 : kBatches;
+  int batches = 0;
+  while (batches < on_chip &&
+         sizeof(FewRowsMemory) + static_cast<std::size_t>(batches + 1) * kBatchBytes<T> <= most) {
+    ++batches;
   }
-  merge_rows(heads, n_valid, partial[(n_iterations - 1) % 2], {row, nullptr, nullptr}, stream);
+  LaunchShape shape{grid_of(heads.n_slices), kFewRowsThreads,
+                    sizeof(FewRowsMemory) + static_cast<std::size_t>(batches) * kBatchBytes<T>};
+  FewRowsParameters p{heads,
+                      inverse(temperature),
+                      static_cast<int>(n_valid),
+                      batches,
+                      0,
+                      static_cast<int>(n_iterations),
+                      true,
+                      prototype,
+                      {sums.partial[0], sums.partial[1]},
+                      row};
+  if (fits_together(few_rows_kernel<T, true>, shape)) {
+    shape.cooperative = true;
+    launch(few_rows_kernel<T, true>, shape, stream, p);
+    return;
+  }
+  p.finish = false;
+  for (int64_t i = 0; i < n_iterations; ++i) {
+    p.first_iteration = static_cast<int>(i);
+    p.end_iteration = static_cast<int>(i + 1);
+    launch(few_rows_kernel<T, false>, shape, stream, p);
+  }
+  merge_rows(heads, n_valid, p.partial[(n_iterations - 1) % 2], {row, nullptr, nullptr}, stream);
 }
 
 }  // namespace
@@ -213,7 +253,7 @@ void column_logsumexp(const RaggedLogits& logits, double temperature, int64_t n_
   check_rows(heads, n_valid);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    column_pass<T>(heads, inverse(temperature), n_valid, {workspace, workspace_bytes},
+    column_pass<T>(heads, temperature, n_valid, {workspace, workspace_bytes},
                    {maximum, total, nullptr}, stream);
   });
 }
@@ -234,8 +274,8 @@ void row_step(const RaggedLogits& logits, double temperature, const float* proto
   const RowMassPlan plan = plan_row_mass(logits, heads, n_valid, mass != nullptr);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    row_pass<T>(heads, plan, inverse(temperature), n_valid, prototype, {workspace, workspace_bytes},
-                row, {mass, nullptr}, stream);
+    row_pass<T>(heads, plan, {inverse(temperature), n_valid, prototype, nullptr, row},
+                {workspace, workspace_bytes}, {mass, nullptr}, stream);
   });
 }
 
@@ -262,7 +302,8 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
   const Chunks chunks = chunks_of(heads, heads.n_rows);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    row_partials<T>(heads, scale, n_valid, prototype, partial, stream);
+    row_partials<T>(heads, {inverse(temperature), n_valid, prototype, nullptr, nullptr}, partial,
+                    stream);
     merge_rows(heads, n_valid, partial, {nullptr, nullptr, normaliser}, stream);
     launch(assignments_kernel<T>, {grid_of(heads.n_slices, chunks.count), kThreads, kSliceBytes},
            stream, heads, scale, n_valid, chunks.rows, prototype, normaliser, outputs);
@@ -272,21 +313,23 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
 RowSharing row_sharing(const RaggedLogits& logits, int64_t n_valid) {
   const RowMassPlan plan = plan_row_mass(logits, make_heads(logits), n_valid, true);
   if (plan.n_clusters == 0) return {};
+  const MassParts parts = mass_parts(make_heads(logits), plan).first;
   return {plan.threads, plan.cluster, plan.n_clusters,
-          std::vector<int>(plan.groups, plan.groups + logits.n_heads)};
+          std::vector<int>(parts.groups, parts.groups + logits.n_heads)};
 }
 
 std::size_t potentials_workspace(const RaggedLogits& logits, int64_t n_valid) {
+  const Heads heads = make_heads(logits);
+  Workspace memory(nullptr, 0);
   if (n_valid <= kFewRows) {
-    Workspace memory(nullptr, 0);
-    const Heads heads = make_heads(logits);
-    for (int i = 0; i < 2; ++i) memory.take<float2>(n_valid * heads.n_slices);
+    few_rows_sums(memory, heads, n_valid);
     return memory.used();
   }
+  memory.take<float>(heads.n_heads * heads.n_rows);
   // The passes come one after the other and use the same memory.
-  return std::max({column_logsumexp_workspace(logits, n_valid),
-                   row_step_workspace(logits, n_valid, true),
-                   row_step_workspace(logits, n_valid, false)});
+  return memory.used() + std::max({column_logsumexp_workspace(logits, n_valid),
+                                   row_step_workspace(logits, n_valid, true),
+                                   row_step_workspace(logits, n_valid, false)});
 }
 
 void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterations,
@@ -295,22 +338,25 @@ void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterat
   const Heads heads = make_heads(logits);
   check_rows(heads, n_valid);
   if (n_iterations < 1) throw std::invalid_argument("n_iterations must be at least 1");
-  const InverseTemperature scale = inverse(temperature);
-  const Workspace memory(workspace, workspace_bytes);
+  Workspace memory(workspace, workspace_bytes);
   const RowMassPlan plan = plan_row_mass(logits, heads, n_valid, n_iterations > 1);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (n_valid <= kFewRows) {
-      potentials_of_few_rows<T>(heads, scale, n_iterations, n_valid, prototype, row, memory,
+      potentials_of_few_rows<T>(heads, temperature, n_iterations, n_valid, prototype, row, memory,
                                 stream);
       return;
     }
-    column_pass<T>(heads, scale, n_valid, memory, {nullptr, nullptr, prototype}, stream);
-    for (int64_t i = 1; i < n_iterations; ++i) {
-      row_pass<T>(heads, plan, scale, n_valid, prototype, memory, row, {nullptr, prototype},
-                  stream);
+    // The potentials of one iteration are read while those of the next one are written.
+    float* const rows[2] = {row, memory.take<float>(heads.n_heads * heads.n_rows)};
+    column_pass<T>(heads, temperature, n_valid, memory, {nullptr, nullptr, prototype}, stream);
+    for (int64_t left = n_iterations - 1; left >= 0; --left) {
+      const bool first = left == n_iterations - 1, last = left == 0;
+      const RowStep step{inverse(temperature), n_valid, prototype,
+                         first ? nullptr : rows[(left + 1) % 2], rows[left % 2]};
+      row_pass<T>(heads, last ? RowMassPlan{} : plan, step, memory,
+                  {nullptr, last ? nullptr : prototype}, stream);
     }
-    row_pass<T>(heads, {}, scale, n_valid, prototype, memory, row, {nullptr, nullptr}, stream);
   });
 }
 

@@ -12,15 +12,9 @@ namespace franca::cuda {
 
 constexpr int kRowsInFlight = 4;
 
-// With so few rows one block per slice fills the device and no row needs to stay on chip. Two
-// groups of threads share the rows, or too few threads would wait for memory at a time.
-constexpr int kFewRows = 64;
-constexpr int kRowGroups = 2;
-constexpr int kIterationThreads = kRowGroups * kThreads;
-
 // Adds the rows [begin, end) of a thread's columns to their log-sum-exp.
 template <class T>
-__device__ __forceinline__ void add_columns(LogSumExp (&sums)[kColumnsPerThread],
+__device__ __forceinline__ void add_columns(ScaledSum<T> (&sums)[kColumnsPerThread],
                                             const HeadView& head, int64_t column,
                                             InverseTemperature scale, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; n += kRowsInFlight) {
@@ -33,14 +27,13 @@ __device__ __forceinline__ void add_columns(LogSumExp (&sums)[kColumnsPerThread]
     float z[kRowsInFlight][kColumnsPerThread];
 #pragma unroll
     for (int r = 0; r < kRowsInFlight; ++r) rows[r].get(z[r]);
+    const auto count = static_cast<int>(smaller(end - n, kRowsInFlight));
 #pragma unroll
     for (int c = 0; c < kColumnsPerThread; ++c) {
-      float x[kRowsInFlight];
+      float own[kRowsInFlight];
 #pragma unroll
-      for (int r = 0; r < kRowsInFlight; ++r) {
-        x[r] = n + r < end ? exponent(z[r][c], scale, 0.0f) : -kInfinity;
-      }
-      sums[c].add(x);
+      for (int r = 0; r < kRowsInFlight; ++r) own[r] = z[r][c];
+      sums[c].add(own, count, scale);
     }
   }
 }
@@ -66,50 +59,63 @@ __device__ __forceinline__ void add_mass(float (&mass)[kColumnsPerThread], const
       rows[r].get(z);
 #pragma unroll
       for (int c = 0; c < kColumnsPerThread; ++c) {
-        const float main = fmaf(z[c], scale.high, potential[c]) + offset[r];
-        mass[c] += fast_exp(fmaf(z[c], scale.low, main));
+        mass[c] += fast_exp(exponent_of<T>(z[c], scale, potential[c], offset[r]));
       }
     }
   }
 }
 
-// partial[n, slice] = log-sum-exp of z/T + potential over the slice, for rows [begin, end). The
-// potentials are those that load_potentials put into shared memory.
-template <class T, int warps = kWarps>
-__device__ __forceinline__ void write_row_partials(float2* partial, const Heads& heads,
-                                                   const Slice& slice, int64_t slice_index,
-                                                   InverseTemperature scale, const float* potential,
-                                                   int64_t begin, int64_t end) {
+// Calls body(x) for the exponents z/T + potential + offset of a lane's columns of one row, 8 at a
+// time. The potentials are those that load_potentials put into shared memory.
+template <class T, class Body>
+__device__ __forceinline__ void for_row_exponents(const T* row, const HeadView& head,
+                                                  int64_t slice_columns, InverseTemperature scale,
+                                                  const float* potential, float offset,
+                                                  const Body& body) {
   constexpr int kStep = kWarpSize * kColumnsPerThread, kInFlight = 4;
-  const HeadView& head = heads.head[slice.head];
-  for (int64_t n = begin + warp_index(); n < end; n += warps) {
-    const T* row = row_of<T>(head, n) + slice.begin;
-    LogSumExp sum;
-    for (int first = 0; first < kSliceColumns; first += kInFlight * kStep) {
-      if (first >= slice.columns) break;
-      Columns<T> columns[kInFlight];
+  for (int first = 0; first < kSliceColumns; first += kInFlight * kStep) {
+    if (first >= slice_columns) break;
+    Columns<T> columns[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int column = first + i * kStep + lane_index() * kColumnsPerThread;
-        columns[i].load(row + column, slice.columns - column, head.vectors);
-      }
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int column = first + i * kStep + lane_index() * kColumnsPerThread;
-        float x[kColumnsPerThread];
-        columns[i].get(x);
-#pragma unroll
-        for (int c = 0; c < kColumnsPerThread; ++c) {
-          x[c] = exponent(x[c], scale, potential[column + c]);
-        }
-        sum.add(x);
-      }
+    for (int i = 0; i < kInFlight; ++i) {
+      const int column = first + i * kStep + lane_index() * kColumnsPerThread;
+      columns[i].load(row + column, slice_columns - column, head.vectors);
     }
-    sum.merge_warp();
-    if (lane_index() == 0) {
-      partial[n * heads.n_slices + slice_index] = make_float2(sum.maximum, sum.total);
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int column = first + i * kStep + lane_index() * kColumnsPerThread;
+      float x[kColumnsPerThread];
+      columns[i].get(x);
+#pragma unroll
+      for (int c = 0; c < kColumnsPerThread; ++c) {
+        x[c] = exponent_of<T>(x[c], scale, potential[column + c], offset);
+      }
+      body(x);
     }
   }
+}
+
+// Maximum and total of the log-sum-exp of z/T + potential over a slice of one row. A guess of the
+// row potential takes the place of the maximum, where the sum then lies in the range of floats.
+template <class T>
+__device__ __forceinline__ float2 row_partial(const T* row, const HeadView& head,
+                                              int64_t slice_columns, InverseTemperature scale,
+                                              const float* potential, float guess) {
+  float total = 0.0f;
+  for_row_exponents(row, head, slice_columns, scale, potential, guess,
+                    [&](const float (&x)[kColumnsPerThread]) {
+                      float sum = fast_exp(x[0]);
+#pragma unroll
+                      for (int c = 1; c < kColumnsPerThread; ++c) sum += fast_exp(x[c]);
+                      total += sum;
+                    });
+  total = warp_sum(total);
+  if (total >= kSmallestSum && total <= kLargestSum) return make_float2(-guess, total);
+  LogSumExp sum;
+  for_row_exponents(row, head, slice_columns, scale, potential, 0.0f,
+                    [&](const float (&x)[kColumnsPerThread]) { sum.add(x); });
+  sum.merge_warp();
+  return make_float2(sum.maximum, sum.total);
 }
 
 // maximum and total [chunk, column] for each chunk of rows (blockIdx.y).
@@ -121,31 +127,38 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t offset = threadIdx.x * kColumnsPerThread;
   if (offset >= slice.columns) return;
   const HeadView& head = heads.head[slice.head];
-  LogSumExp sums[kColumnsPerThread];
+  ScaledSum<T> sums[kColumnsPerThread];
   const int64_t begin = blockIdx.y * rows;
   add_columns<T>(sums, head, slice.begin + offset, scale, begin, smaller(begin + rows, n_valid));
   const int64_t first = blockIdx.y * heads.n_columns + head.first_column + slice.begin + offset;
 #pragma unroll
   for (int c = 0; c < kColumnsPerThread; ++c) {
     if (offset + c < slice.columns) {
-      maximum[first + c] = sums[c].maximum;
-      total[first + c] = sums[c].total;
+      const LogSumExp sum = sums[c].logsumexp(scale);
+      maximum[first + c] = sum.maximum;
+      total[first + c] = sum.total;
     }
   }
 }
 
+// partial[n, slice] = maximum and total of the log-sum-exp of z/T + potential over the slice.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     row_partials_kernel(const __grid_constant__ Heads heads, InverseTemperature scale,
-                        int64_t n_valid, int64_t rows, const float* prototype, float2* partial) {
+                        int64_t n_valid, int64_t rows, const float* prototype, const float* guess,
+                        float2* partial) {
   float* potential = reinterpret_cast<float*>(shared_memory());
   const Slice slice = find_slice(heads, blockIdx.x);
-  load_potentials(potential, prototype + heads.head[slice.head].first_column + slice.begin,
-                  slice.columns);
+  const HeadView& head = heads.head[slice.head];
+  load_potentials(potential, prototype + head.first_column + slice.begin, slice.columns);
   block_barrier();
-  const int64_t begin = blockIdx.y * rows;
-  write_row_partials<T>(partial, heads, slice, blockIdx.x, scale, potential, begin,
-                        smaller(begin + rows, n_valid));
+  const int64_t begin = blockIdx.y * rows, end = smaller(begin + rows, n_valid);
+  for (int64_t n = begin + warp_index(); n < end; n += kWarps) {
+    const float2 part =
+        row_partial(row_of<T>(head, n) + slice.begin, head, slice.columns, scale, potential,
+                    guess == nullptr ? 0.0f : guess[slice.head * heads.n_rows + n]);
+    if (lane_index() == 0) partial[n * heads.n_slices + blockIdx.x] = part;
+  }
 }
 
 // mass[chunk, column] for each chunk of rows (blockIdx.y).
@@ -162,7 +175,8 @@ __global__ void __launch_bounds__(kThreads)
   float potential[kColumnsPerThread], sums[kColumnsPerThread] = {};
 #pragma unroll
   for (int c = 0; c < kColumnsPerThread; ++c) {
-    potential[c] = offset + c < slice.columns ? prototype[head.first_column + column + c] : 0.0f;
+    const bool exists = offset + c < slice.columns;
+    potential[c] = exists ? prototype[head.first_column + column + c] : 0.0f;
   }
   const int64_t begin = blockIdx.y * rows;
   add_mass<T>(sums, head, column, scale, potential, row + slice.head * heads.n_rows, begin,
@@ -172,75 +186,6 @@ __global__ void __launch_bounds__(kThreads)
   for (int c = 0; c < kColumnsPerThread; ++c) {
     if (offset + c < slice.columns) mass[first + c] = sums[c];
   }
-}
-
-// Shared memory of iteration_kernel.
-struct IterationMemory {
-  float potential[kSliceColumns];
-  float2 sums[(kRowGroups - 1) * kSliceColumns];  // of the row groups but the first
-  float row[kFewRows];
-};
-
-// One whole iteration for few rows: the row potentials of the last iteration from its partials
-// (none in the first one), the column half-step, and the row partials of this one. The slice comes
-// from memory once and from the caches the second time.
-template <class T, bool first>
-__global__ void __launch_bounds__(kIterationThreads, 1)
-    iteration_kernel(const __grid_constant__ Heads heads, InverseTemperature scale, int64_t n_valid,
-                     const float2* last_partial, float* prototype, float2* partial) {
-  auto& shared = *reinterpret_cast<IterationMemory*>(shared_memory());
-  const Slice slice = find_slice(heads, blockIdx.x);
-  const HeadView& head = heads.head[slice.head];
-  const int thread = threadIdx.x % kThreads, group = threadIdx.x / kThreads;
-  const int64_t offset = thread * kColumnsPerThread, column = slice.begin + offset;
-  float* own = prototype + head.first_column + column;
-  float potential[kColumnsPerThread] = {};
-  LogSumExp sums[kColumnsPerThread];
-  const int64_t share = (n_valid + kRowGroups - 1) / kRowGroups;
-  const int64_t begin = group * share, end = smaller(begin + share, n_valid);
-  if constexpr (first) {
-    if (offset < slice.columns) add_columns<T>(sums, head, column, scale, begin, end);
-  } else {
-    for (int64_t n = warp_index(); n < n_valid; n += kRowGroups * kWarps) {
-      const LogSumExp sum = merge_slices(heads, slice.head, n, last_partial);
-      if (lane_index() == 0) shared.row[n] = -(sum.maximum + logf(sum.total));
-    }
-    float mass[kColumnsPerThread] = {};
-#pragma unroll
-    for (int c = 0; c < kColumnsPerThread; ++c) {
-      if (offset + c < slice.columns) potential[c] = own[c];
-    }
-    block_barrier();
-    if (offset < slice.columns) {
-      add_mass<T>(mass, head, column, scale, potential, shared.row, begin, end);
-    }
-#pragma unroll
-    for (int c = 0; c < kColumnsPerThread; ++c) sums[c] = {0.0f, mass[c]};
-  }
-  if (group > 0) {
-#pragma unroll
-    for (int c = 0; c < kColumnsPerThread; ++c) {
-      shared.sums[(group - 1) * kSliceColumns + c * kThreads + thread] =
-          make_float2(sums[c].maximum, sums[c].total);
-    }
-  }
-  block_barrier();
-  if (group == 0) {
-#pragma unroll
-    for (int c = 0; c < kColumnsPerThread; ++c) {
-      for (int g = 1; g < kRowGroups; ++g) {
-        const float2 other = shared.sums[(g - 1) * kSliceColumns + c * kThreads + thread];
-        sums[c].merge({other.x, other.y});
-      }
-      if (sums[c].total > 0.0f) potential[c] -= sums[c].maximum + logf(sums[c].total);
-      const bool exists = offset + c < slice.columns;
-      if (exists) own[c] = potential[c];
-      shared.potential[offset + c] = exists ? potential[c] : -kInfinity;
-    }
-  }
-  block_barrier();
-  write_row_partials<T, kRowGroups * kWarps>(partial, heads, slice, blockIdx.x, scale,
-                                             shared.potential, 0, n_valid);
 }
 
 struct Outputs {

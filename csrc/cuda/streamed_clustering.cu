@@ -188,9 +188,7 @@ void streamed_row_step(const ScoreSide& side, double temperature, const float* p
            static_cast<float*>(nullptr), chunks.count > 1 ? partial.mass : mass);
   });
   if (mass == nullptr || chunks.count == 1) return;
-  GroupCounts counts{};
-  for (int h = 0; h < scores.n_heads; ++h) counts.groups[h] = static_cast<int>(chunks.count);
-  merge_mass(scores, counts, partial.mass, {mass, nullptr}, stream);
+  merge_mass(scores, equal_parts(scores, chunks.count), partial.mass, {mass, nullptr}, stream);
 }
 
 std::size_t streamed_forward_workspace(const StreamedProblem& problem) {

@@ -11,6 +11,10 @@ inline void block_barrier() {
   emulation::block_barrier();
 }
 
+inline void grid_barrier() {
+  emulation::grid_barrier();
+}
+
 inline unsigned char* shared_memory() {
   return emulation::current().block->shared_begin;
 }
@@ -19,6 +23,11 @@ inline unsigned char* shared_memory() {
 
 __device__ __forceinline__ void block_barrier() {
   __syncthreads();
+}
+
+// All blocks of a cooperative launch; what they wrote before it is visible to all after it.
+__device__ __forceinline__ void grid_barrier() {
+  cooperative_groups::this_grid().sync();
 }
 
 // The first byte of the block's dynamic shared memory.

@@ -21,9 +21,28 @@ inline void cluster_barrier() {
   emulation::cluster_barrier();
 }
 
-inline void store_to_peer(float2* own, unsigned rank, float2 value) {
-  emulation::check_aligned(own, sizeof(float2));
-  std::memcpy(emulation::peer_address(own, rank), &value, sizeof(value));
+using ArrivalBarrier = emulation::ArrivalBarrier;
+
+inline void init_arrivals(ArrivalBarrier* barrier) {
+  emulation::check_aligned(barrier, sizeof(uint64_t));
+  emulation::arrivals_init(barrier);
+}
+
+inline void end_arrivals(ArrivalBarrier* barrier) {
+  emulation::arrivals_end(barrier);
+}
+
+inline void expect_arrivals(ArrivalBarrier* barrier, unsigned bytes) {
+  emulation::arrivals_expect(barrier, bytes);
+}
+
+inline void wait_for_arrivals(ArrivalBarrier* barrier, unsigned phase) {
+  emulation::arrivals_wait(barrier, phase);
+}
+
+inline void send_to_peer(float* own, ArrivalBarrier* barrier, unsigned rank, float value) {
+  emulation::check_aligned(own, sizeof(float));
+  emulation::send(own, barrier, rank, &value, sizeof(value));
 }
 
 #else
@@ -61,14 +80,76 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 }
 
-// Stores to the place in the shared memory of block `rank` that corresponds to `own` in this one.
-__device__ __forceinline__ void store_to_peer(float2* own, unsigned rank, float2 value) {
+// Counts bytes that other blocks of the cluster send to this one: a phase ends when the bytes that
+// its owner expects have come. Phases are numbered from 0. A sender needs no fence and drains
+// nothing, unlike a barrier of the cluster. On devices without clusters it is a barrier of the
+// block.
+struct ArrivalBarrier {
+  uint64_t word;
+};
+
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// By one thread; the others, of all blocks, may use it after the next barrier of the cluster.
+__device__ __forceinline__ void init_arrivals(ArrivalBarrier* barrier) {
 #if __CUDA_ARCH__ >= 900
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(own));
-  unsigned remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(remote), "f"(value.x), "f"(value.y)
-               : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// By one thread, when nobody uses it any more and before its memory is used for anything else.
+__device__ __forceinline__ void end_arrivals(ArrivalBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+#endif
+}
+
+// By one thread, once in each phase, before or after bytes have come.
+__device__ __forceinline__ void expect_arrivals(ArrivalBarrier* barrier, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+#endif
+}
+
+// By every thread of the block.
+__device__ __forceinline__ void wait_for_arrivals(ArrivalBarrier* barrier, unsigned phase) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "WAIT:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra WAIT;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(phase % 2)
+      : "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// Stores to the place in the shared memory of block `rank` that corresponds to `own` in this one,
+// and counts the bytes at that block's barrier.
+__device__ __forceinline__ void send_to_peer(float* own, ArrivalBarrier* barrier, unsigned rank,
+                                             float value) {
+#if __CUDA_ARCH__ >= 900
+  unsigned place, counter;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(place)
+               : "r"(shared_address(own)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(counter)
+               : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(place),
+      "r"(__float_as_uint(value)), "r"(counter)
+      : "memory");
 #else
   *own = value;
 #endif

@@ -19,7 +19,8 @@ struct LaunchShape {
   dim3 grid;
   unsigned threads;
   std::size_t shared_bytes = 0;
-  unsigned cluster = 1;  // blocks along x that share a cluster
+  unsigned cluster = 1;      // blocks along x that share a cluster
+  bool cooperative = false;  // all blocks run at the same time; see fits_together
 };
 
 constexpr std::size_t kSharedAlwaysAllowed = 48 * 1024;
@@ -52,6 +53,11 @@ inline bool offers_cluster(unsigned blocks) {
   return static_cast<int>(blocks) <= emulation::device().max_cluster;
 }
 
+inline bool offers_cooperation() {
+  ++emulation::device().queries;
+  return emulation::device().cooperation;
+}
+
 inline int active_clusters(const void*, const LaunchShape&) {
   ++emulation::device().queries;
   return emulation::device().multiprocessors;
@@ -69,8 +75,9 @@ void start(void (*kernel)(Parameters...), const LaunchShape& shape, void* /*stre
                emulation::allowed_shared_memory(reinterpret_cast<const void*>(kernel)))) {
     emulation::fail("more shared memory than the kernel was allowed");
   }
-  emulation::run({shape.grid, dim3(shape.threads), shape.shared_bytes, shape.cluster},
-                 [&] { kernel(arguments...); });
+  emulation::run(
+      {shape.grid, dim3(shape.threads), shape.shared_bytes, shape.cluster, shape.cooperative},
+      [&] { kernel(arguments...); });
 }
 
 #else
@@ -108,20 +115,26 @@ inline void allow_large_clusters(const void* function) {
         "cluster size of a kernel");
 }
 
+// `attribute` must live as long as what is returned.
 inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, void* stream,
-                                        cudaLaunchAttribute* cluster) {
+                                        cudaLaunchAttribute* attribute) {
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  cluster->id = cudaLaunchAttributeClusterDimension;
-  cluster->val.clusterDim.x = shape.cluster;
-  cluster->val.clusterDim.y = 1;
-  cluster->val.clusterDim.z = 1;
-  config.attrs = cluster;
-  // Devices without clusters refuse the attribute, so it is given only where it matters.
-  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  // Devices refuse attributes that they do not know, so none is given where it does not matter.
+  config.attrs = attribute;
+  config.numAttrs = shape.cluster > 1 || shape.cooperative ? 1 : 0;
+  if (shape.cooperative) {
+    attribute->id = cudaLaunchAttributeCooperative;
+    attribute->val.cooperative = 1;
+  } else {
+    attribute->id = cudaLaunchAttributeClusterDimension;
+    attribute->val.clusterDim.x = shape.cluster;
+    attribute->val.clusterDim.y = 1;
+    attribute->val.clusterDim.z = 1;
+  }
   return config;
 }
 
@@ -131,6 +144,10 @@ inline std::size_t most_shared_bytes() {
 
 inline bool offers_cluster(unsigned blocks) {
   return blocks == 1 || attribute(cudaDevAttrClusterLaunch);
+}
+
+inline bool offers_cooperation() {
+  return attribute(cudaDevAttrCooperativeLaunch);
 }
 
 // For a shape that the device offers and the kernel has been allowed.
@@ -244,6 +261,16 @@ int active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
     allow_resources(function, shape);
     return driver::active_clusters(function, shape);
   });
+}
+
+// Whether all blocks of a cooperative launch can run at the same time.
+template <class... Parameters>
+bool fits_together(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  static Memory<int, bool> known;
+  const bool offered =
+      known.get(driver::current_device(), [] { return driver::offers_cooperation(); });
+  const int64_t blocks = static_cast<int64_t>(shape.grid.x) * shape.grid.y * shape.grid.z;
+  return offered && blocks <= active_clusters(kernel, shape);
 }
 
 }  // namespace franca::cuda

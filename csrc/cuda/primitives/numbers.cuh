@@ -127,10 +127,13 @@ __device__ __forceinline__ void assign(Float16& to, float value) {
   to.bits = half_from_float(value);
 }
 
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.693147181f;
+
 // exp(x). The relative error grows like |x| times that of a float, which is small beside what
 // rounding x itself costs.
 __device__ __forceinline__ float fast_exp(float x) {
-  return exp2_fast(x * 1.44269504f);
+  return exp2_fast(x * kLog2E);
 }
 
 }  // namespace franca::cuda

@@ -9,6 +9,7 @@
 #if defined(FRANCA_EMULATION)
 #include "tests/emulation/device.hpp"
 #else
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 #endif
 

@@ -124,11 +124,12 @@ void add_block(Schedule& s, Cluster& cluster, const Shape& shape, dim3 index, un
   }
 }
 
-void run_cluster(const Shape& shape, dim3 first) {
+// Runs blocks that wait for each other: those of a cluster, or all of a cooperative launch.
+void run_together(const Shape& shape, const std::vector<dim3>& indices) {
   Schedule s;
   Cluster cluster;
-  for (unsigned rank = 0; rank < shape.cluster; ++rank) {
-    add_block(s, cluster, shape, dim3(first.x + rank, first.y, first.z), rank);
+  for (const dim3& index : indices) {
+    add_block(s, cluster, shape, index, static_cast<unsigned>(cluster.blocks.size()));
   }
   schedule = &s;
   std::size_t live = s.fibers.size();
@@ -150,7 +151,8 @@ Device& device() {
 }
 
 int device_number() {
-  return (the_device.multiprocessors * 64 + the_device.max_cluster) * 1024 +
+  const int sizes = the_device.multiprocessors * 64 + the_device.max_cluster;
+  return (2 * sizes + (the_device.cooperation ? 1 : 0)) * 1024 +
          static_cast<int>(the_device.max_shared_bytes / 1024);
 }
 
@@ -203,7 +205,19 @@ void run(const Shape& shape, const std::function<void()>& body) {
   std::shuffle(firsts.begin(), firsts.end(), generator);
   running_shape = &shape;
   running_body = &body;
-  for (const dim3& first : firsts) run_cluster(shape, first);
+  if (shape.cooperative) {
+    if (shape.cluster != 1) fail("clusters in a cooperative launch");
+    if (static_cast<int>(firsts.size()) > the_device.multiprocessors) fail("too many blocks");
+    run_together(shape, firsts);
+  } else {
+    for (const dim3& first : firsts) {
+      std::vector<dim3> indices;
+      for (unsigned i = 0; i < shape.cluster; ++i) {
+        indices.emplace_back(first.x + i, first.y, first.z);
+      }
+      run_together(shape, indices);
+    }
+  }
   running_shape = nullptr;
 }
 
@@ -216,13 +230,108 @@ void block_barrier() {
   wait_here();
 }
 
-void cluster_barrier() {
+namespace {
+
+// The barrier of all fibers that run together.
+void common_barrier() {
   Cluster& cluster = *running->block->cluster;
   if (++cluster.waiting == static_cast<int>(schedule->fibers.size())) {
     cluster.waiting = 0;
     for (auto& fiber : schedule->fibers) schedule->wake(*fiber);
   }
   wait_here();
+}
+
+std::ptrdiff_t offset_of(const void* own) {
+  const std::ptrdiff_t offset =
+      static_cast<const unsigned char*>(own) - running->block->shared_begin;
+  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(running_shape->shared_bytes)) {
+    fail("an address outside shared memory was mapped to another block");
+  }
+  return offset;
+}
+
+Block& peer(unsigned rank) {
+  Cluster& cluster = *running->block->cluster;
+  if (rank >= running_shape->cluster) fail("rank outside the cluster");
+  return *cluster.blocks[rank];
+}
+
+Arrivals& arrivals_of(Block& block, std::ptrdiff_t offset) {
+  const auto found = block.arrivals.find(offset);
+  if (found == block.arrivals.end()) fail("a barrier that was not initialised");
+  return found->second;
+}
+
+// Ends the phase if all has come, and lets those go on who wait for that.
+void end_phase(Arrivals& arrivals) {
+  if (!arrivals.expected || arrivals.bytes_left != 0) return;
+  ++arrivals.phase;
+  arrivals.expected = false;
+  for (int fiber : arrivals.waiting) schedule->wake(*schedule->fibers[fiber]);
+  arrivals.waiting.clear();
+}
+
+void deliver(Arrivals& arrivals) {
+  std::shuffle(arrivals.sent.begin(), arrivals.sent.end(), generator);
+  for (const Sent& sent : arrivals.sent) {
+    std::memcpy(sent.destination, sent.value, sent.bytes);
+    arrivals.bytes_left -= static_cast<int64_t>(sent.bytes);
+  }
+  arrivals.sent.clear();
+  end_phase(arrivals);
+}
+
+}  // namespace
+
+void cluster_barrier() {
+  if (running_shape->cooperative) fail("a barrier of clusters in a cooperative launch");
+  common_barrier();
+}
+
+void grid_barrier() {
+  if (!running_shape->cooperative) fail("a barrier of the grid without a cooperative launch");
+  common_barrier();
+}
+
+void arrivals_init(ArrivalBarrier* barrier) {
+  const bool fresh = running->block->arrivals.try_emplace(offset_of(barrier)).second;
+  if (!fresh) fail("a barrier was initialised twice");
+}
+
+void arrivals_end(ArrivalBarrier* barrier) {
+  const Arrivals& arrivals = arrivals_of(*running->block, offset_of(barrier));
+  if (arrivals.expected || arrivals.bytes_left != 0 || !arrivals.sent.empty()) {
+    fail("a barrier ended within a phase");
+  }
+  running->block->arrivals.erase(offset_of(barrier));
+}
+
+void arrivals_expect(ArrivalBarrier* barrier, std::size_t bytes) {
+  Arrivals& arrivals = arrivals_of(*running->block, offset_of(barrier));
+  if (arrivals.expected) fail("bytes were expected twice in a phase");
+  arrivals.expected = true;
+  arrivals.bytes_left += static_cast<int64_t>(bytes);
+  if (!arrivals.waiting.empty()) deliver(arrivals);
+}
+
+void arrivals_wait(ArrivalBarrier* barrier, unsigned phase) {
+  Arrivals& arrivals = arrivals_of(*running->block, offset_of(barrier));
+  while (arrivals.phase % 2 == static_cast<int64_t>(phase % 2)) {
+    deliver(arrivals);
+    if (arrivals.phase % 2 != static_cast<int64_t>(phase % 2)) return;
+    arrivals.waiting.push_back(running->index);
+    wait_here();
+  }
+}
+
+void send(void* own, ArrivalBarrier* barrier, unsigned rank, const void* value, std::size_t bytes) {
+  Block& block = peer(rank);
+  Arrivals& arrivals = arrivals_of(block, offset_of(barrier));
+  Sent sent{block.shared_begin + offset_of(own), {}, bytes};
+  std::memcpy(sent.value, value, bytes);
+  arrivals.sent.push_back(sent);
+  if (!arrivals.waiting.empty()) deliver(arrivals);
 }
 
 const unsigned char (*exchange(const void* value, std::size_t bytes)) [kCollectiveBytes] {
@@ -258,16 +367,6 @@ void async_wait(std::size_t groups_left) {
     }
     running->groups.pop_front();
   }
-}
-
-void* peer_address(void* own, unsigned rank) {
-  Block& block = *running->block;
-  const std::ptrdiff_t offset = static_cast<unsigned char*>(own) - block.shared_begin;
-  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(running_shape->shared_bytes)) {
-    fail("an address outside shared memory was mapped to another block");
-  }
-  if (rank >= block.cluster->blocks.size()) fail("rank outside the cluster");
-  return block.cluster->blocks[rank]->shared_begin + offset;
 }
 
 }  // namespace franca::emulation

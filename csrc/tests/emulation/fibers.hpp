@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <vector>
@@ -30,6 +31,7 @@ struct Device {
   int multiprocessors = 3;
   int max_cluster = 16;  // 1: a device without clusters
   std::size_t max_shared_bytes = 227 * 1024;
+  bool cooperation = true;
   int queries = 0;  // how often something slow was asked
 };
 Device& device();
@@ -62,6 +64,28 @@ struct AsyncCopy {
   std::size_t zeros;  // bytes that are set to zero after those copied
 };
 
+struct Block;
+
+// Counts bytes that are sent to a block. Its state is kept beside the memory it lies in, so that
+// poison there or a second use of the memory is noticed.
+struct ArrivalBarrier {
+  uint64_t word;
+};
+
+struct Sent {
+  void* destination;
+  unsigned char value[16];
+  std::size_t bytes;
+};
+
+struct Arrivals {
+  int64_t phase = 0;  // that is open
+  bool expected = false;
+  int64_t bytes_left = 0;    // until the phase ends; negative before they are expected
+  std::vector<Sent> sent;    // that have not arrived yet
+  std::vector<int> waiting;  // fibers
+};
+
 struct Fiber {
   jmp_buf resume;
   bool started = false;
@@ -84,6 +108,7 @@ struct Block {
   unsigned char* shared_begin = nullptr;  // aligned
   std::vector<Fiber*> fibers;
   Cluster* cluster = nullptr;
+  std::map<std::ptrdiff_t, Arrivals> arrivals;  // by the barrier's place in shared memory
 };
 
 struct Cluster {
@@ -95,7 +120,8 @@ struct Shape {
   dim3 grid;
   dim3 block;
   std::size_t shared_bytes = 0;
-  unsigned cluster = 1;  // blocks along x
+  unsigned cluster = 1;      // blocks along x
+  bool cooperative = false;  // all blocks run at the same time
 };
 
 // Runs `body` for every thread of the grid; clusters run one after the other, in random order.
@@ -110,6 +136,14 @@ const Shape& current_shape();
 
 void block_barrier();
 void cluster_barrier();
+void grid_barrier();  // of a cooperative launch
+
+// What is sent arrives as late as the waits allow, and in any order.
+void arrivals_init(ArrivalBarrier* barrier);
+void arrivals_end(ArrivalBarrier* barrier);
+void arrivals_expect(ArrivalBarrier* barrier, std::size_t bytes);
+void arrivals_wait(ArrivalBarrier* barrier, unsigned phase);
+void send(void* own, ArrivalBarrier* barrier, unsigned rank, const void* value, std::size_t bytes);
 
 // Hands `bytes` to the other lanes of the warp and returns the slots of all of them, each of
 // kCollectiveBytes. Every lane of the warp must take part.
@@ -119,8 +153,5 @@ const unsigned char (*exchange(const void* value, std::size_t bytes))[kCollectiv
 void async_copy(const AsyncCopy& copy);
 void async_commit();
 void async_wait(std::size_t groups_left);
-
-// The address that corresponds to `own` in the shared memory of another block of the cluster.
-void* peer_address(void* own, unsigned rank);
 
 }  // namespace franca::emulation

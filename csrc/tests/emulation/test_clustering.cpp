@@ -184,6 +184,9 @@ int main() {
       {{{1}, 1, f32}, {{1}, 1, f32}, 1},
       {{{7}, 3, bf16, kFarApart}, {{7}, 3, f16, kFarApart}, 1},
       {{{9}, 260, f32}, {{9}, 2, f32}, 1},
+      // Whole slices, with several rows for each warp, and teacher rows that are not aligned.
+      {{{2048, 16}, 70, bf16}, {{2048, 16}, 9, bf16}, 2, true, 1},
+      {{{2048}, 9, bf16}, {{2048}, 3, bf16, 0, 2}, 1},
   };
   uint64_t seed = 1;
   for (const Case& c : cases) test_case(c, seed++);

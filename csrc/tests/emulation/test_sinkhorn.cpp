@@ -13,11 +13,22 @@ namespace {
 using emulation::device;
 constexpr double kTemperature = 0.05;
 
+constexpr int64_t kLargestForPotentials = 1000000;
+
 struct Case {
   RaggedCase logits;
   int64_t n_valid;
   int max_cluster = 16;
   int multiprocessors = 3;
+  bool cooperation = true;
+  int shared_kib = 227;
+
+  void choose_device() const {
+    device().max_cluster = max_cluster;
+    device().multiprocessors = multiprocessors;
+    device().cooperation = cooperation;
+    device().max_shared_bytes = static_cast<std::size_t>(shared_kib) * 1024;
+  }
 };
 
 int64_t elements(const RaggedCase& logits) {
@@ -103,8 +114,7 @@ Results run_passes(const RaggedMatrices& z, const Reference& r, int64_t n_valid)
 void test_passes(const Case& c, uint64_t seed) {
   set_context("passes: " + c.logits.name() + ", valid " + std::to_string(c.n_valid) + ", seed " +
               std::to_string(seed));
-  device().max_cluster = c.max_cluster;
-  device().multiprocessors = c.multiprocessors;
+  c.choose_device();
   emulation::set_seed(seed);
   const RaggedMatrices z(c.logits, seed);
   Reference r = reference_first(z, c.n_valid, kTemperature);
@@ -164,8 +174,7 @@ void test_assignments(const Case& c, uint64_t seed) {
 
 void test_potentials(const Case& c, uint64_t seed, int iterations) {
   set_context("potentials: " + c.logits.name());
-  device().max_cluster = c.max_cluster;
-  device().multiprocessors = c.multiprocessors;
+  c.choose_device();
   emulation::set_seed(seed);
   const RaggedMatrices z(c.logits, seed);
   Reference r = reference_first(z, c.n_valid, kTemperature);
@@ -195,21 +204,25 @@ void test_potentials(const Case& c, uint64_t seed, int iterations) {
 }
 
 // Rows far from all prototypes, and logits so large that their exponentials overflow.
-void test_extreme_logits(bool few_rows) {
-  set_context(few_rows ? "extreme logits, few rows" : "extreme logits, rows on chip");
-  device().max_cluster = 16;
-  device().multiprocessors = 3;
-  emulation::set_seed(5);
-  RaggedCase shape{{67, 300}, few_rows ? 9 : 67};
+void test_extreme_logits(RaggedCase shape) {
+  set_context("extreme logits: " + shape.name());
   shape.spread = 1e4;
+  Case{shape, shape.n_rows}.choose_device();
+  emulation::set_seed(5);
   RaggedMatrices z(shape, 5);
-  for (int64_t k = 0; k < 67; ++k) z.set(0, 4, k, -1e4 + static_cast<double>(k) * 1e-3);
+  // Of one head only, so that the teams of a cluster do not all have the same to do.
+  for (int64_t n = 4; n < shape.n_rows; n += 5) {
+    for (int64_t k = 0; k < shape.columns[0]; ++k) {
+      z.set(0, n, k, -1e4 + static_cast<double>(k) * 1e-3);
+    }
+  }
   const double temperature = 0.04;
   Reference r = reference_first(z, shape.n_rows, temperature);
   round_potentials(r);
   reference_rows(r, z, shape.n_rows, temperature);
   const RaggedLogits view = z.view();
-  Guarded<float> row(2 * shape.n_rows), mass(z.total_columns()), prototype(to_float(r.prototype));
+  const int64_t n_potentials = z.n_heads() * shape.n_rows;
+  Guarded<float> row(n_potentials), mass(z.total_columns()), prototype(to_float(r.prototype));
   Guarded<char> workspace(cuda::row_step_workspace(view, shape.n_rows, true));
   cuda::row_step(view, temperature, prototype.data(), shape.n_rows, row.data(), mass.data(),
                  workspace.data(), workspace.size(), nullptr);
@@ -217,7 +230,7 @@ void test_extreme_logits(bool few_rows) {
   expect_close("row", row.values(), r.row, 1e-6, 0.1);
   double sum = 0;
   for (float m : mass.values()) sum += m;
-  if (!(std::fabs(sum - 2.0 * static_cast<double>(shape.n_rows)) < 1e-3)) fail("mass is lost");
+  if (!(std::fabs(sum - static_cast<double>(n_potentials)) < 1e-3)) fail("mass is lost");
 }
 
 }  // namespace
@@ -235,9 +248,13 @@ int main() {
         {{{2048 + 16, 72}, 5, dtype, 3, 2 * static_cast<std::size_t>(size_of(dtype))}, 4});
     // The same kernel on the same device, with less and with more shared memory.
     cases.push_back({{{40, 24}, 66, dtype}, 66, 2, 3});
-    cases.push_back({{{40, 8200, 130}, 68, dtype, 24}, 66, 2, 3});
     cases.push_back({{{41, 129}, 75, dtype}, 69, 1, 2});
   }
+  // Heads of one and of two blocks a row, which the clusters share so that a head ends with the
+  // first step of one; and a row whose last pack is cut.
+  cases.push_back({{{40, 8200, 130}, 68, DType::bfloat16, 24}, 67, 2, 4});
+  cases.push_back({{{40, 8200, 130}, 68, DType::float32, 24}, 66, 2, 3});
+  cases.push_back({{{6150}, 66, DType::float16, 26}, 66, 1, 2});
   cases.push_back({{{5}, 3, DType::bfloat16, kFarApart}, 3});
   cases.push_back({{{1}, 1}, 1});
   cases.push_back({{{64, 1}, 3}, 0});
@@ -250,16 +267,23 @@ int main() {
     return elements(a.logits) < elements(b.logits);
   });
   uint64_t seed = 1;
+  test_extreme_logits({{67, 300}, 9});
+  test_extreme_logits({{67, 300}, 67});
+  test_extreme_logits({{67, 8200}, 66, DType::bfloat16});
+  for (DType dtype : kTypes) {
+    // All batches of rows: in shared memory and registers, or in part read again and again.
+    const Case rows{{{24, 2100}, 63, dtype}, 61, 16, 3};
+    test_potentials(rows, seed++, 3);
+    test_potentials({rows.logits, 33, 16, 3, false, 100}, seed++, 3);
+  }
   for (const Case& c : cases) {
     test_passes(c, seed++);
-    if (c.n_valid == 0) continue;
+    if (c.n_valid == 0 || elements(c.logits) > kLargestForPotentials) continue;
     test_potentials(c, seed++, c.n_valid > 64 ? 2 : 3);
     if (c.logits.n_rows <= 64) test_assignments(c, seed++);
   }
   test_potentials({{{64, 300}, 3}, 0}, seed++, 2);
   test_potentials({{{64, 300}, 3}, 3}, seed++, 1);
-  test_extreme_logits(true);
-  test_extreme_logits(false);
   std::puts("sinkhorn on the emulated device: passed");
   return 0;
 }
