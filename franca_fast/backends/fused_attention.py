@@ -6,12 +6,14 @@ runs of a batch; PyTorch has the rest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .attention_choice import own_runs
+from . import registry
+from .choices import OWN, path, table
 from .torch import varlen_attention as reference
 from .torch.varlen_attention import Run, runs_of
 
@@ -39,6 +41,24 @@ def _split(q: Tensor, seqlens: list[int], backend: str) -> tuple[tuple[Run, ...]
         return (), runs
     own = own_runs(runs, q, backend)
     return own, tuple(run for run in runs if run not in own)
+
+
+def own_runs(runs: tuple[Run, ...], like: Tensor, backend: str) -> tuple[Run, ...]:
+    """The runs that the kernels of `backend` take; the others are PyTorch's.
+
+    A backend that was asked for runs all lengths itself.
+    """
+    if registry.is_requested(backend) or not like.is_cuda:
+        return runs
+    return _own_runs(runs, torch.cuda.get_device_capability(like.device), like.shape[2], path())
+
+
+@functools.lru_cache(maxsize=256)
+def _own_runs(
+    runs: tuple[Run, ...], capability: tuple[int, int], head_dim: int, file: str
+) -> tuple[Run, ...]:
+    kernels = table(file).attention_kernel
+    return tuple(run for run in runs if kernels(capability, head_dim, run.length) == OWN)
 
 
 def forward(

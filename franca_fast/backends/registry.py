@@ -18,6 +18,8 @@ import torch
 
 from franca_fast.errors import InputError, did_you_mean
 
+from . import choices
+
 OPERATORS = (
     "sinkhorn",
     "prototype_scores",
@@ -26,8 +28,9 @@ OPERATORS = (
     "varlen_attention",
 )
 
-# In order of preference, with the package that holds each.
+# In order of preference, with the package that holds each. On a GPU what is measured comes first.
 _PACKAGES = {"cuda": "compiled.cuda", "cpu": "compiled", "triton": "triton", "torch": "torch"}
+NAMES = tuple(_PACKAGES)
 # Triton's interpreter runs CPU tensors, far slower than any other backend: it is for tests.
 _ON_REQUEST_ONLY = ("triton", "cpu")
 _AUTO = "auto"
@@ -110,10 +113,23 @@ def _select(operator: str, tensor: torch.Tensor) -> str:
         return request
     return next(
         name
-        for name in _PACKAGES
+        for name in _by_preference(operator, tensor)
         if (name, tensor.device.type) != _ON_REQUEST_ONLY
         and _unavailable(name, operator, tensor) is None
     )
+
+
+def _by_preference(operator: str, tensor: torch.Tensor) -> list[str]:
+    measured = measured_choice(operator, tensor)
+    return sorted(_PACKAGES, key=lambda name: name != measured)
+
+
+def measured_choice(operator: str, tensor: torch.Tensor) -> str | None:
+    """The backend that is said to be the fastest on the card of `tensor`; None without a word."""
+    if not tensor.is_cuda:
+        return None
+    capability = torch.cuda.get_device_capability(tensor.device)
+    return choices.table(choices.path()).backend(operator, capability)
 
 
 def choose(operator: str, tensor: torch.Tensor) -> ModuleType:
@@ -200,6 +216,8 @@ def _rows(operator: str, tensor: torch.Tensor) -> list[BackendRow]:
         reason = _unavailable(backend, operator, tensor)
         chosen = backend == selected
         why = "asked for" if chosen and asked and _request() == backend else ""
+        if chosen and not why and backend == measured_choice(operator, tensor):
+            why = "the fastest on this card"
         rows.append(
             BackendRow(operator, tensor.device.type, backend, reason is None, chosen, reason or why)
         )

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     print(table(["name", "version", ""], list(_packages())))
     print("\nOperators (float32; * marks what runs)")
     print(table(["operator", "device", "backend", "", "why"], _operators()))
+    print("\nFastest kernels by compute capability (FRANCA_FAST_CHOICES names another table)")
+    print("\n".join(_choices()))
     return 0
 
 
@@ -112,6 +114,16 @@ def _operators() -> list[Sequence[str]]:
         (row.operator, row.device, row.backend, "*" if row.chosen else "", row.reason or _why(row))
         for row in backend_table()
     ]
+
+
+def _choices() -> Iterator[str]:
+    from franca_fast.backends import choices
+
+    known = choices.table(choices.path())
+    for name in known.capabilities():
+        card = choices.version(name)
+        yield f"{name}  {known.describe(card)}"
+        yield f"     {known.origin_of(card)}"
 
 
 def _why(row: BackendRow) -> str:

@@ -22,7 +22,7 @@ def varlen_attention(
 
     On GPUs, bfloat16 and float16 with 64 or 128 elements a head run on kernels whose tiles are cut
     to the lengths, or on PyTorch's where those are faster on the card
-    (`franca_fast.backends.attention_choice`). A backend that `use_backend` asks for must be the
+    (`franca_fast.backends.choices`). A backend that `use_backend` asks for must be the
     same in forward and backward.
 
     Args:

@@ -10,11 +10,22 @@ def forward(
     features: list[Tensor], prototypes: list[Tensor], scales: list[Tensor] | None
 ) -> list[Tensor]:
     """scale[k] * <x[n], v[k]>, [N, K] for each head, in the dtype of the features."""
-    scores = [x @ v.t() for x, v in zip(features, prototypes, strict=True)]
-    if scales is not None:
-        for score, scale in zip(scores, scales, strict=True):
-            score.mul_(scale)
-    return scores
+    if scales is None:
+        return [x @ v.t() for x, v in zip(features, prototypes, strict=True)]
+    triples = zip(features, prototypes, scales, strict=True)
+    return [_scores(x, v, scale) for x, v, scale in triples]
+
+
+def _scores(x: Tensor, v: Tensor, scale: Tensor) -> Tensor:
+    """Scales whichever is smaller, the scores or the prototypes."""
+    if x.shape[0] <= v.shape[1]:
+        return (x @ v.t()).mul_(scale)
+    return x @ _rescaled(v, scale.unsqueeze(1)).t()
+
+
+def _rescaled(matrix: Tensor, scale: Tensor) -> Tensor:
+    """A matrix times float32 factors, rounded once, in its own dtype and in one pass."""
+    return torch.mul(matrix, scale, out=torch.empty_like(matrix))
 
 
 def backward(
@@ -40,5 +51,5 @@ def backward(
 def _scaled_product(g: Tensor, scale: Tensor, v: Tensor) -> Tensor:
     """(g * scale) @ v, scaling whichever of the two factors is smaller."""
     if g.numel() <= v.numel():
-        return (g * scale).to(g.dtype) @ v
-    return g @ (v * scale.unsqueeze(1)).to(v.dtype)
+        return _rescaled(g, scale) @ v
+    return g @ _rescaled(v, scale.unsqueeze(1))
