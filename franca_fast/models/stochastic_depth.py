@@ -80,10 +80,10 @@ def take_images(x: Tensor, subset: Subset) -> Tensor:
 
 
 def add_to_images(x: Tensor, taken: Tensor, residual: Tensor, subset: Subset) -> Tensor:
-    """x with images / kept images times the residual added to the images of a subset.
+    """Adds images / kept images times the residual to the images of a subset.
 
     Args:
-        x: [tokens, d].
+        x: all tokens, [tokens, d]; not changed.
         taken: `take_images` of x.
         residual: [kept tokens, d].
         subset: the images.
