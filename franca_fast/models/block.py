@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from franca_fast.errors import InputError, did_you_mean
 
 from .attention import SelfAttention
-from .stochastic_depth import Crops, Subsets, add_to_images, draw_subsets, take_images
+from .stochastic_depth import Crops, Subsets, add_to_images, draw_subsets, seqlens_of, take_images
 
 # Below this rate dropping images from the batch saves less than gathering them costs.
 _SUBSET_THRESHOLD = 0.1
@@ -135,13 +135,12 @@ class Block(nn.Module):
             crops: (images, tokens of each) of each crop size.
             subsets: for this block, from `draw_subsets`.
         """
-        everything = [tokens for images, tokens in crops for _ in range(images)]
         for branch, subset in zip((self._attention, self._feed_forward), subsets, strict=True):
             if subset is None:
-                x = x + branch(x, everything)
+                x = x + branch(x, seqlens_of(crops))
                 continue
             taken = take_images(x, subset)
-            x = add_to_images(x, taken, branch(taken, subset.seqlens), subset)
+            x = add_to_images(x, taken, branch(taken, seqlens_of(subset.kept_crops)), subset)
         return x
 
     def _attention(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:

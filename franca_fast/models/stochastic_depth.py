@@ -28,11 +28,6 @@ class Subset(NamedTuple):
     kept_crops: Crops
     kept: tuple[Tensor, ...]
 
-    @property
-    def seqlens(self) -> list[int]:
-        """Tokens of each image of the subset."""
-        return [tokens for images, tokens in self.kept_crops for _ in range(images)]
-
 
 # Of the two branches of a block; None is every image.
 Subsets = tuple[Subset | None, Subset | None]
@@ -71,6 +66,11 @@ def draw_subsets(crops: Crops, rates: Sequence[float], device: torch.device) -> 
         (subset(of_block), subset(of_block)) if rate > 0.0 else (None, None)
         for rate, of_block in zip(rates, sizes, strict=True)
     ]
+
+
+def seqlens_of(crops: Crops) -> list[int]:
+    """Tokens of each image."""
+    return [tokens for images, tokens in crops for _ in range(images)]
 
 
 def take_images(x: Tensor, subset: Subset) -> Tensor:
