@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from python_tests.fake_gpu import process_with_fake_gpu
 from python_tests.helpers import DEVICE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,3 +40,10 @@ def golden_facts() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """`run(case, *args)`: calls a function of a test module where "cuda" is a fake GPU."""
+    with process_with_fake_gpu(tmp_path_factory.mktemp("fake_gpu")) as run:
+        yield run

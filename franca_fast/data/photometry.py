@@ -7,13 +7,14 @@ never computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 from franca_fast.data.randomness import Purpose, uniforms
@@ -102,21 +103,18 @@ def photometric(crops: Tensor, parameters: PhotometricParameters, settings: Crop
     """
     images = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     images /= 255
-    _jitter(images, parameters)
-    if images.shape[1] == 3:
-        _edit(images, np.flatnonzero(parameters.greyscale), lambda x: _grey(x).expand_as(x))
-    blurred = np.flatnonzero(parameters.sigma)
-    sigma = torch.from_numpy(parameters.sigma[blurred]).to(images.device)
-    _edit(images, blurred, gaussian_blur, sigma)
-    threshold = settings.solarize_threshold / 255
-    _edit(
-        images,
-        np.flatnonzero(parameters.solarize),
-        lambda x: torch.where(x >= threshold, 1 - x, x),
-    )
-    std = images.new_tensor(settings.std)[:, None, None]
-    shift = images.new_tensor(settings.mean)[:, None, None] / -std
-    return torch.addcmul(shift, images, 1 / std)
+    edits = [edit for edit in _edits(parameters, settings, images.shape[1]) if len(edit.rows)]
+    sizes = [len(edit.rows) for edit in edits]
+    no_rows = np.empty(0, np.int64)
+    rows = _to(images.device, np.int64, [no_rows, *(edit.rows for edit in edits)])
+    numbers: list[ArrayLike] = [settings.mean, settings.std, *(edit.factors for edit in edits)]
+    values = _to(images.device, np.float32, numbers)
+    mean, std, *factors = values.split([len(settings.mean), len(settings.std), *sizes])
+    for edit, chosen, factor in zip(edits, rows.split(sizes), factors, strict=True):
+        changed = edit.operation(images.index_select(0, chosen), factor[:, None, None, None])
+        images.index_copy_(0, chosen, changed)
+    std = std[:, None, None]
+    return torch.addcmul(mean[:, None, None] / -std, images, 1 / std)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -140,26 +138,49 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     return planes.reshape(n, channels, height, width)
 
 
-def _jitter(images: Tensor, parameters: PhotometricParameters) -> None:
-    """Changes brightness, contrast, saturation and hue in place, in each crop's own order."""
+class _Edit(NamedTuple):
+    """A change of some crops.
+
+    Attributes:
+        operation: of images [m, C, H, W] and factors [m, 1, 1, 1].
+        rows: the m crops.
+        factors: float32 [m].
+    """
+
+    operation: Callable[[Tensor, Tensor], Tensor]
+    rows: NDArray[np.intp]
+    factors: NDArray[np.float32]
+
+
+def _edits(
+    parameters: PhotometricParameters, settings: CropSettings, channels: int
+) -> Iterator[_Edit]:
+    """All changes in turn; brightness, contrast, saturation and hue in each crop's own order."""
+
+    def edit(operation: Callable[[Tensor, Tensor], Tensor], chosen: Any, factors: Any) -> _Edit:
+        rows = np.flatnonzero(chosen)
+        return _Edit(operation, rows, factors[rows])
+
     for turn in range(4):
         for column, (identity, operation) in enumerate(_JITTER):
-            if images.shape[1] == 1 and operation in (_saturation, _hue):
+            if channels == 1 and operation in (_saturation, _hue):
                 continue  # grey has neither
             factors = parameters.factors[:, column]
             turned = parameters.jitter & (parameters.order[:, turn] == column)
-            rows = np.flatnonzero(turned & (factors != identity))
-            factor = torch.from_numpy(factors[rows]).to(images.device)[:, None, None, None]
-            _edit(images, rows, operation, factor)
+            yield edit(operation, turned & (factors != identity), factors)
+    if channels == 3:
+        yield edit(_greyscale, parameters.greyscale, np.zeros_like(parameters.sigma))
+    yield edit(_blur, parameters.sigma, parameters.sigma)
+    threshold = np.full_like(parameters.sigma, settings.solarize_threshold / 255)
+    yield edit(_solarize, parameters.solarize, threshold)
 
 
-def _edit(
-    images: Tensor, rows: NDArray[np.intp], operation: Callable[..., Tensor], *arguments: Tensor
-) -> None:
-    """Replaces some rows of a batch by what the operation makes of them."""
-    if len(rows):
-        chosen = torch.from_numpy(rows).to(images.device)
-        images.index_copy_(0, chosen, operation(images.index_select(0, chosen), *arguments))
+def _to(device: torch.device, dtype: DTypeLike, arrays: Sequence[ArrayLike]) -> Tensor:
+    """Arrays one after the other on a device, in one copy that the host does not wait for."""
+    joined = torch.from_numpy(np.concatenate(arrays, dtype=dtype))
+    if device.type == "cuda":
+        joined = joined.pin_memory()
+    return joined.to(device, non_blocking=True)
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -168,6 +189,18 @@ def _grey(images: Tensor) -> Tensor:
         return images
     red, green, blue = images.unbind(1)
     return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
+
+
+def _greyscale(images: Tensor, _: Tensor) -> Tensor:
+    return _grey(images).expand_as(images)
+
+
+def _blur(images: Tensor, sigma: Tensor) -> Tensor:
+    return gaussian_blur(images, sigma.flatten())
+
+
+def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(images >= threshold, 1 - images, images)
 
 
 def _brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -197,7 +230,8 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
     hue = hue.lerp_((blue - red) + 2 * chroma, (value == green).to(images.dtype))
     hue = hue.lerp_(green - blue, (value == red).to(images.dtype))
     hue = hue.div_(chroma.clamp(min=1e-8)).add_(6 * shift[:, 0])
-    x = hue[:, None] + hue.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    offsets = torch.arange(5, 0, -2, dtype=hue.dtype, device=hue.device)
+    x = hue[:, None] + offsets[:, None, None]
     x -= (x / 6).floor_().mul_(6)  # the remainder, which torch's own takes longer for
     x = torch.minimum(x, 4 - x).clamp_(0, 1)
     return torch.addcmul(value[:, None], chroma[:, None], x, value=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from franca_fast.errors import InputError, did_you_mean
 
 from .attention import SelfAttention
+from .stochastic_depth import Crops, Subsets, add_to_images, draw_subsets, seqlens_of, take_images
 
 # Below this rate dropping images from the batch saves less than gathering them costs.
 _SUBSET_THRESHOLD = 0.1
@@ -113,27 +114,33 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images of one size, [B, tokens, d]."""
+        if self.training and self.drop_path > _SUBSET_THRESHOLD:
+            crops = [(x.shape[0], x.shape[1])]
+            (subsets,) = draw_subsets(crops, [self.drop_path], x.device)
+            return self.forward_packed(x.flatten(0, 1), crops, subsets).view_as(x)
         for branch in (self._attention, self._feed_forward):
-            if not (self.training and self.drop_path > 0.0):
-                x = x + branch(x)
-            elif self.drop_path > _SUBSET_THRESHOLD:
-                x = _add_for_subset(x, branch, self.drop_path)
-            else:
+            if self.training and self.drop_path > 0.0:
                 keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device)
                 keep.bernoulli_(1.0 - self.drop_path).div_(1.0 - self.drop_path)
                 x = x + branch(x) * keep
+            else:
+                x = x + branch(x)
         return x
 
-    def forward_packed(self, x: Tensor, crops: Sequence[tuple[int, int]]) -> Tensor:
-        """Packed crops, [tokens, d]; `crops` gives (images, tokens of each) of each crop size."""
-        everything = [tokens for images, tokens in crops for _ in range(images)]
-        for branch in (self._attention, self._feed_forward):
-            if not (self.training and self.drop_path > 0.0):
-                x = x + branch(x, everything)
+    def forward_packed(self, x: Tensor, crops: Crops, subsets: Subsets) -> Tensor:
+        """Packed crops, [tokens, d].
+
+        Args:
+            x: tokens.
+            crops: (images, tokens of each) of each crop size.
+            subsets: for this block, from `draw_subsets`.
+        """
+        for branch, subset in zip((self._attention, self._feed_forward), subsets, strict=True):
+            if subset is None:
+                x = x + branch(x, seqlens_of(crops))
                 continue
-            index, seqlens, scale = _draw_subsets(crops, self.drop_path, x.device)
-            residual = branch(x.index_select(0, index), seqlens) * scale.to(x.dtype).unsqueeze(1)
-            x = x.index_add(0, index, residual.to(x.dtype))
+            taken = take_images(x, subset)
+            x = add_to_images(x, taken, branch(taken, seqlens_of(subset.kept_crops)), subset)
         return x
 
     def _attention(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:
@@ -141,31 +148,3 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:
         return self.ls2(self.mlp(self.norm2(x)))
-
-
-def _subset_size(n_images: int, rate: float) -> int:
-    return max(1, int(n_images * (1.0 - rate)))
-
-
-def _add_for_subset(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
-    n_images = x.shape[0]
-    n_kept = _subset_size(n_images, rate)
-    index = torch.randperm(n_images, device=x.device)[:n_kept]
-    residual = branch(x.index_select(0, index))
-    return x.index_add(0, index, residual.to(x.dtype), alpha=n_images / n_kept)
-
-
-def _draw_subsets(
-    crops: Sequence[tuple[int, int]], rate: float, device: torch.device
-) -> tuple[Tensor, list[int], Tensor]:
-    """Token indices, sequence lengths and factors [tokens] of one random subset per crop size."""
-    indices, seqlens, scales, start = [], [], [], 0
-    for n_images, n_tokens in crops:
-        n_kept = _subset_size(n_images, rate)
-        images = torch.randperm(n_images, device=device)[:n_kept]
-        tokens = images.unsqueeze(1) * n_tokens + torch.arange(n_tokens, device=device)
-        indices.append(tokens.flatten() + start)
-        seqlens += [n_tokens] * n_kept
-        scales.append(torch.full((n_kept * n_tokens,), n_images / n_kept, device=device))
-        start += n_images * n_tokens
-    return torch.cat(indices), seqlens, torch.cat(scales)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from franca_fast.errors import InputError
 
 from .block import Block
+from .stochastic_depth import draw_subsets
 
 
 class PatchEmbed(nn.Module):
@@ -181,8 +182,11 @@ class VisionTransformer(nn.Module):
         each = [self._tokens(b, m) for b, m in zip(batches, masks_of, strict=True)]
         crops = [(t.shape[0], t.shape[1]) for t in each]
         packed = torch.cat([t.flatten(0, 1) for t in each])
-        for block in cast("Iterable[Block]", self.blocks):
-            packed = block.forward_packed(packed, crops)
+        blocks = list(cast("Iterable[Block]", self.blocks))
+        rates = [block.drop_path if block.training else 0.0 for block in blocks]
+        drawn = draw_subsets(crops, rates, packed.device)
+        for block, subsets in zip(blocks, drawn, strict=True):
+            packed = block.forward_packed(packed, crops, subsets)
         parts = packed.split([images * tokens for images, tokens in crops])
         return [
             self._outputs(part.unflatten(0, crop), mask)

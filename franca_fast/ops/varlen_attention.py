@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def varlen_attention(
         if x.shape != q.shape:
             raise InputError(f"{name}: shape {tuple(x.shape)}; accepted: as q, {tuple(q.shape)}")
     lengths = _check_seqlens(seqlens, q.shape[0])
-    out, _ = _attention(q, k, v, lengths, _check_scale(scale, q.shape[2]))
+    out, _ = _attention(q, k, v, _runs(lengths), _check_scale(scale, q.shape[2]))
     return out
 
 
@@ -82,7 +83,7 @@ def varlen_attention_qkv(qkv: Tensor, seqlens: Sequence[int], scale: float | Non
     if qkv.shape[1] != 3:
         raise InputError(f"qkv: shape {tuple(qkv.shape)}; accepted: [tokens, 3, heads, head_dim]")
     lengths = _check_seqlens(seqlens, qkv.shape[0])
-    out, _ = _attention_qkv(qkv, lengths, _check_scale(scale, qkv.shape[3]))
+    out, _ = _attention_qkv(qkv, _runs(lengths), _check_scale(scale, qkv.shape[3]))
     return out
 
 
@@ -105,9 +106,12 @@ def _check_seqlens(seqlens: Any, n_tokens: int) -> list[int]:
             f"(tolist() makes one of a tensor or an array)"
         )
     lengths = list(seqlens)
-    for i, length in enumerate(lengths):
-        if isinstance(length, bool) or not isinstance(length, (int, torch.SymInt)) or length < 1:
-            raise InputError(f"seqlens[{i}]: {length!r}; accepted: an integer >= 1")
+    # There may be hundreds: each is looked at only where one is wrong, or traced.
+    if set(map(type, lengths)) != {int} or min(lengths) < 1:
+        for i, length in enumerate(lengths):
+            whole = isinstance(length, (int, torch.SymInt)) and not isinstance(length, bool)
+            if not whole or length < 1:
+                raise InputError(f"seqlens[{i}]: {length!r}; accepted: an integer >= 1")
     if not lengths or sum(lengths) != n_tokens:
         raise InputError(
             f"seqlens: {_shortened(lengths)} with sum {sum(lengths)}; "
@@ -130,47 +134,69 @@ def _shortened(lengths: list[int]) -> str:
     return f"[{', '.join(map(str, lengths[:8]))}, ...] ({len(lengths)} sequences)"
 
 
-# What goes through the operators below: q, k, v, lengths and scale; the results are the output
-# [tokens, heads, head_dim] and the softmax's log-sum-exp [tokens, heads].
+# What goes through the operators below: q, k, v, runs and scale; the results are the output
+# [tokens, heads, head_dim] and the softmax's log-sum-exp [tokens, heads]. Runs are the lengths,
+# each followed by how many sequences in a row have it: hundreds of lengths would cost PyTorch's
+# dispatcher as much time as all the rest of a call.
+
+
+def _runs(lengths: list[int]) -> list[int]:
+    groups = ((length, len(list(group))) for length, group in itertools.groupby(lengths))
+    return [number for group in groups for number in group]
+
+
+def _lengths(runs: list[int]) -> list[int]:
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    return [length for length, n_sequences in pairs for _ in range(n_sequences)]
 
 
 def _forward_impl(
-    q: Tensor, k: Tensor, v: Tensor, seqlens: list[int], scale: float
+    q: Tensor, k: Tensor, v: Tensor, runs: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    return choose("varlen_attention", q).forward(q, k, v, seqlens, scale)
+    return choose("varlen_attention", q).forward(q, k, v, _lengths(runs), scale)
 
 
 def _forward_fake(
-    q: Tensor, k: Tensor, v: Tensor, seqlens: list[int], scale: float
+    q: Tensor, k: Tensor, v: Tensor, runs: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=statistics)
 
 
-def _backward_impl(grad_out: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_impl(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    runs: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     gradients = (q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape))
-    choose("varlen_attention", q).backward(grad_out, q, *rest, gradients)
+    attention = choose("varlen_attention", q)
+    attention.backward(grad_out, q, k, v, out, lse, _lengths(runs), scale, gradients)
     return gradients
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.seqlens, ctx.scale = inputs
+    q, k, v, ctx.runs, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, *output)
 
 
 def _autograd_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    dq, dk, dv = _attention_backward(grad_out, *ctx.saved_tensors, ctx.seqlens, ctx.scale)
+    dq, dk, dv = _attention_backward(grad_out, *ctx.saved_tensors, ctx.runs, ctx.scale)
     return dq, dk, dv, None, None
 
 
 _attention_backward = define(
     "varlen_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
-    "Tensor lse, SymInt[] seqlens, float scale) -> (Tensor, Tensor, Tensor)",
+    "Tensor lse, SymInt[] runs, float scale) -> (Tensor, Tensor, Tensor)",
     _backward_impl,
     lambda grad_out, q, k, v, *rest: tuple(x.new_empty(x.shape) for x in (q, k, v)),
 )
 _attention = define(
-    "varlen_attention(Tensor q, Tensor k, Tensor v, SymInt[] seqlens, float scale) "
+    "varlen_attention(Tensor q, Tensor k, Tensor v, SymInt[] runs, float scale) "
     "-> (Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
@@ -179,41 +205,45 @@ _attention = define(
 )
 
 
-def _qkv_forward_impl(qkv: Tensor, seqlens: list[int], scale: float) -> tuple[Tensor, Tensor]:
+def _qkv_forward_impl(qkv: Tensor, runs: list[int], scale: float) -> tuple[Tensor, Tensor]:
     q, k, v = qkv.unbind(1)
-    return _forward_impl(q, k, v, seqlens, scale)
+    return _forward_impl(q, k, v, runs, scale)
 
 
-def _qkv_forward_fake(qkv: Tensor, seqlens: list[int], scale: float) -> tuple[Tensor, Tensor]:
+def _qkv_forward_fake(qkv: Tensor, runs: list[int], scale: float) -> tuple[Tensor, Tensor]:
     q, k, v = qkv.unbind(1)
-    return _forward_fake(q, k, v, seqlens, scale)
+    return _forward_fake(q, k, v, runs, scale)
 
 
-def _qkv_backward_impl(grad_out: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
+def _qkv_backward_impl(
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, runs: list[int], scale: float
+) -> Tensor:
     gradient = qkv.new_empty(qkv.shape)
     q, k, v = qkv.unbind(1)
-    choose("varlen_attention", qkv).backward(grad_out, q, k, v, *rest, gradient.unbind(1))
+    attention = choose("varlen_attention", qkv)
+    parts = gradient.unbind(1)
+    attention.backward(grad_out, q, k, v, out, lse, _lengths(runs), scale, parts)
     return gradient
 
 
 def _setup_qkv_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, ctx.seqlens, ctx.scale = inputs
+    qkv, ctx.runs, ctx.scale = inputs
     ctx.save_for_backward(qkv, *output)
 
 
 def _autograd_qkv_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    gradient = _attention_qkv_backward(grad_out, *ctx.saved_tensors, ctx.seqlens, ctx.scale)
+    gradient = _attention_qkv_backward(grad_out, *ctx.saved_tensors, ctx.runs, ctx.scale)
     return gradient, None, None
 
 
 _attention_qkv_backward = define(
     "varlen_attention_qkv_backward(Tensor grad_out, Tensor qkv, Tensor out, Tensor lse, "
-    "SymInt[] seqlens, float scale) -> Tensor",
+    "SymInt[] runs, float scale) -> Tensor",
     _qkv_backward_impl,
     lambda grad_out, qkv, *rest: qkv.new_empty(qkv.shape),
 )
 _attention_qkv = define(
-    "varlen_attention_qkv(Tensor qkv, SymInt[] seqlens, float scale) -> (Tensor, Tensor)",
+    "varlen_attention_qkv(Tensor qkv, SymInt[] runs, float scale) -> (Tensor, Tensor)",
     _qkv_forward_impl,
     _qkv_forward_fake,
     backward=_autograd_qkv_backward,

@@ -49,6 +49,7 @@ class Readout:
         # Steps of one size suit tokens of one size. LayerNorm's are of size 1 as a rule; this makes
         # those of any backbone so, and changes no direction.
         sample = next(features.batches(self._order(0, 0), settings.batch_size))
+        self._device = sample.device
         self._sample_mean = sample.double().mean((0, 1)).cpu()
         self._size = float(sample.double().square().mean().sqrt())
 
@@ -78,13 +79,13 @@ class Readout:
 
     def error(self, weight: Tensor, matrix: Tensor | None, numbers: Sequence[int]) -> float:
         """Mean square error of trained weights on cleaned tokens of other images."""
-        total, images = 0.0, 0
         seen = weight if matrix is None else (weight.double() @ matrix).float()
+        seen, target = seen.to(self._device), self._positions.to(self._device)
+        total, images = torch.zeros((), dtype=torch.float64, device=self._device), 0
         for tokens in self._features.batches(numbers, self._settings.batch_size):
-            seen = seen.to(tokens.device)
-            error = (self._answer(tokens @ seen.T) - self._positions.to(tokens.device)).square()
-            total, images = total + float(error.mean()) * len(tokens), images + len(tokens)
-        return total / images
+            error = (self._answer(tokens @ seen.T) - target).square().mean()
+            total, images = total + error.double() * len(tokens), images + len(tokens)
+        return total.item() / images
 
     def fingerprint(self) -> list[float]:
         """Numbers that differ between models and sets of images."""
@@ -100,27 +101,29 @@ class Readout:
         batches = math.ceil(len(self._numbers) / settings.batch_size)
         epochs = settings.epochs or max(_PAPER_EPOCHS, math.ceil(_PAPER_STEPS / batches))
         # From zero, so that nothing but what was learnt is removed.
-        weight = torch.zeros(2, self._features.width, requires_grad=True)
+        shape = (2, self._features.width)
+        weight = torch.zeros(shape, device=self._device, requires_grad=True)
         optimizer = torch.optim.AdamW([weight], lr=settings.lr, weight_decay=0.0)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-        scaled = (matrix / self._size).float()
+        # W (M z) = (W M) z: the tokens need not be cleaned themselves.
+        scaled = (matrix / self._size).float().to(self._device)
+        target = self._positions.to(self._device)
         error = 0.0
         for epoch in range(epochs):
-            total, images = 0.0, 0
+            total, images = torch.zeros((), dtype=torch.float64, device=self._device), 0
             order = self._order(iteration + 1, epoch)
             for tokens in self._features.batches(order, settings.batch_size):
-                # W (M z) = (W M) z: the tokens need not be cleaned themselves.
-                seen = (weight @ scaled).to(tokens.device)
-                target = self._positions.to(tokens.device)
+                seen = weight @ scaled
                 loss = (self._answer(tokens @ seen.T) - target).square().mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
                 advance(1 / (epochs * batches))
-                total, images = total + loss.item() * len(tokens), images + len(tokens)
-            error = total / images
-        found = weight.detach().double() / self._size
+                total += loss.detach().double() * len(tokens)
+                images += len(tokens)
+            error = total.item() / images
+        found = weight.detach().cpu().double() / self._size
         # What lies in removed directions reads nothing; the released code keeps it all the same.
         return (found if settings.compatible else found @ matrix).float(), error
 

@@ -185,8 +185,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 def _checkpoint_blocks(backbone: VisionTransformer) -> None:
     """Recomputes the activations of each block in the backward pass instead of keeping them."""
+    # Blocks draw no random numbers: stochastic depth is drawn before them.
+    recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     for block in _blocks(backbone):
-        block.forward_packed = partial(checkpoint, block.forward_packed, use_reentrant=False)
+        block.forward_packed = partial(recomputed, block.forward_packed)
 
 
 def _compile_blocks(backbone: VisionTransformer) -> None:

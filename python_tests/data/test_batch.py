@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,3 +136,26 @@ def test_moving_to_a_device_moves_every_tensor(stream: SampleStream) -> None:
     tensors = [value for value in vars(batch).values() if torch.is_tensor(value)]
     assert len(tensors) == 5 and all(tensor.is_meta for tensor in tensors)
     assert len(batch.keys) == 4
+
+
+def _finish_on_the_gpu(pattern: str) -> None:
+    everything = replace(
+        PLAN.crops,
+        jitter_probability=1.0,
+        greyscale_probability=1.0,
+        blur_probability_local=1.0,
+        blur_probability_global=(1.0, 1.0),
+        solarize_probability_global=(1.0, 1.0),
+    )
+    plan = replace(PLAN, crops=everything, photometric_here=False)
+    made = BatchMaker(plan)[SampleStream(open_source(pattern), seed=0).take(4)].pin_memory()
+    made.batch = made.batch.to("cuda", non_blocking=True)
+    batch = made.finish(plan.crops)
+    for crops, shape in ((batch.global_crops, (8, 3, 16, 16)), (batch.local_crops, (12, 3, 8, 8))):
+        assert crops is not None and (crops.device.type, crops.shape) == ("cuda", shape)
+
+
+def test_colours_change_on_a_gpu_without_a_wait(
+    fake_gpu: Callable[..., Any], tmp_path: Path
+) -> None:
+    fake_gpu(_finish_on_the_gpu, write_shards(tmp_path, 2, 10))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,3 +134,15 @@ def test_wrong_arguments_are_named(
 ) -> None:
     with pytest.raises(InputError, match=complaint):
         embed(model, images, **options)
+
+
+def _embed_on_the_gpu(images: Path) -> None:
+    with torch.device("cuda"):
+        model = VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=2)
+    for pooling, width in (("cls", 32), ("patch_mean", 32), ("cls_patch_mean", 64)):
+        features = embed(model, images, batch_size=3, pooling=pooling).features
+        assert (features.device.type, features.shape) == ("cpu", (5, width))
+
+
+def test_features_come_from_a_gpu(fake_gpu: Callable[..., Any], images: Path) -> None:
+    fake_gpu(_embed_on_the_gpu, images)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings
-from franca_fast.evaluation.knn import knn
+from franca_fast.evaluation.knn import knn, knn_predict
 
 
 def embeddings(features: Tensor, labels: Tensor | None) -> Embeddings:
@@ -126,3 +128,15 @@ def test_wrong_input_is_named(data: tuple[Embeddings, Embeddings], change, compl
     change(arguments)
     with pytest.raises(InputError, match=complaint):
         knn(**arguments)
+
+
+def _predict_on_the_gpu() -> None:
+    with torch.device("cuda"):
+        labels = torch.zeros(60, dtype=torch.int64)
+        predicted = knn_predict(torch.randn(60, 16), labels, torch.randn(31, 16), (1, 10), 0.07)
+    for classes in predicted.values():
+        assert (classes.device.type, classes.shape) == ("cuda", (31,))
+
+
+def test_a_gpu_predicts_without_a_wait_for_each_batch(fake_gpu: Callable[..., Any]) -> None:
+    fake_gpu(_predict_on_the_gpu)

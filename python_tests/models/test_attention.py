@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 import franca_fast as ff
 from franca_fast.models.attention import SelfAttention
+from franca_fast.models.stochastic_depth import draw_subsets
 
 CROPS = [(4, 17), (6, 5)]  # images and tokens of each
 TOKENS = sum(images * tokens for images, tokens in CROPS)
@@ -27,7 +28,8 @@ def results(block, run):
     block.zero_grad()
     torch.manual_seed(1)
     x = torch.randn(TOKENS, 128, requires_grad=True)
-    out = run(x, CROPS)
+    (subsets,) = draw_subsets(CROPS, [block.drop_path], x.device)
+    out = run(x, CROPS, subsets)
     out.sin().sum().backward()
     return [out.detach(), x.grad, *(p.grad.clone() for p in block.parameters())]
 
@@ -51,7 +53,7 @@ def test_a_block_compiles_to_one_graph(block):
 def test_activation_checkpointing_changes_nothing(block):
     expected = results(block, block.forward_packed)
     again = results(
-        block, lambda x, crops: checkpoint(block.forward_packed, x, crops, use_reentrant=False)
+        block, lambda *arguments: checkpoint(block.forward_packed, *arguments, use_reentrant=False)
     )
     for ours, exact in zip(again, expected, strict=True):
         assert torch.equal(ours, exact)

@@ -8,6 +8,7 @@ import torch
 import franca_fast as ff
 from franca_fast.errors import InputError
 from franca_fast.hub import normalize_backbone_keys, read_state_dict
+from franca_fast.models.stochastic_depth import draw_subsets
 
 # Fields of the golden architecture that are not arguments of VisionTransformer.
 STORAGE_FIELDS = {"block_chunks", "layerscale"}
@@ -107,9 +108,15 @@ def test_stochastic_depth_keeps_the_mean_on_one_size(rate):
     _check_mean_of_stochastic_depth(rate, lambda block, x: block(x))
 
 
+def run_packed(block, x, crops):
+    rate = block.drop_path if block.training else 0.0
+    (subsets,) = draw_subsets(crops, [rate], x.device)
+    return block.forward_packed(x, crops, subsets)
+
+
 def test_stochastic_depth_keeps_the_mean_on_packed_crops():
     def run(block, x):
-        return block.forward_packed(x.flatten(0, 1), [(x.shape[0], x.shape[1])]).view_as(x)
+        return run_packed(block, x.flatten(0, 1), [(x.shape[0], x.shape[1])]).view_as(x)
 
     _check_mean_of_stochastic_depth(0.5, run)
 
@@ -133,7 +140,7 @@ def test_packed_stochastic_depth_draws_subsets_of_each_crop_size():
     block = make_layerscale_matter(small(drop_path_rate=0.5)).blocks[0].train()
     x = torch.randn(4 * 6 + 10 * 3, 32)
     torch.nn.init.zeros_(block.ls2.gamma)
-    moved = (block.forward_packed(x, [(4, 6), (10, 3)]) - x).detach().abs().amax(dim=1) > 0
+    moved = (run_packed(block, x, [(4, 6), (10, 3)]) - x).detach().abs().amax(dim=1) > 0
     assert moved[:24].view(4, 6).all(dim=1).sum() == 2
     assert moved[24:].view(10, 3).all(dim=1).sum() == 5
     assert moved.sum() == 2 * 6 + 5 * 3

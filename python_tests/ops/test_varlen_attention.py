@@ -171,8 +171,8 @@ def test_operators_keep_pytorchs_contract(backend, dtype):
     qkv = problem([17, 5, 5], 2, 64, dtype)
     packed = torch.randn(27, 3, 2, 64).to(dtype).requires_grad_()
     with ff.use_backend(backend):
-        opcheck(torch.ops.franca_fast.varlen_attention.default, (*qkv, [17, 5, 5], 0.25))
-        opcheck(torch.ops.franca_fast.varlen_attention_qkv.default, (packed, [17, 5, 5], 0.25))
+        opcheck(torch.ops.franca_fast.varlen_attention.default, (*qkv, [17, 1, 5, 2], 0.25))
+        opcheck(torch.ops.franca_fast.varlen_attention_qkv.default, (packed, [17, 1, 5, 2], 0.25))
 
 
 def test_compiles_without_graph_breaks():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +92,18 @@ def test_folder_without_a_readable_image_is_refused(model, tmp_path):
 def test_wrong_shape_is_refused():
     with pytest.raises(InputError, match=r"\[n, rows, columns, d\]"):
         CachedFeatures(torch.randn(3, 4, 8))
+
+
+def _features_on_the_gpu(folder: Path) -> None:
+    with torch.device("cuda"):
+        model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28).eval()
+    for features in open_both(model, folder):
+        batches = list(features.batches(range(9), 5))
+        assert [tuple(batch.shape) for batch in batches] == [(5, 16, 128), (3, 16, 128)]
+        assert all(batch.device.type == "cuda" for batch in batches)
+
+
+def test_features_are_given_on_the_gpu_of_the_encoder(
+    fake_gpu: Callable[..., Any], folder: Path
+) -> None:
+    fake_gpu(_features_on_the_gpu, folder)

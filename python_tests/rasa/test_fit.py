@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -274,3 +276,20 @@ def test_output_is_checked_before_the_work(model, tmp_path):
     for name in ("rasa.safetensors", "rasa.txt"):
         with pytest.raises(InputError):
             PositionProjector.fit(model, tmp_path / "nothing", QUICK, output=tmp_path / name)
+
+
+def _fit_on_the_gpu(readout: str) -> None:
+    tokens = CachedFeatures(torch.randn(128, *GRID, 32), device=torch.device("cuda"))
+    settings = FitSettings(
+        iterations=1, epochs=2, batch_size=50, readout=readout, stop_below=0.0, num_workers=0
+    )
+    projector = fit_features(tokens, settings)
+    cleaned = projector.apply(torch.randn(2, 30, 32, device="cuda"))
+    assert (cleaned.device.type, cleaned.shape) == ("cuda", (2, 30, 32))
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_gpu_fits_without_a_wait_for_each_step(
+    fake_gpu: Callable[..., Any], readout: str
+) -> None:
+    fake_gpu(_fit_on_the_gpu, readout)
