@@ -12,7 +12,7 @@ from torch import Tensor
 
 import franca_fast as ff
 
-from .works import Call, Case, Setting, with_backend
+from .case import Call, Case, Setting, with_backend
 
 HEADS, HEAD_DIM = 16, 64
 Attention = Callable[[Tensor], Tensor]  # [tokens, 3, heads, head_dim] -> [tokens, heads, head_dim]

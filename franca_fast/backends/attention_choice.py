@@ -2,7 +2,7 @@
 
 `attention_choice.json` lists, for each compute capability and head_dim, the kernels for lengths up
 to each of its bounds; a card that is not listed takes the nearest lower capability. Another file of
-the same form takes its place with FRANCA_FAST_ATTENTION_TABLE. `python bench/attention_choice.py`
+the same form takes its place with FRANCA_FAST_ATTENTION_TABLE. `python -m bench.gpu.choice`
 measures the card at hand and writes its entry.
 
 A backend that was asked for (`use_backend`, FRANCA_FAST_BACKEND) runs all lengths itself.
