@@ -105,13 +105,13 @@ def hottest(source: str) -> Iterator[str]:
     """Where the warps of each kernel wait: its first instructions by samples, of page "source"."""
     listings: list[tuple[str, list[dict[str, str]]]] = []
     header: list[str] = []
-    for row in csv.reader(io.StringIO(source)):
-        if row[:1] == ["Kernel Name"] and len(row) > 1:
-            listings.append((plain(row[1]), []))
-        elif SAMPLES in row:
-            header = row
-        elif listings and len(row) == len(header):
-            listings[-1][1].append(dict(zip(header, row, strict=True)))
+    for cells in csv.reader(io.StringIO(source)):
+        if cells[:1] == ["Kernel Name"] and len(cells) > 1:
+            listings.append((plain(cells[1]), []))
+        elif SAMPLES in cells:
+            header = cells
+        elif listings and len(cells) == len(header):
+            listings[-1][1].append(dict(zip(header, cells, strict=True)))
     if not listings:
         raise ValueError("it names no kernel")
     # Of several launches of a kernel, the longest.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,35 @@ def test_the_instructions_with_most_samples_come_first():
     assert title == "scores_kernel<BFloat16, 1>: 1500 samples at 3 instructions"
     assert [line.split()[0] for line in lines] == ["0x0010", "0x0020", "0x0000"]
     assert lines[0].split()[1:3] == ["1200", "80.0%"] and "@P0   BRA" in lines[0]
+
+
+NCU = """#!{python}
+import pathlib, sys
+if "--import" in sys.argv:
+    pages = {pages!r}
+    print(pages[sys.argv[sys.argv.index("--page") + 1]])
+else:
+    pathlib.Path(sys.argv[sys.argv.index("--export") + 1]).touch()
+"""
+
+
+@pytest.mark.parametrize("source", [SOURCE, "another form"])
+def test_pages_of_ncu_go_to_the_record_and_the_log(source, monkeypatch, tmp_path, capsys):
+    pages = {"raw": RAW, "details": "all details", "source": source}
+    program = tmp_path / "ncu"
+    program.write_text(NCU.format(python=sys.executable, pages=pages))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv(record.FOLDER, str(tmp_path))
+    monkeypatch.setattr(profile, "REPORT", tmp_path / "report.ncu-rep")
+    monkeypatch.setattr(sys, "argv", ["profile"])
+    assert profile.main() == 0
+    assert [row["kernel"] for row in record.read(tmp_path) if "kernel" in row] == [
+        "scores_kernel<BFloat16, 1>"
+    ]
+    said = capsys.readouterr().out
+    assert "all details" in said
+    assert "1500 samples" in said if source == SOURCE else "another form" in said
 
 
 def test_another_page_of_ncu_is_noticed():
