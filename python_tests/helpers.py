@@ -15,7 +15,7 @@ from torch import Tensor
 
 from franca_fast.backends import registry
 
-# Where the tests of the operators run; bench/gpu.py asks for the GPU.
+# Where the tests of the operators run; bench.gpu.tests asks for the GPU.
 DEVICE = torch.device(os.environ.get("FRANCA_FAST_TEST_DEVICE", "cpu"))
 
 

@@ -12,15 +12,15 @@ crashes, hangs or is cut costs its own figures only.
 from __future__ import annotations
 
 import argparse
-import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from .parts import NAMES, ROOT, SESSIONS, Part
+from .parts import NAMES, ROOT, SECONDS, SESSIONS, Part
+from .report import TABLE
 from .runner import Session
-
-SECONDS = 560.0
 
 
 def chosen(session: str | None, names: list[str]) -> list[list[Part]]:
@@ -28,6 +28,15 @@ def chosen(session: str | None, names: list[str]) -> list[list[Part]]:
     stages = SESSIONS[session] if session else [s for all_ in SESSIONS.values() for s in all_]
     wanted = [[p for p in stage if not names or p.name in names] for stage in stages]
     return [stage for stage in wanted if stage]
+
+
+def has_gpu() -> bool:
+    """Whether the driver lists a GPU."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def main() -> int:
@@ -43,21 +52,26 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name all parts")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="then everything ends")
+    parser.add_argument(
+        "--seconds", type=float, help="then everything ends; 420 for the first session, else 560"
+    )
     options = parser.parse_args()
     if options.list:
         print("\n".join(NAMES))
         return 0
+    stages = chosen(options.session, options.part)
     if not options.session and not options.part:
         parser.error("first, second or --part NAME is needed")
-    if options.device == "cuda" and shutil.which("nvidia-smi") is None:
-        print("python -m bench.gpu: no nvidia-smi, so no GPU here; nothing was built or measured")
+    if missing := set(options.part) - {part.name for stage in stages for part in stage}:
+        parser.error(f"{options.session} has no part {', '.join(sorted(missing))}")
+    if options.device == "cuda" and not has_gpu():
+        print("python -m bench.gpu: nvidia-smi lists no GPU; nothing was built or measured")
         return 2
-    out = options.out.resolve()
-    seconds = options.seconds - (time.monotonic() - began)
-    session = Session(out, ROOT / "build" / "gpu", options.device, seconds)
-    well = session.run(chosen(options.session, options.part))
-    print((out / "report.md").read_text())
+    seconds = options.seconds or SECONDS.get(options.session, max(SECONDS.values()))
+    out, seconds = options.out.resolve(), seconds - (time.monotonic() - began)
+    with tempfile.TemporaryDirectory(prefix="franca-gpu-") as scratch:
+        well = Session(out, Path(scratch), options.device, seconds).run(stages)
+    print((out / TABLE).read_text())
     return 0 if well else 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import franca_fast as ff
 
-from .works import Call, Case, Setting, with_backend
+from .case import Call, Case, Setting
 
 HEADS, HEAD_DIM = 16, 64
 Attention = Callable[[Tensor], Tensor]  # [tokens, 3, heads, head_dim] -> [tokens, heads, head_dim]
@@ -39,7 +39,7 @@ def attention_cases(setting: Setting) -> Iterator[Case]:
     forward_operations = 4 * pairs * HEADS * HEAD_DIM
     for work, passes in (("fwd", forward), ("fwd+bwd", forward_backward)):
         backward = work != "fwd"
-        variants = {backend: with_backend(backend, passes(packed)) for backend in own}
+        variants = {backend: passes(packed) for backend in own}
         variants |= {kernel: passes(call) for kernel, call in others.items()}
         yield Case(
             f"attention {work} {name}",

@@ -1,9 +1,10 @@
-"""Part: which attention kernels are faster on this card; writes the table's entry.
+"""Part: which kernels are faster on this card; writes the card's entries of the table of choices.
 
 python -m bench.gpu.choice [--out FILE]
 
-Times forward and backward of our kernels and of PyTorch's for one length of each bucket of
-franca_fast/backends/attention_choice.json, and replaces the entry of this card's capability in it.
+Every operator is timed on every backend that runs it, forward and backward where it has one, and
+attention for one length of each bucket and both head_dims. The entries of this card's capability in
+franca_fast/backends/choices.json are replaced; --out writes a copy, for FRANCA_FAST_CHOICES.
 """
 
 from __future__ import annotations
@@ -11,87 +12,137 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import franca_fast as ff
-from franca_fast.backends import registry
-from franca_fast.backends.attention_choice import COMMITTED, OWN, TORCH, read_table
-from franca_fast.files import atomic_path
+from franca_fast.backends.choices import COMMITTED, OWN, TORCH, read_table
+from franca_fast.files import write_text
 
 from . import record
+from .case import Case, Setting
+from .clustering_works import loss_cases, scores_cases, sinkhorn_cases, streamed_cases
+from .measure import input_sets, milliseconds, setting_of
 from .options import parse
 
+WORKS: dict[str, Callable[[Setting], Iterator[Case]]] = {
+    "sinkhorn": sinkhorn_cases,
+    "clustering_cross_entropy": loss_cases,
+    "prototype_scores": scores_cases,
+    "streamed_clustering": streamed_cases,
+}
 # A length of each bucket: ViT/14 at 98, 168, 224, 364 and 518 pixels.
 LENGTHS = (50, 145, 257, 677, 1370)
-HEADS, TOKENS = 16, 16384
-ROUNDS = 30
+HEAD_DIMS = (64, 128)
+TOKENS, WIDTH = 16384, 1024
+SECONDS = 0.1  # for each time
+
+Times = Mapping[str, float]
 
 
-def milliseconds(backend: str, head_dim: int, length: int) -> float:
-    """Median time of forward and backward on one backend."""
-    seqlens = [length] * max(1, TOKENS // length)
-    shape = (sum(seqlens), 3, HEADS, head_dim)
-    qkv = [
-        torch.randn(shape, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-        for _ in range(3)
-    ]
-    times = []
-    with ff.use_backend(backend):
-        for i in range(ROUNDS + 3):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            out = ff.ops.varlen_attention_qkv(qkv[i % 3], seqlens)
-            torch.autograd.grad(out, qkv[i % 3], out.detach())
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-    return statistics.median(times[3:])
+def operator_times(setting: Setting) -> Iterator[tuple[str, Times]]:
+    """Milliseconds of each operator by backend, at the most rows."""
+    for operator, work in WORKS.items():
+        case = list(work(setting))[-1]
+        inputs, times = input_sets(case, setting.device), {}
+        for backend in setting.backends(operator):
+            with ff.use_backend(backend):
+                found, _ = milliseconds(case.variants[backend], inputs, SECONDS, setting.device)
+            times[backend] = statistics.median(found)
+        yield operator, times
 
 
-def measured(time_of: Callable[[str, int, int], float], own: str) -> dict[str, list[str]]:
-    """The faster kernels by head_dim and bucket; `time_of` is given backend, head_dim, length."""
-    entry: dict[str, list[str]] = {}
-    for head_dim in (64, 128):
-        entry[str(head_dim)] = []
+def attention_times(setting: Setting) -> Iterator[tuple[int, int, Times]]:
+    """Milliseconds of forward and backward by head_dim, length and backend."""
+    for head_dim in HEAD_DIMS:
         for length in LENGTHS:
-            ours, theirs = (time_of(backend, head_dim, length) for backend in (own, "torch"))
-            entry[str(head_dim)].append(OWN if ours < theirs else TORCH)
-            times = {own: ours, "torch": theirs}
-            name = f"attention, head_dim {head_dim}, length {length}"
-            record.add(choice=name, ms=times, fastest=min(times, key=times.__getitem__))
-    return entry
+            seqlens = [length] * (TOKENS // length)
+            shape = (sum(seqlens), 3, WIDTH // head_dim, head_dim)
+
+            def run(qkv: Any, seqlens: list[int] = seqlens) -> object:
+                out = ff.ops.varlen_attention_qkv(qkv, seqlens)
+                return torch.autograd.grad(out, qkv, out.detach())
+
+            def make(shape: tuple[int, ...] = shape) -> torch.Tensor:
+                return torch.randn(shape, dtype=torch.bfloat16).requires_grad_()
+
+            inputs, times = input_sets(Case("attention", make), setting.device), {}
+            for backend in setting.backends("varlen_attention"):
+                with ff.use_backend(backend):
+                    found, _ = milliseconds(run, inputs, SECONDS, setting.device)
+                times[backend] = statistics.median(found)
+            yield head_dim, length, times
 
 
-def write_entry(path: Path, capability: str, card: str, entry: dict[str, list[str]]) -> None:
-    """Replaces the entry of one capability and says where it comes from."""
-    table = read_table(path if path.exists() else COMMITTED)
-    note = f"{capability} measured on {card}, torch {torch.__version__}."
-    kept = [s for s in table.origin.split("\n") if not s.startswith(f"{capability} measured")]
-    content = table._asdict() | {
-        "origin": "\n".join([*kept, note]),
-        "kernels": table.kernels | {capability: entry},
+def fastest(times: Times) -> str:
+    """The backend with the least time."""
+    return min(times, key=times.__getitem__)
+
+
+def operator_entry(times: Mapping[str, Times]) -> dict[str, str]:
+    """The fastest backend of each operator."""
+    return {operator: fastest(by_backend) for operator, by_backend in times.items()}
+
+
+def attention_entry(times: Mapping[tuple[int, int], Times]) -> tuple[str, dict[str, list[str]]]:
+    """Which of our backends is faster over all lengths, and at which it beats PyTorch's kernels."""
+    names = [name for name in next(iter(times.values())) if name != TORCH]
+    totals = {
+        name: sum(by_backend[name] / by_backend[TORCH] for by_backend in times.values())
+        for name in names
     }
-    with atomic_path(path) as part:
-        Path(part).write_text(json.dumps(content, indent=2) + "\n")
+    own = fastest(totals) if names else TORCH
+    entry: dict[str, list[str]] = {}
+    for (head_dim, _), by_backend in times.items():
+        better = own != TORCH and by_backend[own] < by_backend[TORCH]
+        entry.setdefault(str(head_dim), []).append(OWN if better else TORCH)
+    return own, entry
+
+
+def write_entries(
+    path: Path,
+    capability: str,
+    card: str,
+    operators: dict[str, str],
+    attention: dict[str, list[str]],
+) -> None:
+    """Replaces the entries of one capability and says where they come from."""
+    table = read_table(path if path.exists() else COMMITTED)
+    origin = [s for s in table.origin if not s.startswith(f"{capability} ")]
+    origin.append(f"{capability} measured on {card}, torch {torch.__version__}.")
+    content = {
+        "origin": sorted(origin, key=lambda s: float(s.split()[0])),
+        "operators": table.operators | {capability: operators},
+        "longest": table.longest,
+        "attention": table.attention | {capability: attention},
+    }
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def main() -> int:
-    """Returns 0, or 1 without kernels of ours for this card."""
+    """Measures everything and writes the entries."""
     options = parse(__doc__, out={"type": Path, "default": COMMITTED})
     if options.device == "cpu":
         record.add(note="nothing is chosen in a dry run")
         return 0
-    tensor = torch.empty(0, dtype=torch.bfloat16, device="cuda")
-    own = registry.available("varlen_attention", tensor)[0]
-    if own == "torch":
-        print("neither the compiled core nor triton offers attention here; nothing was measured")
-        return 1
+    setting = setting_of(options.device)
+    operators: dict[str, Times] = {}
+    for operator, times in operator_times(setting):
+        operators[operator] = times
+        record.add(choice=operator, ms=times, fastest=fastest(times))
+    attention: dict[tuple[int, int], Times] = {}
+    for head_dim, length, times in attention_times(setting):
+        attention[head_dim, length] = times
+        name = f"attention, head_dim {head_dim}, length {length}"
+        record.add(choice=name, ms=times, fastest=fastest(times))
+    own, entry = attention_entry(attention)
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    entry = measured(milliseconds, own)
-    write_entry(options.out, capability, torch.cuda.get_device_name(), entry)
+    chosen = operator_entry(operators) | {"varlen_attention": own}
+    write_entries(options.out, capability, torch.cuda.get_device_name(), chosen, entry)
+    print(options.out.read_text())
     return 0
 
 

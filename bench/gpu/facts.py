@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from . import record
 from .options import parse
@@ -30,34 +32,40 @@ def said(command: str) -> str:
     words = command.split()
     if shutil.which(words[0]) is None:
         return "not found"
-    result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        result = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return "no answer after 20 s"
     return " ".join((result.stdout + result.stderr).split())[:400]
+
+
+def facts(device: str) -> Iterator[tuple[str, object]]:
+    """All facts by name, those that take long last."""
+    yield "python", platform.python_version()
+    yield "system", platform.platform()
+    yield "processors", os.cpu_count()
+    yield "torch", importlib.metadata.version("torch")
+    if device == "cuda":
+        smi = said(f"nvidia-smi --query-gpu={QUERY} --format=csv,noheader -i 0")
+        yield from zip(QUERY.split(","), smi.split(", "), strict=False)
+        yield "pcie and clocks", said("nvidia-smi -q -d CLOCK,PERFORMANCE")
+    else:
+        yield "name", "none: a dry run on the CPU"
+    for command in TOOLS:
+        yield command, said(command)
+    if device == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(0)
+        yield "properties", str(properties)
+        yield "capability", f"{properties.major}.{properties.minor}"
 
 
 def main() -> int:
     """Adds one row for each fact."""
     options = parse(__doc__)
-    facts = {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processors": os.cpu_count(),
-        **{command: said(command) for command in TOOLS},
-    }
-    if options.device == "cuda":
-        smi = said(f"nvidia-smi --query-gpu={QUERY} --format=csv,noheader -i 0")
-        facts |= dict(zip(QUERY.split(","), smi.split(", "), strict=False))
-        facts["pcie and clocks"] = said("nvidia-smi -q -d CLOCK,PERFORMANCE")
-    else:
-        facts["name"] = "none: a dry run on the CPU"
-    for name, value in facts.items():
+    for name, value in facts(options.device):
         record.add(fact=name, value=value)
-    import torch
-
-    record.add(fact="torch", value=torch.__version__)
-    if options.device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        record.add(fact="properties", value=str(properties))
-        record.add(fact="capability", value=f"{properties.major}.{properties.minor}")
     return 0
 
 

@@ -23,7 +23,8 @@ import torch
 from franca_fast.benchmarks.measure import peak_and_result_bytes
 
 from . import record
-from .works import Case, Setting, cases
+from .case import Case, Setting, asked_for
+from .works import cases
 
 FEWEST_SETS, MOST_SETS = 2, 16
 COLD_BYTES = 256 << 20  # several times the L2 cache of any card: inputs rotate through so much
@@ -99,12 +100,15 @@ def kernel_microseconds(call: Callable[[Any], object], inputs: Any) -> dict[str,
     found: dict[str, float] = {}
     for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            found[event.name[:120]] = found.get(event.name[:120], 0.0) + event.time_range.elapsed_us()
+            name = event.name[:120]
+            found[name] = found.get(name, 0.0) + event.time_range.elapsed_us()
     return found
 
 
 def peak_bytes(call: Callable[[Any], object], inputs: Any, device: torch.device) -> int:
-    """Peak memory of a call beyond its inputs."""
+    """Peak memory of a call beyond its inputs; of a dry run it is not asked."""
+    if device.type != "cuda":
+        return 0
     return peak_and_result_bytes(lambda: call(inputs), device.type)[0]
 
 
@@ -153,7 +157,7 @@ def warm(case: Case, name: str, inputs: list[Any]) -> dict[str, Any]:
     return {"warm_seconds": round(time.monotonic() - begin, 1)}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measures what is asked for, but for what is skipped."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", required=True)
@@ -161,7 +165,7 @@ def main() -> None:
     parser.add_argument("--warm", action="store_true")
     parser.add_argument("--variant", action="append", default=[])
     parser.add_argument("--skip", action="append", default=[])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     setting = setting_of(options.device)
     seconds = 0.02 if options.device == "cpu" else 0.3
     for case in cases(setting):
@@ -180,17 +184,18 @@ def main() -> None:
             try:
                 # Not before something is to be done with them: these are many gigabytes.
                 inputs = inputs or input_sets(case, setting.device)
-                if options.warm:
-                    found = warm(case, name, inputs)
-                else:
-                    found = measure_variant(case, name, inputs, setting.device, seconds)
+                with asked_for(name):
+                    if options.warm:
+                        found = warm(case, name, inputs)
+                    else:
+                        found = measure_variant(case, name, inputs, setting.device, seconds)
             except torch.OutOfMemoryError as error:
                 # Any other error may have left the device unusable: a new process goes on.
                 found = {"error": str(error).splitlines()[0]}
             record.add(**where, **found)
         del inputs
-        gc.collect()
         if options.device == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
 

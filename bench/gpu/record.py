@@ -20,11 +20,13 @@ Row = dict[str, Any]
 
 
 def append(folder: Path, row: Row) -> None:
-    """Adds a row at the end of the record."""
+    """Adds a row at the end of the record, on a line of its own also after one that was cut off."""
     line = (json.dumps(row) + "\n").encode()
-    handle = os.open(folder / ROWS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(folder / ROWS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(handle, line)
+        size = os.fstat(handle).st_size
+        cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, b"\n" + line if cut else line)
     finally:
         os.close(handle)
 
@@ -43,9 +45,20 @@ def part_name() -> str:
 
 
 def read(folder: Path) -> list[Row]:
-    """All rows; a last line that was cut off is left out."""
+    """All rows, but for those of a part that was begun again later and for lines that were cut off.
+
+    A folder may hold several sessions, such as the first and the second one on the same machine.
+    """
     path = folder / ROWS
-    return list(_parsed(path.read_bytes().split(b"\n"))) if path.exists() else []
+    rows = list(_parsed(path.read_bytes().split(b"\n"))) if path.exists() else []
+    begun = {row["part"]: i for i, row in enumerate(rows) if is_state(row, "begun")}
+    return [row for i, row in enumerate(rows) if i >= begun.get(row["part"], 0)]
+
+
+def is_state(row: Row, *states: str) -> bool:
+    """Whether a row says that a part is in one of these states; in any, when none is given."""
+    # Variants that are timed have states, too.
+    return "state" in row and "case" not in row and (not states or row["state"] in states)
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterable[Row]:
@@ -54,4 +67,5 @@ def _parsed(lines: Iterable[bytes]) -> Iterable[Row]:
             row = json.loads(line)
         except ValueError:
             continue
-        yield row
+        if isinstance(row, dict) and "part" in row:
+            yield row

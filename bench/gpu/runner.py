@@ -24,7 +24,22 @@ from .parts import ROOT, Part
 
 LOGS = "logs.zip"
 _LOOK = 0.2  # seconds between looks at the processes
-_REFRESH = 3.0  # seconds between writes of the report
+_REFRESH = 3.0  # seconds between writes of the report, and more when these take long
+_SAID = 4000  # bytes of a log that go to the record
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Ends the groups of processes that are still named when its input ends: when the session, which
+# holds the other end, was killed without a chance to end them.
+_GUARD = """
+import os, sys
+groups = set()
+for line in sys.stdin:
+    groups ^= {int(line)}
+for group in groups:
+    try:
+        os.killpg(group, 9)
+    except ProcessLookupError:
+        pass
+"""
 
 
 @dataclass
@@ -41,8 +56,8 @@ class Session:
     """Runs parts one stage after the other and writes the report to a folder.
 
     Args:
-        out: the folder of the report.
-        scratch: a folder for the logs until they are in the archive, emptied first.
+        out: the folder of the report. The record of an earlier session in it is continued.
+        scratch: an empty folder, for the logs until they are in the archive.
         device: "cuda", or "cpu" for a dry run at tiny sizes.
         seconds: after so long no part begins, and what runs is ended.
     """
@@ -50,12 +65,15 @@ class Session:
     def __init__(self, out: Path, scratch: Path, device: str, seconds: float) -> None:
         self.out, self.device = out, device
         self._deadline = time.monotonic() + seconds
-        self._logs = scratch / "logs"
-        shutil.rmtree(self._logs, ignore_errors=True)
+        self._scratch, self._logs = scratch, scratch / "logs"
         for folder in (out, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
-        self._refreshed = 0.0
-        self.environment = os.environ | {
+        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(out / LOGS) as old:
+            old.extractall(self._logs)
+        self._next_refresh = 0.0
+        self._stopped = 0  # the signal that told the session to stop
+        self._running: list[Running] = []
+        self._environment = os.environ | {
             record.FOLDER: str(out),
             "FRANCA_FAST_TEST_DEVICE": device,
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -68,28 +86,41 @@ class Session:
         Returns:
             Whether everything ended well.
         """
+        names = [part.name for stage in stages for part in stage]
+        for name in names:  # at once, so that a session that is killed says what it did not come to
+            record.append(self.out, {"part": name, "state": "waiting"})
+        self.refresh(now=True)
         # Told to stop, it still ends what it started and says how far it came.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, _stop)
-        running: list[Running] = []
+        before = {number: signal.signal(number, self._stop) for number in _STOPS}
+        self._guard = subprocess.Popen(
+            [sys.executable, "-c", _GUARD], stdin=subprocess.PIPE, start_new_session=True
+        )
         try:
             for stage in stages:
-                running = [started for part in stage if (started := self._start(part))]
-                while running:
+                for part in stage:
+                    self._start(part)
+                while self._running:
                     time.sleep(_LOOK)
-                    running = [one for one in running if not self._ended(one)]
+                    for one in list(self._running):
+                        self._look_at(one)
                     self.refresh()
         finally:
-            for one in running:
+            for one in list(self._running):
                 self._finish(one, "interrupted")
             self.refresh(now=True)
-        return report.all_well(record.read(self.out))
+            self._guard.communicate()
+            for number in _STOPS:
+                signal.signal(number, before[number])
+        if self._stopped:
+            sys.exit(128 + self._stopped)
+        return report.all_well([row for row in record.read(self.out) if row["part"] in names])
 
     def refresh(self, now: bool = False) -> None:
         """Writes the table and the archive of logs anew, if that was a while ago."""
-        if not now and time.monotonic() - self._refreshed < _REFRESH:
+        begin = time.monotonic()
+        if not now and begin < self._next_refresh:
             return
-        table, logs = self._logs.parent / report.TABLE, self._logs.parent / LOGS
+        table, logs = self._scratch / report.TABLE, self._scratch / LOGS
         table.write_text(report.table(record.read(self.out)))
         with zipfile.ZipFile(logs, "w", zipfile.ZIP_DEFLATED) as archive:
             for log in sorted(self._logs.iterdir()):
@@ -98,46 +129,59 @@ class Session:
             part = self.out / f".{file.name}"
             shutil.copyfile(file, part)
             part.replace(self.out / file.name)  # at once: a reader never meets half of it
-        self._refreshed = time.monotonic()
+        end = time.monotonic()
+        self._next_refresh = end + max(_REFRESH, 5 * (end - begin))
 
-    def _start(self, part: Part) -> Running | None:
-        left = self._deadline - time.monotonic()
-        if left <= 1:
-            record.append(self.out, {"part": part.name, "state": "not run", "why": "out of time"})
-            return None
-        record.append(self.out, {"part": part.name, "state": "begun"})
+    def _start(self, part: Part) -> None:
+        why = "interrupted" if self._stopped else "out of time"
+        if self._stopped or time.monotonic() > self._deadline - 1:
+            record.append(self.out, {"part": part.name, "state": "not run", "why": why})
+            return
         log = self._logs / f"{part.name.replace(' ', '_')}.log"
-        with log.open("ab") as output:
+        with log.open("wb") as output:
+            record.append(self.out, {"part": part.name, "state": "begun"})
+            self.refresh(now=True)
             process = subprocess.Popen(
                 part.command(self.device),
                 cwd=ROOT,
-                env=self.environment | {record.PART: part.name} | part.environment,
+                env=self._environment | {record.PART: part.name} | part.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that what it started ends with it
             )
-        self.refresh(now=True)
-        return Running(part, process, log, time.monotonic())
+        self._running.append(Running(part, process, log, time.monotonic()))
+        self._tell_guard(process.pid)
 
-    def _ended(self, one: Running) -> bool:
+    def _tell_guard(self, group: int) -> None:
+        """Adds a group of processes to those that the guard ends, or takes it out."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._guard.stdin.write(b"%d\n" % group)
+            self._guard.stdin.flush()
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._stopped = number
+
+    def _look_at(self, one: Running) -> None:
         status, now = one.process.poll(), time.monotonic()
-        if status is None and now < min(one.started + one.part.seconds, self._deadline):
-            return False
-        why = "" if status == 0 else "out of time" if status is None else f"status {status}"
-        self._finish(one, why)
-        return True
+        if status is not None:
+            self._finish(one, f"status {status}" if status else "")
+        elif self._stopped:
+            self._finish(one, "interrupted")
+        elif now > min(one.started + one.part.seconds, self._deadline):
+            self._finish(one, "out of time")
 
     def _finish(self, one: Running, why: str) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
+        self._tell_guard(one.process.pid)
+        self._running.remove(one)
         row = {"part": one.part.name, "seconds": round(time.monotonic() - one.started, 1)}
         if why:
-            said = one.log.read_bytes()[-4000:].decode(errors="replace").strip()
+            with one.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _SAID))
+                said = log.read().decode(errors="replace").strip()
             record.append(self.out, {**row, "state": "failed", "why": why, "said": said})
         else:
             record.append(self.out, {**row, "state": "done"})
-
-
-def _stop(number: int, frame: object) -> None:
-    sys.exit(128 + number)

@@ -19,8 +19,8 @@ from torch import Tensor
 import franca_fast as ff
 
 from . import record
+from .clustering_works import TEMPERATURES
 from .options import parse
-from .works import TEMPERATURES
 
 TEACHER, STUDENT = TEMPERATURES["teacher_temperature"], TEMPERATURES["student_temperature"]
 BF16 = torch.bfloat16
@@ -237,21 +237,22 @@ def run(name: str, make: Callable[[], Check], device: str) -> bool:
     return bool(row["passed"])
 
 
-def first_use(name: str, make: Callable[[], Check]) -> bool:
-    """The first call of an operator in this process, in a graph."""
+def first_use(name: str, make: Callable[[], Check], device: str) -> bool:
+    """The first call of an operator in this process, in a graph; adds its row."""
     torch.manual_seed(0)
-    call, exact, tolerance = make()
-    # PyTorch's own rule for graphs: cuBLAS must have been used before.
-    for dtype in (BF16, torch.float32):
-        torch.ones(16, 16, dtype=dtype) @ torch.ones(16, 16, dtype=dtype)
+    row: dict[str, Any] = {"check": f"first use in a graph: {name}"}
     try:
-        error = distance(captured(call), exact())
-        record.add(check=f"first use in a graph: {name}", error=error, passed=error <= tolerance)
-        return error <= tolerance
+        call, exact, tolerance = make()
+        # PyTorch's own rule for graphs: cuBLAS must have been used before.
+        for dtype in (BF16, torch.float32):
+            torch.ones(16, 16, dtype=dtype) @ torch.ones(16, 16, dtype=dtype)
+        found = captured(call) if device == "cuda" else call()
+        row |= {"error": distance(found, exact()), "allowed": tolerance}
+        row["passed"] = row["error"] <= tolerance
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"[:2000]
-        record.add(check=f"first use in a graph: {name}", passed=False, raised=said)
-        return False
+        row |= {"passed": False, "raised": f"{type(error).__name__}: {error}"[:2000]}
+    record.add(**row)
+    return bool(row["passed"])
 
 
 def row_sharing() -> dict[str, Any]:
@@ -272,46 +273,48 @@ def main() -> int:
         first_use={"action": "store_true"},
         check={"default": "", "help": "this one alone"},
     )
-    torch.set_default_device(options.device)
     if options.device == "cpu":
         options.backend = "torch"  # a dry run, of the checks
-    ff.use_backend(options.backend)
-    if options.backend == "cuda" and options.device == "cuda" and not options.check:
-        record.add(fact="rows over clusters, N=3072", value=str(row_sharing()))
-    passed = True
-    if options.check:
-        # An illegal address spoils the process, so each check that failed is tried alone once more.
-        make = dict(checks(options.device))[options.check]
-        return 0 if run(options.check, make, options.device) else 1
-    for name, make in checks(options.device):
-        if options.first_use:
-            if options.device == "cuda" and name.endswith("odd"):
-                passed &= first_use(name, make)
-        elif not run(name, make, options.device):
-            passed = False
-            if options.device == "cuda" and _spoiled():
-                return _rest_alone(name, options)
+    with torch.device(options.device), ff.use_backend(options.backend):
+        passed = run_all(options)
+        if options.backend == "cuda" and not (options.check or options.first_use):
+            record.add(fact="rows over clusters, N=3072", value=str(row_sharing()))
     return 0 if passed else 1
+
+
+def run_all(options: Any) -> bool:
+    """Runs the checks that are asked for; returns whether all passed."""
+    known, passed = dict(checks(options.device)), True
+    names = [name for name in known if " odd" in name or not options.first_use]
+    check = first_use if options.first_use else run
+    for name in [options.check] if options.check else names:
+        if check(name, known[name], options.device):
+            continue
+        passed = False
+        # A failed capture, like an illegal address, spoils the process.
+        on_gpu = options.device == "cuda" and not options.check
+        if on_gpu and (options.first_use or _spoiled()):
+            _each_alone(names[names.index(name) + 1 :], options)
+            break
+    return passed
 
 
 def _spoiled() -> bool:
     """Whether the device is of no more use to this process."""
     try:
-        torch.zeros(1).item()
+        torch.randn(1).item()
         torch.cuda.synchronize()
     except RuntimeError:
         return True
     return False
 
 
-def _rest_alone(after: str, options: Any) -> int:
-    """The checks after one that spoiled the process, each in a process of its own."""
-    names = [name for name, _ in checks(options.device)]
-    for name in names[names.index(after) + 1 :]:
-        command = [sys.executable, "-m", "bench.gpu.smoke", "--device", options.device]
-        command += ["--backend", options.backend, "--check", name]
-        subprocess.run(command, env=os.environ, check=False)
-    return 1
+def _each_alone(names: list[str], options: Any) -> None:
+    """Each check in a process of its own."""
+    command = [sys.executable, "-m", "bench.gpu.smoke", "--device", options.device]
+    command += ["--backend", options.backend, *(["--first-use"] if options.first_use else [])]
+    for name in names:
+        subprocess.run([*command, "--check", name], env=os.environ, check=False)
 
 
 if __name__ == "__main__":

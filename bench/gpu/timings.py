@@ -26,28 +26,33 @@ def measure_all(command: list[str], folder: Path, stall: float = STALL) -> bool:
     """
     part, well = record.part_name(), True
     while True:
-        begun = _begun(part, folder)
+        begun, _ = _begun(part, folder)
         skips = [f"--skip={case}::{variant}" for case, variant in begun]
         process = subprocess.Popen([*command, *skips])
         status = _wait(process, folder, stall)
         if status == 0:
             return well
         well = False
-        now_begun = _begun(part, folder)
         why = f"no row for {stall:.0f} s" if status is None else f"ended with status {status}"
-        if len(now_begun) == len(begun):  # it did not come so far as to begin anything
+        now_begun, unfinished = _begun(part, folder)
+        for case, variant in unfinished:
+            record.append(folder, {"part": part, "case": case, "variant": variant, "error": why})
+        if not unfinished:
             record.append(folder, {"part": part, "error": why})
+        if len(now_begun) == len(begun):  # it did not come so far as to begin anything
             return False
-        case, variant = now_begun[-1]
-        record.append(folder, {"part": part, "case": case, "variant": variant, "error": why})
 
 
-def _begun(part: str, folder: Path) -> list[tuple[str, str]]:
-    return [
-        (row["case"], row["variant"])
-        for row in record.read(folder)
-        if row["part"] == part and row.get("state") == "begun" and "case" in row
-    ]
+Named = tuple[str, str]  # a work and a variant
+
+
+def _begun(part: str, folder: Path) -> tuple[list[Named], list[Named]]:
+    """What was begun, and what of it has neither a result nor an error."""
+    begun: dict[Named, bool] = {}
+    for row in record.read(folder):
+        if row["part"] == part and "case" in row:
+            begun[row["case"], row["variant"]] = row.get("state") == "begun"
+    return list(begun), [name for name, unfinished in begun.items() if unfinished]
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, stall: float) -> int | None:
@@ -74,6 +79,9 @@ def main() -> int:
     parser.add_argument("--variant", action="append", default=[], help="these only; all otherwise")
     parser.add_argument("--warm", action="store_true", help="call each once and time nothing")
     options = parser.parse_args()
+    if options.warm and options.device == "cpu":
+        record.add(note="nothing is compiled in a dry run")
+        return 0
     folder = Path(os.environ.get(record.FOLDER) or tempfile.mkdtemp(prefix="timings-"))
     os.environ[record.FOLDER] = str(folder)
     command = [sys.executable, "-m", "bench.gpu.measure", "--device", options.device]

@@ -1,259 +1,22 @@
-"""What is timed on a GPU: each work with its baselines, its bytes and its operations.
+"""What is timed on a GPU.
 
-To add a work, write a function that takes a `Setting` and yields `Case`s, and append it to `WORKS`.
+To add a work, write a function that takes a `Setting` and yields `Case`s, each with a baseline and
+with its bytes or its operations, and append it to `WORKS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from torch import Tensor
-
-import franca_fast as ff
-from franca_fast.backends import registry
-from franca_fast.benchmarks.cases import (
-    NESTED,
-    STUDENT_TEMPERATURE,
-    TEACHER_TEMPERATURE,
-    as_result,
-    eager_loss,
-    eager_sinkhorn,
+from .attention_works import attention_cases
+from .case import Case, Setting
+from .clustering_works import (
+    ceiling_cases,
+    loss_cases,
+    scores_cases,
+    sinkhorn_cases,
+    streamed_cases,
 )
-
-Call = Callable[[Any], object]
-TEMPERATURES = {
-    "teacher_temperature": TEACHER_TEMPERATURE,
-    "student_temperature": STUDENT_TEMPERATURE,
-}
-FEW_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where to run, and at which sizes.
-
-    Attributes:
-        device: Device of all inputs, which is also the default device while they are made.
-        rows: Numbers of rows N to measure at.
-        widths: Prototypes of each nested head.
-        depth: Length of the bottleneck features.
-        crops: Images and tokens of each, of every size of crop.
-    """
-
-    device: torch.device
-    rows: tuple[int, ...] = (FEW_ROWS, 3072)
-    widths: tuple[int, ...] = NESTED
-    depth: int = 256
-    crops: tuple[tuple[int, int], ...] = ((64, 257), (256, 50))  # 32 images of the recipes
-
-    def backends(self, operator: str, dtype: torch.dtype = torch.bfloat16) -> list[str]:
-        """Backends that run an operator here."""
-        return registry.available(operator, torch.empty(0, dtype=dtype, device=self.device))
-
-
-@dataclass
-class Case:
-    """One work.
-
-    Attributes:
-        name: What is done, and at which size.
-        make: Gives a fresh set of inputs, which no kernel under test has touched.
-        variants: What to run on them, by name.
-        bytes_moved: Least traffic of device memory, for the roofline.
-        operations: Floating-point operations of the matrix products, 0 without any.
-        short: Whether a call is so short that a replayed graph is timed as well.
-    """
-
-    name: str
-    make: Callable[[], Any]
-    variants: dict[str, Call] = field(default_factory=dict)
-    bytes_moved: int = 0
-    operations: int = 0
-    short: bool = False
-
-
-def with_backend(name: str, call: Call) -> Call:
-    """The call with one backend asked for."""
-
-    def run(inputs: Any) -> object:
-        with ff.use_backend(name):
-            return call(inputs)
-
-    return run
-
-
-def compiled(call: Call) -> Call:
-    """The call under torch.compile."""
-    return torch.compile(call, dynamic=False)
-
-
-def ceiling_cases(setting: Setting) -> Iterator[Case]:
-    """What the device reaches: a copy, and a product of matrices of random numbers."""
-    size, width = (1 << 30, 8192) if setting.device.type == "cuda" else (1 << 16, 64)
-
-    def pair(*shape: int) -> list[Tensor]:
-        return [torch.randn(shape, dtype=torch.bfloat16) for _ in range(2)]
-
-    copy = {"device": lambda given: given[0].copy_(given[1])}
-    yield Case("ceiling: copy", lambda: pair(size), copy, 4 * size)
-    product = {"device": lambda given: given[0] @ given[1]}
-    square = Case("ceiling: bf16 product", lambda: pair(width, width), product)
-    square.operations = 2 * width**3
-    yield square
-
-
-def logits(n_rows: int, widths: tuple[int, ...]) -> list[Tensor]:
-    """Random bfloat16 scores; at this spread the published loop neither over- nor underflows."""
-    return [torch.randn(n_rows, k, dtype=torch.bfloat16).mul_(0.3) for k in widths]
-
-
-def sinkhorn_cases(setting: Setting) -> Iterator[Case]:
-    """Potentials of all heads; four reads of the logits count."""
-    for n_rows in setting.rows:
-        variants = {
-            name: with_backend(name, lambda z: ff.ops.sinkhorn_potentials(z, TEACHER_TEMPERATURE))
-            for name in setting.backends("sinkhorn")
-        }
-        variants |= {"eager": eager_sinkhorn, "compiled": compiled(eager_sinkhorn)}
-        yield Case(
-            f"sinkhorn N={n_rows} K={sum(setting.widths)}",
-            lambda n_rows=n_rows: logits(n_rows, setting.widths),
-            variants,
-            4 * 2 * n_rows * sum(setting.widths),
-            short=n_rows <= FEW_ROWS,
-        )
-
-
-def _loss_inputs(n_rows: int, widths: tuple[int, ...]) -> Any:
-    teacher, student = logits(n_rows, widths), logits(n_rows, widths)
-    # By the reference: inputs of a kernel must not come from another kernel under test.
-    with ff.use_backend("torch"):
-        potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
-        targets = ff.ops.sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
-    return teacher, [s.requires_grad_() for s in student], potentials, targets
-
-
-def loss_cases(setting: Setting) -> Iterator[Case]:
-    """Loss and gradient: both sides read twice, the gradient written once.
-
-    The baseline gets its targets ready-made; ours rebuilds them. "in place" writes the gradient
-    over the logits, as training does.
-    """
-
-    def eager(inputs: Any, loss: Call = lambda inputs: eager_loss(*inputs)) -> object:
-        _, student, _, targets = inputs
-        return torch.autograd.grad(loss((student, targets)), student)
-
-    whole = compiled(lambda inputs: eager_loss(*inputs))
-
-    def fused(inputs: Any, overwrite: bool = False) -> object:
-        teacher, student, potentials, _ = inputs
-        scores = [as_result(s) for s in student] if overwrite else student
-        loss = ff.ops.clustering_cross_entropy(
-            scores, teacher, potentials, overwrite_student=overwrite, **TEMPERATURES
-        )
-        return torch.autograd.grad(loss.sum(), scores)
-
-    for n_rows in setting.rows:
-        variants: dict[str, Call] = {}
-        for name in setting.backends("clustering_cross_entropy"):
-            variants[name] = with_backend(name, fused)
-        variants |= {"eager": eager, "compiled": lambda inputs: eager(inputs, whole)}
-        for name in setting.backends("clustering_cross_entropy"):
-            # After the others: it leaves gradients where the logits were.
-            variants[f"{name} in place"] = with_backend(name, lambda inputs: fused(inputs, True))
-        yield Case(
-            f"loss fwd+bwd N={n_rows} K={sum(setting.widths)}",
-            lambda n_rows=n_rows: _loss_inputs(n_rows, setting.widths),
-            variants,
-            5 * 2 * n_rows * sum(setting.widths),
-            short=n_rows <= FEW_ROWS,
-        )
-
-
-def _factors(n_rows: int, setting: Setting) -> Any:
-    depth, dtype = setting.depth, torch.bfloat16
-    features = [torch.randn(n_rows, depth, dtype=dtype) for _ in setting.widths]
-    prototypes = [torch.randn(k, depth, dtype=dtype) for k in setting.widths]
-    return features, prototypes, [torch.rand(k) / depth**0.5 for k in setting.widths]
-
-
-def scores_cases(setting: Setting) -> Iterator[Case]:
-    """Scaled scores of all heads, beside one library product per head and a scaling."""
-
-    def library(inputs: Any) -> object:
-        return [(x @ v.t()).mul_(s) for x, v, s in zip(*inputs, strict=True)]
-
-    def fused(inputs: Any) -> object:
-        return ff.ops.prototype_scores(inputs[0], inputs[1], scales=inputs[2])
-
-    columns = sum(setting.widths)
-    for n_rows in setting.rows:
-        names = setting.backends("prototype_scores")
-        yield Case(
-            f"scores N={n_rows} K={columns} C={setting.depth}",
-            lambda n_rows=n_rows: _factors(n_rows, setting),
-            {name: with_backend(name, fused) for name in names}
-            | {
-                "library": library,
-                "product alone": lambda given: [x @ v.t() for x, v, _ in zip(*given, strict=True)],
-                "compiled": compiled(library),
-            },
-            2 * (n_rows * columns + (len(setting.widths) * n_rows + columns) * setting.depth),
-            2 * n_rows * columns * setting.depth,
-        )
-
-
-def _factored(n_rows: int, setting: Setting) -> ff.ops.FactoredScores:
-    features, prototypes, scales = _factors(n_rows, setting)
-    return ff.ops.FactoredScores(
-        tuple(x.requires_grad_() for x in features),
-        tuple(v.requires_grad_() for v in prototypes),
-        tuple(scales),
-    )
-
-
-def _streamed_inputs(n_rows: int, setting: Setting) -> Any:
-    student, teacher = _factored(n_rows, setting), _factored(n_rows, setting)
-    with ff.use_backend("torch"), torch.no_grad():
-        return student, teacher, ff.ops.sinkhorn_potentials(teacher.stored(), TEACHER_TEMPERATURE)
-
-
-def streamed_cases(setting: Setting) -> Iterator[Case]:
-    """Loss and gradient without stored scores: 4 recomputed products and 2 for the gradient.
-
-    The baseline stores them.
-    """
-
-    def fused(inputs: Any) -> object:
-        student, teacher, potentials = inputs
-        loss = ff.ops.clustering_cross_entropy(student, teacher, potentials, **TEMPERATURES)
-        return torch.autograd.grad(loss.sum(), [*student.features, *student.prototypes])
-
-    def stored(inputs: Any) -> object:
-        student, teacher, potentials = inputs
-        z, a, b = teacher.stored(), potentials.prototype, potentials.row
-        parts = zip(z, a, b, strict=True)
-        targets = [
-            torch.exp(z.float() / TEACHER_TEMPERATURE + a + b[:, None]) for z, a, b in parts
-        ]
-        loss = eager_loss(list(student.stored()), targets)
-        return torch.autograd.grad(loss, [*student.features, *student.prototypes])
-
-    columns = sum(setting.widths)
-    for n_rows in setting.rows:
-        names = setting.backends("streamed_clustering")
-        yield Case(
-            f"streamed loss fwd+bwd N={n_rows} K={columns} C={setting.depth}",
-            lambda n_rows=n_rows: _streamed_inputs(n_rows, setting),
-            {name: with_backend(name, fused) for name in names} | {"eager": stored},
-            0,
-            6 * 2 * n_rows * columns * setting.depth,
-        )
-
 
 WORKS: list[Callable[[Setting], Iterator[Case]]] = [
     ceiling_cases,
@@ -261,12 +24,11 @@ WORKS: list[Callable[[Setting], Iterator[Case]]] = [
     loss_cases,
     scores_cases,
     streamed_cases,
+    attention_cases,
 ]
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """All works at all sizes."""
-    from .attention_works import attention_cases  # needs what this module defines
-
-    for work in (*WORKS, attention_cases):
+    for work in WORKS:
         yield from work(setting)
