@@ -1,45 +1,38 @@
 #include "franca/cuda/varlen_attention.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <cfloat>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
 
-#include "cuda/attention_backward.cuh"
 #include "cuda/attention_forward.cuh"
+#include "cuda/attention_whole_backward.cuh"
 #include "cuda/primitives/launch.cuh"
 
 namespace franca::cuda {
 namespace {
 
-// Units of 16 tokens up to which a sequence lies wholly in shared memory, by bucket; longer ones
-// are streamed. The forward kernels hold that many scores in registers, for which the third bucket
-// is too long where heads have 128 elements.
-constexpr int kWholeUnits[] = {4, 10, 17};
-constexpr int kWholeBuckets = 3;
-template <int D>
-constexpr int kWholeForward = D == 64 ? 3 : 2;
+using Runs = std::vector<const SequenceRun*>;
 
 int units_of_length(int64_t length) {
   return static_cast<int>((length + kUnit - 1) / kUnit);
 }
 
-int bucket_of(int64_t length, int n_whole) {
-  int bucket = 0;
-  while (bucket < n_whole && units_of_length(length) > kWholeUnits[bucket]) ++bucket;
-  return bucket;
+int divided_up(int a, int b) {
+  return (a + b - 1) / b;
 }
 
-// Warps that share the units of a sequence: as few idle turns as possible, then as few warps.
-int warps_for(int units) {
+// Warps that share the row groups of a sequence which is streamed: as few idle turns as possible,
+// then as many warps, for they share what is streamed.
+int warps_for(int groups) {
   constexpr int kFewestWarps = 3;
-  if (units <= kFewestWarps) return units;
-  int best = kFewestWarps, fewest = units * kMostWarps;
+  if (groups <= kFewestWarps) return groups;
+  int best = kFewestWarps, fewest = groups * kMostWarps;
   for (int warps = kFewestWarps; warps <= kMostWarps; ++warps) {
-    const int idle = (units + warps - 1) / warps * warps - units;
-    if (idle < fewest) {
+    const int idle = divided_up(groups, warps) * warps - groups;
+    if (idle <= fewest) {
       best = warps;
       fewest = idle;
     }
@@ -47,73 +40,58 @@ int warps_for(int units) {
   return best;
 }
 
-// One launch: sequences of one bucket.
-struct Plan {
-  int bucket;
-  bool whole;
-  int warps;
-  int64_t columns;  // of a sequence in shared memory, or of the two buffers together
-  int64_t n_blocks;
-  Schedule schedule;
-
-  LaunchShape shape(std::size_t bytes_per_column, std::size_t bytes_per_warp) const {
-    return {dim3(static_cast<unsigned>(n_blocks)), static_cast<unsigned>(warps) * kWarpSize,
-            static_cast<std::size_t>(columns) * bytes_per_column +
-                static_cast<std::size_t>(warps) * bytes_per_warp};
+// Runs by a number that bucket_of(units) gives them, each with the longest sequences first: their
+// blocks take longest, and short ones fill the gaps that they leave at the end.
+template <class BucketOf>
+std::vector<Runs> in_buckets(const AttentionProblem& problem, int n_buckets,
+                             const BucketOf& bucket_of) {
+  std::vector<Runs> buckets(n_buckets);
+  for (int64_t r = 0; r < problem.n_runs; ++r) {
+    buckets[bucket_of(units_of_length(problem.runs[r].length))].push_back(problem.runs + r);
   }
+  for (Runs& runs : buckets) {
+    std::stable_sort(runs.begin(), runs.end(), [](const SequenceRun* a, const SequenceRun* b) {
+      return a->length > b->length;
+    });
+  }
+  return buckets;
+}
+
+// Calls body(runs, longest), the latter in units, for as many runs at a time as a launch takes.
+template <class Body>
+void for_each_launch(const Runs& runs, const Body& body) {
+  for (std::size_t first = 0; first < runs.size(); first += kMostRuns) {
+    const std::size_t end = std::min<std::size_t>(first + kMostRuns, runs.size());
+    body(Runs(runs.begin() + first, runs.begin() + end), units_of_length(runs[first]->length));
+  }
+}
+
+struct Plan {
+  Schedule schedule;
+  unsigned n_blocks;
 };
 
-Plan make_plan(int bucket, bool whole, const SequenceRun* const* runs, int n_runs,
-               int64_t n_heads) {
+// share_of(units) is what a run of such sequences has as PackedRun::share.
+template <class ShareOf>
+Plan make_plan(const Runs& runs, int64_t n_heads, bool whole, const ShareOf& share_of) {
   Plan plan{};
-  plan.bucket = bucket;
-  plan.whole = whole;
-  plan.schedule.n_runs = n_runs;
+  plan.schedule.n_runs = static_cast<int>(runs.size());
   plan.schedule.n_heads = static_cast<int>(n_heads);
-  int longest = 0;
-  for (int r = 0; r < n_runs; ++r) longest = std::max(longest, units_of_length(runs[r]->length));
-  plan.warps = warps_for(longest);
-  plan.columns = whole ? longest * kUnit : 2 * kStreamed;
   int64_t n_tasks = 0;
-  for (int r = 0; r < n_runs; ++r) {
+  for (std::size_t r = 0; r < runs.size(); ++r) {
     const SequenceRun& run = *runs[r];
-    const int units = units_of_length(run.length);
-    const int tasks = whole ? 1 : (units + plan.warps - 1) / plan.warps;
+    const int share = share_of(units_of_length(run.length));
     plan.schedule.run[r] = {static_cast<int>(run.first_token), static_cast<int>(run.length),
-                            static_cast<int>(n_tasks), tasks};
-    n_tasks += run.n_sequences * tasks;
+                            static_cast<int>(run.n_sequences), static_cast<int>(n_tasks), share};
+    n_tasks += whole ? (run.n_sequences + share - 1) / share : run.n_sequences * share;
   }
-  plan.n_blocks = n_tasks * n_heads;
-  if (plan.n_blocks > INT32_MAX) throw std::invalid_argument("too many sequences and heads");
+  if (n_tasks * n_heads > INT32_MAX) throw std::invalid_argument("too many sequences and heads");
+  plan.n_blocks = static_cast<unsigned>(n_tasks * n_heads);
   return plan;
 }
 
-// How many of the buckets [0, n_whole) fit the device's shared memory.
-int fitting_buckets(int n_whole, std::size_t bytes_per_column, std::size_t bytes_per_warp) {
-  const std::size_t most = most_shared_bytes();
-  const auto fits = [&](int bucket) {
-    return kWholeUnits[bucket] * kUnit * bytes_per_column + kMostWarps * bytes_per_warp <= most;
-  };
-  while (n_whole > 0 && !fits(n_whole - 1)) --n_whole;
-  return n_whole;
-}
-
-// Calls body(plan) for each launch that the runs need; the first `n_whole` buckets are not
-// streamed.
-template <class Body>
-void for_each_plan(const AttentionProblem& problem, int n_whole, Body body) {
-  std::vector<const SequenceRun*> runs[kWholeBuckets + 1];
-  for (int64_t r = 0; r < problem.n_runs; ++r) {
-    runs[bucket_of(problem.runs[r].length, n_whole)].push_back(problem.runs + r);
-  }
-  for (int bucket = 0; bucket <= n_whole; ++bucket) {
-    for (std::size_t first = 0; first < runs[bucket].size(); first += kMostRuns) {
-      const std::size_t count = std::min<std::size_t>(kMostRuns, runs[bucket].size() - first);
-      body(make_plan(bucket, bucket < n_whole, runs[bucket].data() + first, static_cast<int>(count),
-                     problem.n_heads));
-    }
-  }
-}
+// Scales that float holds, times log2(e) too. A score of minus infinity stays one.
+constexpr double kSmallestScale = FLT_MIN, kLargestScale = FLT_MAX / 2;
 
 void check_problem(const AttentionProblem& p) {
   if (p.head_dim != 64 && p.head_dim != 128) {
@@ -121,7 +99,10 @@ void check_problem(const AttentionProblem& p) {
   }
   if (p.n_heads < 1 || p.n_heads > UINT16_MAX) throw std::invalid_argument("number of heads");
   if (p.n_tokens < 0 || p.n_tokens > INT32_MAX) throw std::invalid_argument("number of tokens");
-  if (!std::isfinite(p.scale)) throw std::invalid_argument("scale is not finite");
+  if (!(p.scale >= kSmallestScale && p.scale <= kLargestScale)) {
+    throw std::invalid_argument("scale " + std::to_string(p.scale) +
+                                "; accepted: a positive number in the range of float");
+  }
   for (int64_t r = 0; r < p.n_runs; ++r) {
     const SequenceRun& run = p.runs[r];
     const bool inside = run.first_token >= 0 && run.length >= 1 && run.n_sequences >= 1 &&
@@ -154,33 +135,101 @@ void with_head_type(const AttentionProblem& problem, Body body) {
   throw std::invalid_argument("matrix instructions read bfloat16 and float16");
 }
 
-template <class T, int D>
-void launch_forward(const Plan& plan, const ForwardParameters& p, void* stream) {
-  const LaunchShape shape = plan.shape(2 * D * sizeof(T), 0);
-  const Schedule& schedule = plan.schedule;
-  if (!plan.whole) {
-    launch(attention_forward_streamed_kernel<T, D>, shape, stream, p, schedule);
-  } else if (plan.bucket == 0) {
-    launch(attention_forward_kernel<T, D, kWholeUnits[0]>, shape, stream, p, schedule);
-  } else if (plan.bucket == 1) {
-    launch(attention_forward_kernel<T, D, kWholeUnits[1]>, shape, stream, p, schedule);
-  } else if constexpr (kWholeForward<D> == 3) {
-    launch(attention_forward_kernel<T, D, kWholeUnits[2]>, shape, stream, p, schedule);
-  }
+// Shared memory of a warp's stage, and of a row of two tensors.
+constexpr std::size_t kStageBytes = kStagePacks * kPackBytes;
+template <int D>
+constexpr std::size_t kRowBytes = 2 * kHeadPacks<D> * kPackBytes;
+
+// Launches kernels that stream: a sequence has a block for every few groups of `group_units` units.
+template <class Launch>
+void launch_streamed(const Runs& all, int64_t n_heads, int group_units, const Launch& launch) {
+  for_each_launch(all, [&](const Runs& runs, int longest) {
+    const int warps = warps_for(divided_up(longest, group_units));
+    launch(make_plan(runs, n_heads, false,
+                     [&](int units) { return divided_up(units, group_units * warps); }),
+           warps);
+  });
 }
 
-// Shared memory of the kernel of dK and dV, for each column and for each warp.
-template <int D>
-constexpr std::size_t kGradientBytes = 2 * D * sizeof(uint16_t) + sizeof(float2);
-template <int D>
-constexpr std::size_t kHeldBytes = ValueRows<D>::kPacks * kPackBytes;
+LaunchShape shape_of(const Plan& plan, int warps, std::size_t shared_bytes) {
+  return {dim3(plan.n_blocks), static_cast<unsigned>(warps) * kWarpSize, shared_bytes};
+}
 
-template <class T, int D, bool whole>
-void launch_backward(const Plan& plan, const BackwardParameters& p, void* stream) {
-  launch(attention_query_gradient_kernel<T, D, whole>, plan.shape(2 * D * sizeof(T), 0), stream, p,
-         plan.schedule);
-  launch(attention_key_gradient_kernel<T, D, whole>, plan.shape(kGradientBytes<D>, kHeldBytes<D>),
-         stream, p, plan.schedule);
+// Units of keys and values that a block of the forward kernel may have in shared memory.
+template <int D>
+int whole_forward_units() {
+  // So that kForwardBlocks blocks fit a multiprocessor that has 228 KiB.
+  constexpr std::size_t kWholeBytes = 74 * 1024;
+  constexpr std::size_t kOther = kTaskBytes + kForwardWarps * kStageBytes;
+  const std::size_t bytes = std::min(kWholeBytes, most_shared_bytes());
+  return static_cast<int>((bytes - kOther) / (kUnit * kRowBytes<D>));
+}
+
+template <class T, int D>
+void launch_forward(const AttentionProblem& problem, const ForwardParameters& p, void* stream) {
+  const int most = whole_forward_units<D>();
+  const auto buckets = in_buckets(problem, 2, [&](int units) { return units > most; });
+  for_each_launch(buckets[0], [&](const Runs& runs, int) {
+    const Plan plan =
+        make_plan(runs, problem.n_heads, true, [&](int units) { return most / units; });
+    int units = 0, items = 0;
+    for (const SequenceRun* run : runs) {
+      const int own = units_of_length(run->length);
+      const auto sequences = static_cast<int>(std::min<int64_t>(run->n_sequences, most / own));
+      units = std::max(units, sequences * own);
+      items = std::max(items, sequences * divided_up(own, kRowUnits<D>));
+    }
+    const int warps = std::min(items, kForwardWarps);
+    launch(attention_forward_kernel<T, D>,
+           shape_of(plan, warps, kTaskBytes + warps * kStageBytes + units * kUnit * kRowBytes<D>),
+           stream, p, plan.schedule);
+  });
+  launch_streamed(buckets[1], problem.n_heads, kRowUnits<D>, [&](const Plan& plan, int warps) {
+    launch(attention_forward_streamed_kernel<T, D>,
+           shape_of(plan, warps, kTaskBytes + warps * kStageBytes + 2 * kStreamed * kRowBytes<D>),
+           stream, p, plan.schedule);
+  });
+}
+
+// Buckets of sequences whose backward is one block's, by their units: of the first two, 4 and 2
+// blocks fit a multiprocessor at once. The last one ends where a block has no room.
+constexpr int kWholeBuckets = 3;
+constexpr int kSmallUnits[kWholeBuckets - 1] = {4, 8};
+
+template <int D>
+int whole_backward_units() {
+  int units = (kWholeWarps + 1) * kKeyUnits<D> - 1;
+  while (units > 0 && WholeLayout<D>::bytes(units, kWholeWarps) > most_shared_bytes()) --units;
+  return units;
+}
+
+template <class T, int D>
+void launch_backward(const AttentionProblem& problem, const BackwardParameters& p, void* stream) {
+  const int most = whole_backward_units<D>();
+  const auto buckets = in_buckets(problem, kWholeBuckets + 1, [&](int units) {
+    if (units > most) return kWholeBuckets;
+    return units <= kSmallUnits[0] ? 0 : units <= kSmallUnits[1] ? 1 : 2;
+  });
+  for (int bucket = kWholeBuckets - 1; bucket >= 0; --bucket) {
+    for_each_launch(buckets[bucket], [&](const Runs& runs, int longest) {
+      const Plan plan = make_plan(runs, problem.n_heads, true, [](int) { return 1; });
+      const int warps = std::min(divided_up(longest, kKeyUnits<D>), kWholeWarps);
+      launch(attention_gradient_kernel<T, D>,
+             shape_of(plan, warps, WholeLayout<D>::bytes(longest, warps)), stream, p,
+             plan.schedule);
+    });
+  }
+  launch_streamed(buckets[kWholeBuckets], problem.n_heads, 1, [&](const Plan& plan, int warps) {
+    constexpr std::size_t kColumns = 2 * kStreamed;
+    launch(attention_query_gradient_kernel<T, D>,
+           shape_of(plan, warps, kColumns * kRowBytes<D> + warps * kStageBytes), stream, p,
+           plan.schedule);
+    launch(attention_key_gradient_kernel<T, D>,
+           shape_of(plan, warps,
+                    kColumns * (kRowBytes<D> + sizeof(float2)) +
+                        warps * (kStageBytes + ValueRows<D>::kPacks * kPackBytes)),
+           stream, p, plan.schedule);
+  });
 }
 
 }  // namespace
@@ -196,9 +245,7 @@ void attention_forward(const AttentionProblem& problem, const PackedHeads& out, 
                             static_cast<float>(problem.scale * kLog2E)};
   with_head_type(problem, [&](auto* type, auto head_dim) {
     using T = std::remove_pointer_t<decltype(type)>;
-    constexpr int D = decltype(head_dim)::value;
-    for_each_plan(problem, fitting_buckets(kWholeForward<D>, 2 * D * sizeof(T), 0),
-                  [&](const Plan& plan) { launch_forward<T, D>(plan, p, stream); });
+    launch_forward<T, decltype(head_dim)::value>(problem, p, stream);
   });
 }
 
@@ -230,15 +277,7 @@ void attention_backward(const AttentionProblem& problem, const PackedHeads& grad
                              static_cast<float>(problem.scale * kLog2E)};
   with_head_type(problem, [&](auto* type, auto head_dim) {
     using T = std::remove_pointer_t<decltype(type)>;
-    constexpr int D = decltype(head_dim)::value;
-    const int n_whole = fitting_buckets(kWholeBuckets, kGradientBytes<D>, kHeldBytes<D>);
-    for_each_plan(problem, n_whole, [&](const Plan& plan) {
-      if (plan.whole) {
-        launch_backward<T, D, true>(plan, p, stream);
-      } else {
-        launch_backward<T, D, false>(plan, p, stream);
-      }
-    });
+    launch_backward<T, decltype(head_dim)::value>(problem, p, stream);
   });
 }
 

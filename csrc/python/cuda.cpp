@@ -72,8 +72,7 @@ void potentials(const Numbers& heads, int64_t n_rows, int dtype, double temperat
 }
 
 py::dict row_sharing(const Numbers& heads, int64_t n_rows, int dtype, int64_t n_valid) {
-  const cuda::RowSharing sharing =
-      cuda::row_sharing(Logits(heads, n_rows, dtype).view, n_valid);
+  const cuda::RowSharing sharing = cuda::row_sharing(Logits(heads, n_rows, dtype).view, n_valid);
   py::dict result;
   result["threads"] = sharing.threads;
   result["cluster"] = sharing.cluster;

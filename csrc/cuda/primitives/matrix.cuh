@@ -15,9 +15,17 @@ struct Fragment {
 
 #if defined(FRANCA_EMULATION)
 
+// An address in shared memory, for arithmetic.
+using SharedAddress = std::uintptr_t;
+
+inline SharedAddress shared_address(const void* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
 // Loads four 8x8 matrices: lane 8 i + r gives the address of row r of matrix i, and lane l gets the
 // elements 2 (l % 4) and the next of row l / 4 of each.
-inline Fragment load_fragment(const void* row) {
+inline Fragment load_fragment(SharedAddress address) {
+  const auto* row = reinterpret_cast<const void*>(address);
   emulation::check_aligned(row, 16);
   const auto* slots = emulation::exchange(&row, sizeof(row));
   Fragment fragment;
@@ -31,7 +39,8 @@ inline Fragment load_fragment(const void* row) {
 
 // As load_fragment, each matrix transposed: lane l gets the elements of column l / 4 in the rows
 // 2 (l % 4) and the next.
-inline Fragment load_fragment_transposed(const void* row) {
+inline Fragment load_fragment_transposed(SharedAddress address) {
+  const auto* row = reinterpret_cast<const void*>(address);
   emulation::check_aligned(row, 16);
   const auto* slots = emulation::exchange(&row, sizeof(row));
   Fragment fragment{};
@@ -76,8 +85,13 @@ inline void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t
 
 #else
 
-__device__ __forceinline__ Fragment load_fragment(const void* row) {
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+using SharedAddress = uint32_t;
+
+__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ Fragment load_fragment(SharedAddress address) {
   Fragment f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(f.word[0]), "=r"(f.word[1]), "=r"(f.word[2]), "=r"(f.word[3])
@@ -86,8 +100,7 @@ __device__ __forceinline__ Fragment load_fragment(const void* row) {
   return f;
 }
 
-__device__ __forceinline__ Fragment load_fragment_transposed(const void* row) {
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+__device__ __forceinline__ Fragment load_fragment_transposed(SharedAddress address) {
   Fragment f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(f.word[0]), "=r"(f.word[1]), "=r"(f.word[2]), "=r"(f.word[3])
@@ -119,5 +132,9 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const Fragment& a, u
 }
 
 #endif
+
+__device__ __forceinline__ Fragment load_fragment(const void* row) {
+  return load_fragment(shared_address(row));
+}
 
 }  // namespace franca::cuda

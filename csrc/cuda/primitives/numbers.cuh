@@ -75,6 +75,14 @@ inline float exp2_fast(float x) {
   return std::exp2(x);
 }
 
+inline float log2_fast(float x) {
+  return std::log2(x);
+}
+
+inline float reciprocal_fast(float x) {
+  return 1.0f / x;
+}
+
 #else
 
 __device__ __forceinline__ float float_of_bits(uint32_t bits) {
@@ -102,6 +110,20 @@ __device__ __forceinline__ uint16_t bfloat_from_float(float value) {
 __device__ __forceinline__ float exp2_fast(float x) {
   float value;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+}
+
+// Wrong by at most 2^-22 or, where the logarithm is beyond -1 and 1, 2^-22 of it.
+__device__ __forceinline__ float log2_fast(float x) {
+  float value;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+}
+
+// Wrong by at most the last bit.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float value;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
   return value;
 }
 

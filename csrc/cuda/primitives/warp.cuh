@@ -13,10 +13,15 @@ inline float shuffle_xor(float value, int mask) {
   return value;
 }
 
-inline uint32_t shuffle_xor(uint32_t value, int mask) {
-  const auto* slots = emulation::exchange(&value, sizeof(value));
-  std::memcpy(&value, slots[lane_index() ^ mask], sizeof(value));
-  return value;
+// Whether the condition holds in any lane.
+inline bool warp_any(bool condition) {
+  const auto* slots = emulation::exchange(&condition, sizeof(condition));
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    bool other;
+    std::memcpy(&other, slots[lane], sizeof(other));
+    condition = condition || other;
+  }
+  return condition;
 }
 
 inline void warp_barrier() {
@@ -29,8 +34,8 @@ __device__ __forceinline__ float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
-__device__ __forceinline__ uint32_t shuffle_xor(uint32_t value, int mask) {
-  return __shfl_xor_sync(kAllLanes, value, mask);
+__device__ __forceinline__ bool warp_any(bool condition) {
+  return __any_sync(kAllLanes, condition) != 0;
 }
 
 __device__ __forceinline__ void warp_barrier() {
@@ -52,21 +57,6 @@ __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int mask = width / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
   return value;
-}
-
-// Four neighbouring lanes hold a 4x4 matrix, each a row; afterwards each holds a column.
-__device__ __forceinline__ void transpose_quad(uint32_t (&word)[4]) {
-#pragma unroll
-  for (int step = 1; step < 4; step *= 2) {
-    const bool upper = (lane_index() & step) != 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((i & step) != 0) continue;
-      const uint32_t other = shuffle_xor(upper ? word[i] : word[i + step], step);
-      word[i] = upper ? other : word[i];
-      word[i + step] = upper ? word[i + step] : other;
-    }
-  }
 }
 
 }  // namespace franca::cuda

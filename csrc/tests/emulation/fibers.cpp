@@ -14,7 +14,9 @@ namespace {
 
 constexpr std::size_t kStackBytes = 64 * 1024;
 constexpr std::size_t kSharedAlignment = 1024;
-constexpr unsigned kChangeOneIn = 64;  // how often another warp gets its turn without need
+constexpr std::size_t kSharedGuard = 64;  // bytes behind shared memory that must stay as they are
+constexpr unsigned char kPoison = 0xff;   // NaN as floats and out of bounds as indices
+constexpr unsigned kChangeOneIn = 64;     // how often another warp gets its turn without need
 
 // Speed matters more here than quality: a number is drawn for each switch.
 std::minstd_rand generator;
@@ -99,11 +101,10 @@ void add_block(Schedule& s, Cluster& cluster, const Shape& shape, dim3 index, un
   block.index = index;
   block.rank = rank;
   block.cluster = &cluster;
-  block.shared.resize(shape.shared_bytes + kSharedAlignment);
+  block.shared.resize(shape.shared_bytes + kSharedAlignment + kSharedGuard);
   const auto address = reinterpret_cast<std::uintptr_t>(block.shared.data());
   block.shared_begin = block.shared.data() + (kSharedAlignment - address % kSharedAlignment);
-  // All bits set are NaN as floats and out of bounds as indices.
-  std::memset(block.shared.data(), 0xff, block.shared.size());
+  std::memset(block.shared.data(), kPoison, block.shared.size());
   const unsigned threads = shape.block.x * shape.block.y * shape.block.z;
   for (unsigned t = 0; t < threads; ++t) {
     if (t % kWarpSize == 0) {
@@ -139,6 +140,11 @@ void run_together(const Shape& shape, const std::vector<dim3>& indices) {
     if (next == nullptr) fail("deadlock: every thread waits, or some left before a barrier");
     switch_to(*next);
     if (next->done) --live;
+  }
+  for (const auto& block : cluster.blocks) {
+    const unsigned char* end = block->shared_begin + shape.shared_bytes;
+    const auto poisoned = [](unsigned char byte) { return byte == kPoison; };
+    if (!std::all_of(end, end + kSharedGuard, poisoned)) fail("written behind shared memory");
   }
   schedule = nullptr;
   running = nullptr;

@@ -17,8 +17,9 @@ struct Case {
   std::vector<cuda::SequenceRun> runs;  // in order, with gaps where tokens take no part
   int64_t spare_tokens = 0;             // after the last run
   double scale = 0.125;
-  double spread = 1.5;  // of queries and keys
-  double offset = 0.0;  // added to queries and taken from keys: all scores become negative
+  double spread = 1.5;       // of queries and keys
+  double offset = 0.0;       // added to queries and taken from keys: all scores become negative
+  bool heads_first = false;  // in memory; otherwise tokens
 
   int64_t n_tokens() const {
     const cuda::SequenceRun& last = runs.back();
@@ -42,7 +43,7 @@ std::vector<cuda::SequenceRun> runs_of(const std::vector<std::pair<int64_t, int6
   return runs;
 }
 
-// [tokens, parts, heads, head_dim] in 16 bits, as a projection leaves it.
+// [tokens, parts, heads, head_dim] in 16 bits, as a projection leaves it, or with the heads first.
 class Projection {
  public:
   Projection(const Case& c, int64_t parts)
@@ -53,7 +54,8 @@ class Projection {
     std::uniform_real_distribution<double> uniform(offset - spread, offset + spread);
     for (int64_t t = 0; t < c_.n_tokens(); ++t) {
       for (int64_t i = 0; i < c_.n_heads * c_.head_dim; ++i) {
-        store(memory_.data(), index(t, part, 0, 0) + i, uniform(generator), c_.dtype);
+        const int64_t at = index(t, part, i / c_.head_dim, i % c_.head_dim);
+        store(memory_.data(), at, uniform(generator), c_.dtype);
       }
     }
   }
@@ -61,13 +63,17 @@ class Projection {
     return fetch(memory_.data(), index(token, part, head, i), c_.dtype);
   }
   cuda::PackedHeads view(int64_t part) const {
-    return {memory_.data() + index(0, part, 0, 0), parts_ * c_.n_heads * c_.head_dim, c_.head_dim};
+    uint16_t* data = memory_.data() + index(0, part, 0, 0);
+    return {data, index(1, 0, 0, 0), index(0, 0, 1, 0)};
   }
   std::vector<uint16_t> bits() const { return memory_.values(); }
   void poison() { memory_.poison(); }
 
  private:
   int64_t index(int64_t token, int64_t part, int64_t head, int64_t i) const {
+    if (c_.heads_first) {
+      return ((head * c_.n_tokens() + token) * parts_ + part) * c_.head_dim + i;
+    }
     return ((token * parts_ + part) * c_.n_heads + head) * c_.head_dim + i;
   }
   const Case& c_;
@@ -179,55 +185,90 @@ void expect_part(const char* what, const Case& c, const Projection& values, int6
   expect_close(what, own, wanted, 0, share * largest + 1e-6);
 }
 
-void test_attention(const Case& c, uint64_t seed) {
-  set_context(c.name());
-  emulation::set_seed(seed);
-  Projection qkv(c, 3), grad(c, 1), out(c, 1), gradients(c, 3);
-  for (int64_t part = 0; part < 3; ++part) {
-    const double offset = part == 2 ? 0.0 : part == 0 ? c.offset : -c.offset;
-    qkv.fill(part, offset, part < 2 ? c.spread : 1.0, 3 * seed + part);
+// A case in memory, with what the kernels make of it.
+class Device {
+ public:
+  Device(const Case& c, uint64_t seed)
+      : qkv(c, 3), grad(c, 1), out(c, 1), gradients(c, 3), lse(c.n_tokens() * c.n_heads), c_(c) {
+    for (int64_t part = 0; part < 3; ++part) {
+      const double offset = part == 2 ? 0.0 : part == 0 ? c.offset : -c.offset;
+      qkv.fill(part, offset, part < 2 ? c.spread : 1.0, 3 * seed + part);
+    }
+    grad.fill(0, 0.0, 1.0, seed + 100);
   }
-  grad.fill(0, 0.0, 1.0, seed + 100);
-  const Reference reference(c, qkv, grad);
-  const Expected& e = reference.expected();
-  Guarded<float> lse(c.n_tokens() * c.n_heads);
-  const cuda::AttentionProblem problem{
-      qkv.view(0),  qkv.view(1), qkv.view(2), c.runs.data(), static_cast<int64_t>(c.runs.size()),
-      c.n_tokens(), c.n_heads,   c.head_dim,  c.dtype,       c.scale};
-  Guarded<char> workspace(cuda::attention_backward_workspace(problem));
-  std::vector<uint16_t> before[2];
-  // Long sequences take the time of many short ones.
-  const int repeats = c.n_tokens() < 300 ? 2 : 1;
-  for (int repeat = 0; repeat < repeats; ++repeat) {
+
+  // Forward and backward on memory that holds NaN, for the tokens of the case in these runs.
+  void run(const std::vector<cuda::SequenceRun>& runs) {
+    const cuda::AttentionProblem problem{
+        qkv.view(0),   qkv.view(1), qkv.view(2), runs.data(), static_cast<int64_t>(runs.size()),
+        c_.n_tokens(), c_.n_heads,  c_.head_dim, c_.dtype,    c_.scale};
+    Guarded<char> workspace(cuda::attention_backward_workspace(problem));
     out.poison();
     lse.poison();
     gradients.poison();
-    workspace.poison();
     cuda::attention_forward(problem, out.view(0), lse.data(), nullptr);
     cuda::attention_backward(problem, grad.view(0), out.view(0), lse.data(), gradients.view(0),
                              gradients.view(1), gradients.view(2), workspace.data(),
                              workspace.size(), nullptr);
-    if (repeat == 1) {
-      expect_same("output", before[0], out.bits());
-      expect_same("gradients", before[1], gradients.bits());
-    }
-    before[0] = out.bits();
-    before[1] = gradients.bits();
+    workspace.values();
+  }
+
+  Projection qkv, grad, out, gradients;
+  Guarded<float> lse;
+
+ private:
+  const Case& c_;
+};
+
+void test_attention(const Case& c, uint64_t seed) {
+  set_context(c.name());
+  emulation::set_seed(seed);
+  Device device(c, seed);
+  const Reference reference(c, device.qkv, device.grad);
+  const Expected& e = reference.expected();
+  device.run(c.runs);
+  // Long sequences take the time of many short ones.
+  if (c.n_tokens() < 260) {
+    const std::vector<uint16_t> out = device.out.bits(), gradients = device.gradients.bits();
+    device.run(c.runs);
+    expect_same("output", out, device.out.bits());
+    expect_same("gradients", gradients, device.gradients.bits());
   }
   // Probabilities and their gradients pass through the 16-bit type once, results a second time.
   const double epsilon = c.dtype == DType::bfloat16 ? 1.0 / 256 : 1.0 / 2048;
-  expect_part("out", c, out, 0, e.out, 1.5 * epsilon);
+  expect_part("out", c, device.out, 0, e.out, 1.1 * epsilon);
   std::vector<float> own_lse;
   std::vector<double> expected_lse;
   for (std::size_t i = 0; i < e.lse.size(); ++i) {
     if (std::isnan(e.lse[i])) continue;
-    own_lse.push_back(lse.values()[i]);
+    own_lse.push_back(device.lse.values()[i]);
     expected_lse.push_back(e.lse[i]);
   }
   expect_close("lse", own_lse, expected_lse, 1e-6, 1e-5);
-  expect_part("dq", c, gradients, 0, e.gradient[0], 3 * epsilon);
-  expect_part("dk", c, gradients, 1, e.gradient[1], 3 * epsilon);
-  expect_part("dv", c, gradients, 2, e.gradient[2], 2 * epsilon);
+  expect_part("dq", c, device.gradients, 0, e.gradient[0], 3 * epsilon);
+  expect_part("dk", c, device.gradients, 1, e.gradient[1], 3 * epsilon);
+  expect_part("dv", c, device.gradients, 2, e.gradient[2], 2 * epsilon);
+}
+
+// What a sequence gives does not depend on those that share its block.
+void test_packs(uint64_t seed) {
+  const Case c{DType::bfloat16, 64, 1, runs_of({{5, 50}, {20, 3}}), 0, 0.4, 3.0};
+  set_context("packs");
+  emulation::set_seed(seed);
+  Device device(c, seed);
+  device.run(c.runs);
+  const std::vector<uint16_t> out = device.out.bits(), gradients = device.gradients.bits();
+  const std::vector<float> lse = device.lse.values();
+  std::vector<cuda::SequenceRun> alone;
+  for (const auto& run : c.runs) {
+    for (int64_t s = 0; s < run.n_sequences; ++s) {
+      alone.push_back({run.first_token + s * run.length, 1, run.length});
+    }
+  }
+  device.run(alone);
+  expect_same("output", out, device.out.bits());
+  expect_same("lse", lse, device.lse.values());
+  expect_same("gradients", gradients, device.gradients.bits());
 }
 
 template <class Change>
@@ -257,30 +298,39 @@ int main() {
   using namespace franca::testing;
   constexpr DType bf16 = DType::bfloat16, f16 = DType::float16;
   uint64_t seed = 1;
-  // Every bucket, lengths at and beside multiples of 16, several runs of a bucket in one launch.
-  test_attention({bf16, 64, 2, runs_of({{2, 50}, {1, 1}, {3, 17}, {1, 64}, {1, 16}})}, seed++);
-  test_attention({f16, 64, 1, runs_of({{1, 65}, {2, 49}, {1, 150}}), 3}, seed++);
-  test_attention({bf16, 64, 1, runs_of({{1, 257}, {1, 33}})}, seed++);
-  test_attention({f16, 128, 1, runs_of({{1, 197}, {2, 15}})}, seed++);
-  test_attention({bf16, 128, 1, runs_of({{1, 289}})}, seed++);
-  // Tokens between the runs, and scores far from zero with a falling and a rising maximum.
-  test_attention({bf16, 64, 1, {{2, 1, 20}, {25, 2, 70}}, 5, 1.0, 4.0}, seed++);
-  test_attention({f16, 64, 1, runs_of({{2, 273}, {1, 40}}), 0, 0.5, 4.0}, seed++);
-  // A device with less shared memory streams what does not fit.
-  emulation::device().max_shared_bytes = 99 * 1024;
-  test_attention({f16, 128, 1, runs_of({{1, 145}})}, seed++);
-  emulation::device().max_shared_bytes = 227 * 1024;
+  // Lengths at and beside multiples of 16, several runs, packs of which the last may be ragged.
+  test_attention({f16, 64, 2, runs_of({{1, 65}, {2, 31}, {1, 15}}), 3, 0.125, 1.5, 0.0, true},
+                 seed++);
+  test_attention({bf16, 64, 2, runs_of({{5, 50}, {1, 1}, {3, 17}, {1, 64}, {1, 16}})}, seed++);
+  test_attention({f16, 128, 1, runs_of({{1, 113}, {9, 15}, {1, 33}})}, seed++);
+  test_packs(seed++);
   // exp(-lse) is infinite.
-  test_attention({bf16, 64, 1, runs_of({{1, 37}}), 0, 0.5, 1.5, 2.2}, seed++);
+  const Case infinite{bf16, 64, 2, runs_of({{1, 37}}), 0, 0.5, 1.5, 2.2};
+  test_attention(infinite, seed++);
+  // A device with less shared memory streams what does not fit: both passes, one, and none.
+  emulation::device().max_shared_bytes = 40 * 1024;
+  test_attention(infinite, seed++);
+  test_attention({bf16, 64, 1, runs_of({{1, 129}, {1, 50}, {2, 16}})}, seed++);
+  emulation::device().max_shared_bytes = 227 * 1024;
   // More runs than one launch takes.
   std::vector<std::pair<int64_t, int64_t>> many;
-  for (int i = 0; i < 140; ++i) many.push_back({1, 1 + i % 2});
+  for (int i = 0; i < 130; ++i) many.push_back({1, 1 + i % 2});
   test_attention({bf16, 64, 1, runs_of(many)}, seed++);
+  // Tokens between the runs, and scores far from zero with a falling and a rising maximum.
+  test_attention({bf16, 64, 1, {{2, 1, 20}, {25, 2, 70}}, 5, 1.0, 4.0}, seed++);
+  test_attention({f16, 64, 1, runs_of({{1, 145}}), 0, 0.5, 4.0}, seed++);
+  // The longest that fit, and longer ones.
+  test_attention({bf16, 64, 1, runs_of({{1, 257}, {1, 33}})}, seed++);
+  test_attention({f16, 64, 1, runs_of({{1, 272}})}, seed++);
+  test_attention({bf16, 128, 1, runs_of({{1, 145}})}, seed++);
+  test_attention({f16, 64, 1, runs_of({{1, 273}, {1, 40}}), 0, 0.5, 4.0}, seed++);
+  test_attention({bf16, 64, 1, runs_of({{1, 300}})}, seed++);
   using Problem = cuda::AttentionProblem;
   using Run = cuda::SequenceRun;
   expect_refused("head_dim", [](Problem& p, Run&) { p.head_dim = 32; });
   expect_refused("dtype", [](Problem& p, Run&) { p.dtype = DType::float32; });
   expect_refused("scale", [](Problem& p, Run&) { p.scale = NAN; });
+  expect_refused("scale of zero", [](Problem& p, Run&) { p.scale = 0.0; });
   expect_refused("too long", [](Problem&, Run& run) { run.length = 5; });
   expect_refused("too many", [](Problem&, Run& run) { run.n_sequences = 2; });
   expect_refused("empty", [](Problem&, Run& run) { run.length = 0; });

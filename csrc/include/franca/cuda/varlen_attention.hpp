@@ -33,7 +33,7 @@ struct AttentionProblem {
   int64_t n_heads;
   int64_t head_dim;
   DType dtype;
-  double scale;
+  double scale;  // positive
 };
 
 // out as q; lse [tokens, heads], the natural logarithm of the softmax's denominator. Tokens outside
