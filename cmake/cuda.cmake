@@ -40,7 +40,6 @@ else()
   set(FRANCA_CUDA_DEFAULT_ARCHS 80-real 90a-real 100-real)
 endif()
 
-# Compute capability 9.0 stands for 9.0a: the Hopper kernels use instructions of the latter only.
 set(CMAKE_CUDA_ARCHITECTURES ${FRANCA_CUDA_DEFAULT_ARCHS})
 if(FRANCA_FAST_CUDA_ARCHS)
   string(REPLACE "," ";" CMAKE_CUDA_ARCHITECTURES "${FRANCA_FAST_CUDA_ARCHS}")
@@ -49,21 +48,26 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+# Compute capability 9.0 stands for 9.0a: Hopper's matrix instructions are the latter's only.
+if(CMAKE_CUDA_ARCHITECTURES STREQUAL "native" AND CMAKE_CUDA_ARCHITECTURES_NATIVE)
+  set(CMAKE_CUDA_ARCHITECTURES ${CMAKE_CUDA_ARCHITECTURES_NATIVE})
+endif()
+list(TRANSFORM CMAKE_CUDA_ARCHITECTURES REPLACE "^90(-.*)?$" "90a\\1")
 
 add_library(franca_cuda STATIC ${FRANCA_CUDA_SOURCES})
 target_include_directories(franca_cuda PRIVATE csrc csrc/include)
 target_compile_options(franca_cuda PRIVATE -Xcompiler=-Wall,-Wextra -Xptxas=-v,-warn-spills)
 # Not for users: a compiler that nobody here has tried may warn of what is right, and may spill.
-set(FRANCA_SPILLS "")
 if(FRANCA_FAST_WERROR)
   target_compile_options(franca_cuda PRIVATE -Werror=all-warnings -Xcompiler=-Werror)
-  set(FRANCA_SPILLS ";--no-spills")
+  set(FRANCA_STRICT --strict)
 endif()
-# A table of registers, shared memory and spills in the build log.
+# A table of registers, shared and local memory in the build log.
 find_package(Python COMPONENTS Interpreter)
 if(Python_Interpreter_FOUND)
-  set_target_properties(franca_cuda PROPERTIES CUDA_COMPILER_LAUNCHER
-    "${Python_EXECUTABLE};${CMAKE_CURRENT_LIST_DIR}/ptxas_table.py${FRANCA_SPILLS}")
+  set(FRANCA_LAUNCHER ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/ptxas_table.py
+                      ${FRANCA_STRICT})
+  set_target_properties(franca_cuda PROPERTIES CUDA_COMPILER_LAUNCHER "${FRANCA_LAUNCHER}")
 endif()
 target_link_libraries(franca_core PUBLIC franca_cuda)
 target_compile_definitions(franca_core PUBLIC FRANCA_CUDA)

@@ -1,10 +1,11 @@
 """Runs the CUDA compiler and puts a table in the build log instead of what ptxas says.
 
-One line for each kernel and architecture: registers, bytes of static shared memory, bytes spilled.
-Warnings and errors pass unchanged. A kernel that spills registers is slow, and with --no-spills an
-error.
+One line for each kernel and architecture: registers, bytes of static shared memory, bytes of local
+memory, where spilled registers go and arrays that are indexed at run time. Warnings and errors pass
+unchanged. With --strict a kernel that uses local memory is an error, and one in which ptxas makes
+products of warpgroups wait for each other: other compilers than the one in use here may do either.
 
-Usage: ptxas_table.py [--no-spills] COMPILER ARGUMENTS...
+Usage: ptxas_table.py [--strict] COMPILER ARGUMENTS...
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 from typing import NamedTuple
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
-SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+LOCAL = re.compile(r"(\d+) bytes stack frame")
+SERIALISED = re.compile(r"wgmma.*serialized")
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 CHATTER = re.compile(r"^ptxas info|bytes stack frame|^\s*$")
@@ -29,7 +31,7 @@ class Kernel(NamedTuple):
     architecture: str
     registers: int
     shared: int
-    spilled: int
+    local: int
 
 
 def readable(symbols: list[str]) -> list[str]:
@@ -44,25 +46,25 @@ def readable(symbols: list[str]) -> list[str]:
 
 def parse(log: str) -> list[Kernel]:
     """Kernels in the order in which ptxas reports them."""
-    kernels, entry, spilled = [], None, 0
+    kernels, entry, local = [], None, 0
     for line in log.splitlines():
         if match := ENTRY.search(line):
-            entry, spilled = match.groups(), 0
-        elif match := SPILLS.search(line):
-            spilled = int(match[1]) + int(match[2])
+            entry, local = match.groups(), 0
+        elif match := LOCAL.search(line):
+            local = int(match[1])
         elif (match := USED.search(line)) and entry is not None:
             shared = SHARED.search(line)
             size = int(shared[1]) if shared else 0
-            kernels.append(Kernel(entry[0], entry[1], int(match[1]), size, spilled))
+            kernels.append(Kernel(entry[0], entry[1], int(match[1]), size, local))
             entry = None
     names = readable([kernel.name for kernel in kernels])
     return [k._replace(name=name) for k, name in zip(kernels, names, strict=True)]
 
 
 def main() -> int:
-    """Returns the exit status of the compiler, or 1 for spills that are not allowed."""
-    no_spills = sys.argv[1] == "--no-spills"
-    command = sys.argv[2:] if no_spills else sys.argv[1:]
+    """Returns the exit status of the compiler, or 1 for what --strict does not allow."""
+    strict = sys.argv[1] == "--strict"
+    command = sys.argv[2:] if strict else sys.argv[1:]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     log = result.stdout + result.stderr
     kernels = parse(log)
@@ -70,14 +72,15 @@ def main() -> int:
         print(log, end="")
         return result.returncode
     print("\n".join(line for line in log.splitlines() if not CHATTER.search(line)))
-    print(f"{'kernel':<58} {'arch':<8} {'registers':>9} {'shared':>7} {'spilled':>7}")
+    print(f"{'kernel':<58} {'arch':<8} {'registers':>9} {'shared':>7} {'local':>7}")
     for kernel in sorted(kernels):
-        name, architecture, registers, shared, spilled = kernel
-        print(f"{name:<58} {architecture:<8} {registers:>9} {shared:>7} {spilled:>7}")
-    spilling = [kernel.name for kernel in kernels if kernel.spilled > 0]
-    if spilling:
-        print(f"{'error' if no_spills else 'warning'}: registers spilled in {', '.join(spilling)}")
-    return 1 if spilling and no_spills else 0
+        name, architecture, registers, shared, local = kernel
+        print(f"{name:<58} {architecture:<8} {registers:>9} {shared:>7} {local:>7}")
+    errors = [f"{kernel.name} uses local memory" for kernel in kernels if kernel.local > 0]
+    errors += [line for line in log.splitlines() if SERIALISED.search(line)]
+    for error in errors:
+        print(f"{'error' if strict else 'warning'}: {error}")
+    return 1 if errors and strict else 0
 
 
 if __name__ == "__main__":

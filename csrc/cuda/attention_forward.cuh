@@ -312,9 +312,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarpSize, 2)
                                       const __grid_constant__ Schedule schedule) {
   const Task& task = keep_task<false>(schedule);
   const int group = task.part * warp_count() + warp_index();
-  uint4* stages = reinterpret_cast<uint4*>(shared_memory() + kTaskBytes);
-  uint4* stage = stages + warp_index() * kStagePacks;
-  uint4* shared = stages + warp_count() * kStagePacks;
+  uint4* shared = reinterpret_cast<uint4*>(shared_memory() + kTaskBytes);
+  uint4* stage = shared + 4 * kStreamed * kHeadPacks<D> + warp_index() * kStagePacks;
   constexpr int kFactor = kStreamed * kHeadPacks<D>;
   Rows<D> queries[kRowUnits<D>];
   read_queries(queries, p.q, task, group);

@@ -12,9 +12,10 @@ namespace franca::cuda {
 // Registers for four blocks on a multiprocessor: rows of logits are read while others are waited
 // for.
 constexpr int kBlocksOfLoss = 3;
-// Packs of 8 columns that a lane reads at a time.
-template <int kTargets>
-constexpr int kPacksInFlight = kTargets == 1 ? 4 : 2;
+// Groups of neighbouring columns that a lane reads at a time: what 128 bytes hold of all rows.
+template <class S, class Z, int kTargets>
+constexpr int kGroupsInFlight =
+    128 / kColumnsPerThread / (sizeof(S) + (kTargets == 1 ? 1 : 2) * sizeof(Z));
 
 struct ClusteringParameters : LossParameters {
   Heads student;
@@ -64,7 +65,7 @@ __device__ __forceinline__ void for_lane_columns(const ClusteringParameters& p, 
                                                  int64_t m, const Targets<Z, kTargets>& targets,
                                                  const float* potential, const Body& body) {
   constexpr int kStep = kWarpSize * kColumnsPerThread,
-                kInFlight = whole ? kPacksInFlight<kTargets> : 1;
+                kInFlight = whole ? kGroupsInFlight<S, Z, kTargets> : 1;
   const HeadView& head = p.student.head[slice.head];
   const HeadView& other = p.teacher.head[slice.head];
   const S* row = row_of<S>(head, m) + slice.begin;

@@ -58,18 +58,13 @@ struct RowPart {
   static constexpr int kPacks = kRowColumns / kPack<T>;
   static constexpr int kBetween = threads * kPack<T>;  // columns from a pack to the next one
   const char* from;                                    // this thread's first pack of row `next`
-  int64_t step_bytes;
   int left;  // columns of the head from the thread's first one on, negative beyond the last
   bool vectors;
   int next, stride, n_valid;
 
   __device__ __forceinline__ RowPart(const HeadView& head, int member, int first, int rows_apart,
                                      int n_rows)
-      : step_bytes(rows_apart * head.row_bytes),
-        vectors(head.vectors),
-        next(first),
-        stride(rows_apart),
-        n_valid(n_rows) {
+      : vectors(head.vectors), next(first), stride(rows_apart), n_valid(n_rows) {
     const int64_t column = static_cast<int64_t>(member) * threads * kRowColumns +
                            static_cast<int64_t>(threadIdx.x) * kPack<T>;
     left = static_cast<int>(head.columns - column);
@@ -78,7 +73,7 @@ struct RowPart {
 
   // Starts the copy of row `next` to this thread's packs of a stage; rows that are padding, and
   // columns that do not exist, become zeros.
-  __device__ __forceinline__ void fetch(uint4* stage) {
+  __device__ __forceinline__ void fetch(const HeadView& head, uint4* stage) {
     const int exist = next < n_valid ? left : 0;
     const bool all = vectors && exist >= (kPacks - 1) * kBetween + kPack<T>;
 #pragma unroll
@@ -99,7 +94,7 @@ struct RowPart {
     }
     commit_copies();
     next += stride;
-    if (next < n_valid) from += step_bytes;
+    if (next < n_valid) from += stride * head.row_bytes;
   }
 
   // -inf beyond the head's last column. A thread reads only what it wrote.
@@ -273,14 +268,14 @@ __device__ __forceinline__ void row_mass_steps(const RowMassParameters& p, int h
   const int first_column = exchange.member * threads * kRowColumns + threadIdx.x * kPack<T>;
   part.load_potentials(potential, p.prototype + head.first_column + first_column);
 #pragma unroll
-  for (int s = 0; s < kStages<T> - 1; ++s) part.fetch(stages + s * kStagePacks);
+  for (int s = 0; s < kStages<T> - 1; ++s) part.fetch(head, stages + s * kStagePacks);
   float mass[kRowColumns] = {};
   float next_guess = guess_of(n);
   for (int i = 0; i < n_steps; ++i, n += teams) {
     const float own_guess = next_guess;
     next_guess = guess_of(n + teams);
     wait_for_copies<kStages<T> - 2>();
-    part.fetch(stages + (i + kStages<T> - 1) % kStages<T> * kStagePacks);
+    part.fetch(head, stages + (i + kStages<T> - 1) % kStages<T> * kStagePacks);
     float e[kRowColumns];
     const RowResult result = normalise_row(e, exchange, part, stages + i % kStages<T> * kStagePacks,
                                            potential, p.scale, own_guess);

@@ -12,8 +12,11 @@ namespace {
 
 namespace py = pybind11;
 using Numbers = std::vector<int64_t>;
-// Features, prototypes, number of prototypes and scales of each head, rows, code of the dtype.
-using Factors = std::tuple<Numbers, Numbers, Numbers, std::vector<Address>, int64_t, int>;
+// Features, prototypes, number of prototypes and scales of each head, rows, code of the dtype, and
+// whether to multiply by warpgroups.
+using Factors = std::tuple<Numbers, Numbers, Numbers, std::vector<Address>, int64_t, int, bool>;
+// Head, first column and number of columns.
+using Columns = std::tuple<int64_t, int64_t, int64_t>;
 
 // A side as Python passes it, kept alive for the time of a call.
 struct Side {
@@ -32,7 +35,8 @@ struct Side {
             scales.data(),
             static_cast<int64_t>(features.size()),
             std::get<4>(factors),
-            static_cast<DType>(std::get<5>(factors))};
+            static_cast<DType>(std::get<5>(factors)),
+            std::get<6>(factors)};
   }
   Side(const Side&) = delete;
   Side& operator=(const Side&) = delete;
@@ -63,22 +67,11 @@ struct StreamedProblem {
   cuda::StreamedProblem view;
 };
 
-std::size_t prototype_scores_workspace(const Factors& factors, bool with_logsumexp) {
-  return cuda::prototype_scores_workspace(Side(factors).view, with_logsumexp);
-}
-
-// `out` is empty where the scores are not to be stored.
-void prototype_scores(const Factors& factors, const Numbers& out, double temperature,
-                      Address logsumexp, Address workspace, std::size_t workspace_bytes,
-                      Address stream) {
+void prototype_scores(const Factors& factors, const Numbers& out, Address stream) {
   const Side side(factors);
   const std::vector<Head> heads = unpack_heads(out);
-  if (!heads.empty() && heads.size() != side.features.size()) {
-    throw std::invalid_argument("out: one per head");
-  }
-  cuda::prototype_scores(side.view, heads.empty() ? nullptr : heads.data(), temperature,
-                         pointer<float>(logsumexp), pointer<void>(workspace), workspace_bytes,
-                         pointer<void>(stream));
+  if (heads.size() != side.features.size()) throw std::invalid_argument("out: one per head");
+  cuda::prototype_scores(side.view, heads.data(), pointer<void>(stream));
 }
 
 std::size_t column_workspace(const Factors& factors, int64_t n_valid) {
@@ -117,10 +110,13 @@ void forward(const StreamedProblem& problem, Address loss, Address lse, Address 
                          pointer<void>(workspace), workspace_bytes, pointer<void>(stream));
 }
 
-void gradient(const StreamedProblem& problem, Address grad_loss, Address lse, Address out,
-              int64_t out_stride, Address scale_partial, Address stream) {
-  cuda::streamed_gradient(problem.view, pointer<const float>(grad_loss), pointer<const float>(lse),
-                          pointer<void>(out), out_stride, pointer<float>(scale_partial),
+void gradient(const StreamedProblem& problem, const Columns& columns, Address grad_loss,
+              Address lse, Address out, int64_t out_stride, Address scale_gradient,
+              Address workspace, std::size_t workspace_bytes, Address stream) {
+  const auto [head, first, count] = columns;
+  cuda::streamed_gradient(problem.view, {head, first, count}, pointer<const float>(grad_loss),
+                          pointer<const float>(lse), pointer<void>(out), out_stride,
+                          pointer<float>(scale_gradient), pointer<void>(workspace), workspace_bytes,
                           pointer<void>(stream));
 }
 
@@ -130,7 +126,7 @@ void bind_cuda_streamed(py::module_& m) {
   py::class_<StreamedProblem>(m, "StreamedProblem")
       .def(py::init<const Factors&, const Factors&, Address, Address, double, double, Address,
                     int64_t, Address>());
-  m.def("prototype_scores_workspace", &prototype_scores_workspace);
+  m.def("offers_warpgroups", &cuda::offers_warpgroups);
   m.def("prototype_scores", &prototype_scores);
   m.def("streamed_column_workspace", &column_workspace);
   m.def("streamed_column_logsumexp", &column_logsumexp);
@@ -138,7 +134,7 @@ void bind_cuda_streamed(py::module_& m) {
   m.def("streamed_row_step", &row_step);
   m.def("streamed_forward_workspace", &forward_workspace);
   m.def("streamed_forward", &forward);
-  m.def("streamed_row_tiles", &cuda::streamed_row_tiles);
+  m.def("streamed_gradient_workspace", &cuda::streamed_gradient_workspace);
   m.def("streamed_gradient", &gradient);
 }
 

@@ -7,8 +7,8 @@ matrix products of the library.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+import functools
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,90 +17,86 @@ from torch import Tensor
 Side: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor]]
 Gradients: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
-CHUNK_ELEMENTS = 1 << 24  # of the gradient of the scores: 32 MiB in 16 bits
+CHUNK_ELEMENTS = 1 << 26  # of the gradient of the scores: 128 MiB in 16 bits
 
 
-class Chunk(NamedTuple):
-    """Some prototypes K' of one head.
+class ProductGradient(Protocol):
+    """The kernel."""
 
-    Attributes:
-        student: Features [M, C], prototypes [K', C] and scales [K'].
-        teacher: The same of the teacher, with its own rows [N].
-        prototype: Potentials [K'].
-        row: Potentials [N].
-        lse: Log-sum-exp of the student rows over the whole head, [M].
-        grad_loss: Gradient of this head's loss, [1].
-    """
+    def __call__(self, head: int, columns: slice, dscale: Tensor) -> Tensor:
+        """Gradients for K' neighbouring prototypes of one head.
 
-    student: tuple[Tensor, Tensor, Tensor]
-    teacher: tuple[Tensor, Tensor, Tensor]
-    prototype: Tensor
-    row: Tensor
-    lse: Tensor
-    grad_loss: Tensor
+        Args:
+            head: Its index.
+            columns: Which prototypes of the head.
+            dscale: Where the gradient of their scales goes, [K'] float32.
+
+        Returns:
+            The gradient of the products <x, v>, [M, K'] in the dtype of the features. The next call
+            may use its memory again.
+        """
 
 
-# Gives the gradient of the products <x, v>, [M, K'] in the dtype of the features, and that of the
-# scales as parts to be summed, [parts, K'] float32.
-ProductGradient: TypeAlias = Callable[[Chunk], tuple[Tensor, Tensor]]
+def chunk_columns(n_rows: int, block_columns: int) -> int:
+    """Prototypes of one chunk, a multiple of `block_columns`."""
+    return max(1, CHUNK_ELEMENTS // (max(1, n_rows) * block_columns)) * block_columns
 
 
-def backward(
-    grad_loss: Tensor,
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    lse: Tensor,
-    block_columns: int,
-    product_gradient: ProductGradient,
-) -> Gradients:
+def backward(student: Side, block_columns: int, product_gradient: ProductGradient) -> Gradients:
     """Gradients of the student's features, prototypes and scales.
 
     Args:
-        grad_loss: [H].
         student: Factors of the student's scores.
-        teacher: Factors of the teacher's scores.
-        prototype: Potentials [sum K].
-        row: Potentials [H, N].
-        lse: Log-sum-exp of the student rows [H, M].
         block_columns: Chunks are multiples of so many prototypes.
         product_gradient: The kernel.
     """
-    potentials = prototype.contiguous().split([v.shape[0] for v in student[1]])
-    heads = zip(zip(*student, strict=True), zip(*teacher, strict=True), potentials, strict=True)
     gradients = [
-        _head_backward(
-            Chunk(own, other, potential, row[h].contiguous(), lse[h].contiguous(), grad),
-            block_columns,
-            product_gradient,
-        )
-        for h, ((own, other, potential), grad) in enumerate(
-            zip(heads, grad_loss.float().split(1), strict=True)
-        )
+        _head_backward(h, *factors, block_columns, product_gradient)
+        for h, factors in enumerate(zip(*student, strict=True))
     ]
     dfeatures, dprototypes, dscales = (list(parts) for parts in zip(*gradients, strict=True))
     return dfeatures, dprototypes, dscales
 
 
 def _head_backward(
-    head: Chunk, block_columns: int, product_gradient: ProductGradient
+    head: int,
+    x: Tensor,
+    v: Tensor,
+    scale: Tensor,
+    block_columns: int,
+    product_gradient: ProductGradient,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (x, v, scale), (n_rows, n_columns) = head.student, (head.lse.shape[0], head.prototype.shape[0])
+    (n_rows, _), n_columns = x.shape, v.shape[0]
     dx = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     dv, dscale = v.new_empty(v.shape), scale.new_empty(scale.shape)
     if n_rows == 0:
         return dx.to(x.dtype), dv.zero_(), dscale.zero_()
-    width = max(1, CHUNK_ELEMENTS // (n_rows * block_columns)) * block_columns
+    width = chunk_columns(n_rows, block_columns)
     for start in range(0, n_columns, width):
         part = slice(start, min(start + width, n_columns))
-        chunk = head._replace(
-            student=(x, v[part], scale[part]),
-            teacher=(head.teacher[0], head.teacher[1][part], head.teacher[2][part]),
-            prototype=head.prototype[part],
-        )
-        products, scale_parts = product_gradient(chunk)
-        dx += products @ v[part]
+        products = product_gradient(head, part, dscale[part])
+        _add_product(dx, products, v[part])
         torch.mm(products.t(), x, out=dv[part])
-        torch.sum(scale_parts, dim=0, out=dscale[part])
     return dx.to(x.dtype), dv, dscale
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds the product of two matrices to a float32 one, where possible without rounding it."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    elif _adds_to_float32(a.dtype, a.device.type):
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+    else:
+        out += a @ b
+
+
+@functools.cache
+def _adds_to_float32(dtype: torch.dtype, device: str) -> bool:
+    """Whether addmm of this PyTorch takes 16-bit factors and adds to a float32 matrix."""
+    factor = torch.zeros(8, 8, dtype=dtype, device=device)
+    total = torch.zeros(8, 8, dtype=torch.float32, device=device)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=total.dtype, out=total)
+    except (TypeError, RuntimeError):  # no such argument, or not for this device or mix of types
+        return False
+    return True

@@ -49,6 +49,14 @@ inline std::size_t most_shared_bytes() {
   return emulation::device().max_shared_bytes;
 }
 
+inline std::size_t shared_bytes_of_multiprocessor() {
+  return emulation::device().max_shared_bytes + 1024;
+}
+
+inline bool has_warpgroup_products(const void*) {
+  return emulation::device().warpgroup_products;
+}
+
 inline bool offers_cluster(unsigned blocks) {
   return static_cast<int>(blocks) <= emulation::device().max_cluster;
 }
@@ -140,6 +148,18 @@ inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, void* stream,
 
 inline std::size_t most_shared_bytes() {
   return static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+inline std::size_t shared_bytes_of_multiprocessor() {
+  return static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
+}
+
+// Where its code has none, the kernel's body was left out, and with it the 64 registers for the
+// accumulators.
+inline bool has_warpgroup_products(const void* function) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, function), "attributes of a kernel");
+  return attributes.numRegs > 64;
 }
 
 inline bool offers_cluster(unsigned blocks) {
@@ -245,6 +265,23 @@ inline int multiprocessors() {
 inline std::size_t most_shared_bytes() {
   static Memory<int, std::size_t> known;
   return known.get(driver::current_device(), [] { return driver::most_shared_bytes(); });
+}
+
+// Shared memory that the blocks of a multiprocessor have together; each takes 1 KiB more than it
+// asks for.
+inline std::size_t shared_bytes_of_multiprocessor() {
+  static Memory<int, std::size_t> known;
+  return known.get(driver::current_device(),
+                   [] { return driver::shared_bytes_of_multiprocessor(); });
+}
+
+// Whether a kernel that multiplies by warpgroups was compiled for this device.
+template <class... Parameters>
+bool has_warpgroup_products(void (*kernel)(Parameters...)) {
+  static Memory<int, bool> known;
+  return known.get(driver::current_device(), [&] {
+    return driver::has_warpgroup_products(reinterpret_cast<const void*>(kernel));
+  });
 }
 
 // How many clusters of this shape run at once; 0 when the device cannot run one.

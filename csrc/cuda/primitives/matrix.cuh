@@ -56,27 +56,28 @@ inline Fragment load_fragment_transposed(SharedAddress address) {
   return fragment;
 }
 
-template <class T>
-inline float element(uint32_t word, int index) {
-  return to_float(T{static_cast<uint16_t>(word >> (16 * index))});
-}
-
 // c += a b^T
 template <class T>
 inline void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
-  const uint32_t own[6] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
+  constexpr int kOfA = 8, kOfB = 4;
+  const uint32_t words[6] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
+  float own[kOfA + kOfB];
+  for (int i = 0; i < kOfA + kOfB; ++i) {
+    own[i] = to_float(T{static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)))});
+  }
   const auto* slots = emulation::exchange(own, sizeof(own));
   const int group = lane_index() / 4, pair = lane_index() % 4;
   for (int p = 0; p < 4; ++p) {
-    uint32_t from_a[6], from_b[2][6];
+    float from_a[kOfA], from_b[2][kOfB];
     std::memcpy(from_a, slots[4 * group + p], sizeof(from_a));
-    std::memcpy(from_b[0], slots[4 * (2 * pair) + p], sizeof(from_b[0]));
-    std::memcpy(from_b[1], slots[4 * (2 * pair + 1) + p], sizeof(from_b[1]));
+    for (int column = 0; column < 2; ++column) {
+      std::memcpy(from_b[column], slots[4 * (2 * pair + column) + p] + sizeof(from_a),
+                  sizeof(from_b[column]));
+    }
     for (int half = 0; half < 2; ++half) {  // rows group and group + 8
       for (int column = 0; column < 2; ++column) {
         for (int k = 0; k < 4; ++k) {  // elements 2 p, 2 p + 1, and those 8 further on
-          const float x = element<T>(from_a[half + 2 * (k / 2)], k % 2);
-          c[2 * half + column] += x * element<T>(from_b[column][4 + k / 2], k % 2);
+          c[2 * half + column] += from_a[2 * (half + 2 * (k / 2)) + k % 2] * from_b[column][k];
         }
       }
     }

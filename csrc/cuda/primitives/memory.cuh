@@ -37,6 +37,16 @@ inline void copy_async(void* shared, const void* global, int bytes) {
                          static_cast<std::size_t>(kPackBytes - bytes)});
 }
 
+// Copies 16 bytes.
+inline void copy_async(void* shared, const void* global) {
+  copy_async(shared, global, kPackBytes);
+}
+
+// An ordinary store to shared memory of what a tensor core may read.
+inline void store_shared(uint4* shared, uint4 value) {
+  emulation::store_shared(shared, &value, sizeof(value));
+}
+
 // Ends a group of copies of this thread.
 inline void commit_copies() {
   emulation::async_commit();
@@ -69,6 +79,15 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
                : "memory");
 }
 
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint4* shared, uint4 value) {
+  *shared = value;
+}
+
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -79,6 +98,17 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 #endif
+
+// For a number of groups that is known at run time, at most 2.
+__device__ __forceinline__ void wait_for_copies(int left) {
+  if (left >= 2) {
+    wait_for_copies<2>();
+  } else if (left == 1) {
+    wait_for_copies<1>();
+  } else {
+    wait_for_copies<0>();
+  }
+}
 
 __device__ __forceinline__ void unpack(float (&values)[4], uint4 pack, const float*) {
   values[0] = float_of_bits(pack.x);
@@ -119,10 +149,7 @@ __device__ __forceinline__ uint4 make_pack(const float (&values)[4], const float
 
 template <class T>
 __device__ __forceinline__ uint32_t make_pair(float low, float high) {
-  T first, second;
-  assign(first, low);
-  assign(second, high);
-  return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
+  return pair_from_floats(low, high, static_cast<const T*>(nullptr));
 }
 
 template <class T>

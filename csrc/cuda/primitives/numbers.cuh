@@ -71,6 +71,14 @@ inline uint16_t bfloat_from_float(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+inline uint32_t pair_from_floats(float low, float high, const BFloat16*) {
+  return bfloat_from_float(low) | static_cast<uint32_t>(bfloat_from_float(high)) << 16;
+}
+
+inline uint32_t pair_from_floats(float low, float high, const Float16*) {
+  return half_from_float(low) | static_cast<uint32_t>(half_from_float(high)) << 16;
+}
+
 inline float exp2_fast(float x) {
   return std::exp2(x);
 }
@@ -104,6 +112,19 @@ __device__ __forceinline__ uint16_t half_from_float(float value) {
 __device__ __forceinline__ uint16_t bfloat_from_float(float value) {
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+
+// Two numbers in one instruction.
+__device__ __forceinline__ uint32_t pair_from_floats(float low, float high, const BFloat16*) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+__device__ __forceinline__ uint32_t pair_from_floats(float low, float high, const Float16*) {
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "fibers.hpp"
+#include "warpgroup.hpp"
 
 #define __global__
 #define __device__

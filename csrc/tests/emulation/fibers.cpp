@@ -1,4 +1,5 @@
 #include "fibers.hpp"
+#include "warpgroup.hpp"
 
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -157,9 +158,9 @@ Device& device() {
 }
 
 int device_number() {
-  const int sizes = the_device.multiprocessors * 64 + the_device.max_cluster;
-  return (2 * sizes + (the_device.cooperation ? 1 : 0)) * 1024 +
-         static_cast<int>(the_device.max_shared_bytes / 1024);
+  const int sizes = (the_device.multiprocessors * 64 + the_device.max_cluster) * 1024 +
+                    static_cast<int>(the_device.max_shared_bytes / 1024);
+  return 4 * sizes + (the_device.cooperation ? 2 : 0) + (the_device.warpgroup_products ? 1 : 0);
 }
 
 namespace {
@@ -180,6 +181,10 @@ std::size_t allowed_shared_memory(const void* kernel) {
 
 void set_seed(uint64_t seed) {
   generator.seed(static_cast<unsigned>(seed) * 7919 + 17);
+}
+
+bool toss() {
+  return generator() % 2 == 0;
 }
 
 Fiber& current() {
@@ -356,8 +361,21 @@ const unsigned char (*exchange(const void* value, std::size_t bytes)) [kCollecti
   return slots;
 }
 
+namespace {
+  void perform(const AsyncCopy& copy) {
+    std::memcpy(copy.destination, copy.source, copy.bytes);
+    std::memset(static_cast<char*>(copy.destination) + copy.bytes, 0, copy.zeros);
+    running->unfenced.push_back(copy);
+  }
+}  // namespace
+
 void async_copy(const AsyncCopy& copy) {
-  running->open_group.push_back(copy);
+  if (!toss()) {
+    running->open_group.push_back(copy);
+    return;
+  }
+  perform(copy);
+  if (!running->block->async_shared.empty()) show_to_tensor_cores(copy);
 }
 
 void async_commit() {
@@ -367,10 +385,7 @@ void async_commit() {
 
 void async_wait(std::size_t groups_left) {
   while (running->groups.size() > groups_left) {
-    for (const AsyncCopy& copy : running->groups.front()) {
-      std::memcpy(copy.destination, copy.source, copy.bytes);
-      std::memset(static_cast<char*>(copy.destination) + copy.bytes, 0, copy.zeros);
-    }
+    for (const AsyncCopy& copy : running->groups.front()) perform(copy);
     running->groups.pop_front();
   }
 }

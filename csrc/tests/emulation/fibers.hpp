@@ -32,7 +32,9 @@ struct Device {
   int max_cluster = 16;  // 1: a device without clusters
   std::size_t max_shared_bytes = 227 * 1024;
   bool cooperation = true;
-  int queries = 0;  // how often something slow was asked
+  bool warpgroup_products = true;  // wgmma, and code for it
+  int queries = 0;                 // how often something slow was asked
+  int products = 0;                // of warpgroups, by threads
 };
 Device& device();
 
@@ -65,6 +67,7 @@ struct AsyncCopy {
 };
 
 struct Block;
+struct WarpgroupProducts;
 
 // Counts bytes that are sent to a block. Its state is kept beside the memory it lies in, so that
 // poison there or a second use of the memory is noticed.
@@ -98,6 +101,8 @@ struct Fiber {
   Block* block = nullptr;
   std::vector<AsyncCopy> open_group;
   std::deque<std::vector<AsyncCopy>> groups;
+  std::vector<AsyncCopy> unfenced;  // what it wrote that the tensor cores need not see yet
+  std::shared_ptr<WarpgroupProducts> products;
 };
 
 struct Block {
@@ -105,7 +110,8 @@ struct Block {
   unsigned rank = 0;  // in its cluster
   int waiting = 0;
   std::vector<unsigned char> shared;
-  unsigned char* shared_begin = nullptr;  // aligned
+  unsigned char* shared_begin = nullptr;    // aligned
+  std::vector<unsigned char> async_shared;  // as the tensor cores see it, see warpgroup.hpp
   std::vector<Fiber*> fibers;
   Cluster* cluster = nullptr;
   std::map<std::ptrdiff_t, Arrivals> arrivals;  // by the barrier's place in shared memory
@@ -131,6 +137,9 @@ void run(const Shape& shape, const std::function<void()>& body);
 Fiber& current();
 const Shape& current_shape();
 
+// Heads or tails, as the seed decides.
+bool toss();
+
 // Ends the process with a message; a test that hits this is red.
 [[noreturn]] void fail(const char* message);
 
@@ -149,7 +158,8 @@ void send(void* own, ArrivalBarrier* barrier, unsigned rank, const void* value, 
 // kCollectiveBytes. Every lane of the warp must take part.
 const unsigned char (*exchange(const void* value, std::size_t bytes))[kCollectiveBytes];
 
-// Copies happen as late as the waits allow.
+// Copies happen as late as the waits allow or at once, as the seed decides: the one finds missing
+// waits, the other memory that is still read.
 void async_copy(const AsyncCopy& copy);
 void async_commit();
 void async_wait(std::size_t groups_left);

@@ -27,16 +27,21 @@ CLUSTER = "sinkhorn_cluster.cuh"
 FEW_ROWS = "sinkhorn_few_rows.cuh"
 CLUSTERING = "clustering_kernels.cuh"
 MERGES = "merges.cu"
+FORMS = "score_forms.cuh"
 TILE = "score_tile.cuh"
+SUMS = "score_sums.cuh"
+PLAN = "score_launch.cuh"
 STREAMED = "streamed_kernels.cuh"
 LOSS = "streamed_loss.cuh"
 TASKS = "attention_tasks.cuh"
+LOSS_HOST = "streamed_loss.cu"
 HEADS = "attention_tile.cuh"
 FORWARD = "attention_forward.cuh"
 BACKWARD = "attention_backward.cuh"
 WHOLE = "attention_whole_backward.cuh"
 ATTENTION = "varlen_attention.cu"
 MATRIX = "primitives/matrix.cuh"
+WARPGROUP = "primitives/warpgroup.cuh"
 BARRIER = "block_barrier();"
 WARP_BARRIER = "warp_barrier();"
 CLUSTER_BARRIER = "cluster_barrier();"
@@ -157,46 +162,124 @@ CLUSTERING_LOSS = [
 
 STREAMED_CLUSTERING = [
     Mutation(LOGITS, "n * matrix.row_bytes", "static_cast<int>(n * matrix.row_bytes)"),
-    Mutation(TILE, "row * kPacksPerRow", "row * 4", "int place("),
-    Mutation(TILE, "lane / 16 * 8 + lane % 8", "lane % 8", "multiply_step("),
-    Mutation(TILE, "2 * k + lane / 16", "2 * k", "multiply_step("),
-    Mutation(TILE, "j % 2 * 2 + 1", "j % 2 * 2", "multiply_step("),
+    # Products of warps.
+    Mutation(FORMS, "row * kPacksPerRow", "row * 4", "int place("),
+    Mutation(FORMS, "lane / 16 * 8 + lane % 8", "lane % 8"),
+    Mutation(FORMS, "lane / 16", "0", "const int of_x"),
+    Mutation(FORMS, "of_v ^ (2 * k)", "of_v"),
+    Mutation(FORMS, "j % 2 * 2 + 1", "j % 2 * 2"),
+    Mutation(FORMS, "(r / 2) * 16", "(r / 2) * 8"),
+    Mutation(FORMS, "(c / 2) * 8", "(c / 2) * 16"),
+    Mutation(FORMS, "warp_index() % warps_across", "0"),
+    Mutation(FORMS, "at(r, c) = 0.0f;", ";", "void clear("),
+    # Products of warpgroups.
+    Mutation(FORMS, "pack ^ (row % kPacksPerRow)", "pack"),
+    Mutation(FORMS, "fence_for_tensor_cores();", ";"),
+    Mutation(FORMS, "wait_for_warpgroup<kInFlight>();", ";"),
+    Mutation(FORMS, "wait_for_warpgroup<0>();", "wait_for_warpgroup<1>();"),
+    Mutation(FORMS, "warp_index() / 4 * 64 * kPacksPerRow", "0"),
+    Mutation(FORMS, "fence_warpgroup();", ";"),
+    Mutation(FORMS, "a + k * kNextDepth", "a"),
+    Mutation(FORMS, "b + k * kNextDepth", "b + k"),
+    Mutation(FORMS, "commit_warpgroup();", ";"),
+    Mutation(WARPGROUP, "kEightRows << 32", "kEightRows << 31"),
+    Mutation(WARPGROUP, "kSwizzle128 << 62", "kSwizzle128 << 63"),
+    Mutation(WARPGROUP, "0x3ffff", "0xffff"),
+    # Copies that run ahead.
+    Mutation(TILE, BARRIER, ";", "Form::publish();"),
+    Mutation(TILE, "Form::publish();", ";"),
+    Mutation(TILE, "wait_for_copies(steps_ahead() - 1);", "wait_for_copies(steps_ahead());"),
+    Mutation(TILE, "plan_.stages - 1 - Form::kInFlight", "plan_.stages - 1"),
+    Mutation(TILE, "plan_.stages - 1 - Form::kInFlight", "plan_.stages - Form::kInFlight"),
+    Mutation(TILE, "number + 1 < plan_.stages", "number < plan_.stages"),
+    Mutation(TILE, "number * plan_.stage_steps", "number", "uint4* stage("),
+    Mutation(TILE, "p < plan_.kept", "p <= plan_.kept"),
+    Mutation(TILE, "p * steps_of(products_.held(0))", "p"),
+    Mutation(TILE, "tile_ == 0", "false"),
+    Mutation(TILE, "product_ >= plan_.kept", "false"),
+    Mutation(TILE, "step_ < whole_steps_", "step_ <= whole_steps_"),
+    Mutation(TILE, "first + kTileColumns <= products_.end()", "true"),
+    Mutation(TILE, "matrix.vectors", "true", "const bool whole"),
+    Mutation(TILE, "matrix.row_bytes * kRowsAtATime", "matrix.row_bytes"),
+    Mutation(TILE, "from_ += kDepth * sizeof(T);", ";"),
+    Mutation(TILE, "n[j - 1] = n[j];", ";"),
+    Mutation(TILE, "first + r < end", "true"),
     Mutation(TILE, "n < 0 ? 0 : matrix.columns - element", "n < 0 ? 0 : kDepth"),
-    Mutation(TILE, "first_column + c < n_columns", "true"),
-    Mutation(TILE, BARRIER, ";", "The tile before this one may still be read"),
-    Mutation(TILE, BARRIER, ";", "wait_for_copies<kTileStages - 2>()"),
+    Mutation(TILE, "left >= kPack<T> || left <= 0", "true"),
+    Mutation(TILE, "matrix.vectors", "true", "const int64_t left"),
+    Mutation(TILE, "(matrix.columns + kDepth - 1) / kDepth", "matrix.columns / kDepth"),
+    Mutation(TILE, "++product_ == products_.count()", "++product_ >= 1"),
+    Mutation(TILE, "part == step", "part == step + 1"),
+    Mutation(TILE, "part >= n_steps", "part > n_steps"),
+    Mutation(TILE, "finish(tile);", ";", "const During& during"),
+    # How much is kept.
+    Mutation(PLAN, "kept * work.steps", "0 * work.steps"),
+    Mutation(PLAN, "all ? work.last_steps - work.steps : 0", "0"),
+    Mutation(PLAN, "all ? 1 : 2", "1"),
+    Mutation(PLAN, "side.warpgroups && offers_warpgroups()", "side.warpgroups"),
+    Mutation(PLAN, "side.warpgroups && offers_warpgroups()", "offers_warpgroups()"),
+    # Sums and stores.
     Mutation(
-        TILE,
-        "wait_for_copies<kTileStages - 2>();",
-        "wait_for_copies<kTileStages - 1>();",
+        SUMS, "total *= exp2_fast(maximum - LogSumExp::shift(new_maximum));", "total *= 1.0f;"
     ),
-    Mutation(TILE, "(x.columns + kDepth - 1) / kDepth", "x.columns / kDepth"),
-    Mutation(TILE, "step + kTileStages - 1", "step + kTileStages"),
+    Mutation(SUMS, "other.total", "1.0f", "total +="),
+    Mutation(SUMS, "agreement += other.agreement;", ";"),
+    Mutation(SUMS, "tile.at(r, c) - offset", "tile.at(r, c)"),
+    Mutation(SUMS, "shuffle_xor(sums[r].agreement, mask)", "shuffle_xor(0.0f, mask)"),
+    Mutation(SUMS, "shuffle_xor(sums[r].total, mask)", "shuffle_xor(sums[r].total, 1)"),
+    Mutation(SUMS, "lane_index() % 4 != 0", "lane_index() % 4 != 5"),
+    Mutation(SUMS, BARRIER, ";", "Tile::kWarpsAcross == 1) return;"),
+    Mutation(SUMS, "w < Tile::kWarpsAcross", "w < Tile::kWarpsAcross - 1"),
+    Mutation(SUMS, "column / 2", "column / 4"),
+    Mutation(SUMS, "c % 2 == 0 ? entries.y : entries.w", "entries.y"),
+    Mutation(SUMS, "lane_index() % 4 * 6", "0"),
+    Mutation(SUMS, "r * 8 < rows_", "r * 8 <= rows_"),
+    Mutation(SUMS, "vectors_", "true", "void store_row("),
+    Mutation(SUMS, "columns >= 8", "columns > 0", "void store_row("),
+    Mutation(SUMS, "i < columns", "true"),
+    Mutation(SUMS, "word[i / 2] >> (16 * (i % 2))", "word[i / 2]"),
+    Mutation(SUMS, "to += between_rows_;", ";"),
+    Mutation(SUMS, "scale == nullptr ? 1.0f : scale[k]", "scale == nullptr ? 0.0f : scale[k]"),
+    # Passes.
+    Mutation(STREAMED, "first_held + r < end_held", "true"),
     Mutation(STREAMED, "tile % kTilesPerSlice * kTileColumns", "0 * tile"),
-    Mutation(STREAMED, BARRIER, ";", "reinterpret_cast<uint32_t*>(shared)"),
-    Mutation(STREAMED, "blockIdx.y % kTilesPerSlice", "0 * blockIdx.y"),
-    Mutation(STREAMED, "with_rows ? blockIdx.y : blockIdx.y / kTilesPerSlice", "0 * blockIdx.y"),
-    Mutation(STREAMED, "store && with_rows", "false"),
-    Mutation(STREAMED, "store && with_rows", "true"),
     Mutation(STREAMED, "partial[n * scores.n_slices + blockIdx.y]", "partial[n * scores.n_slices]"),
-    Mutation(LOSS, "scale_partial[blockIdx.x * n_columns + k]", "scale_partial[k]"),
-    Mutation(STREAMED, BARRIER, ";", "make_pair<T>(score"),
-    Mutation(STREAMED, "tile_row(r) < left", "true", "add_tile_columns("),
-    Mutation(STREAMED, "tile_row(r) < left", "tile_row(r) <= left", "add_tile_mass("),
-    Mutation(STREAMED, "warp_down() == 1 && lane_index() < 4", "false"),
-    Mutation(STREAMED, "shuffle_xor(sums[c].total, mask)", "shuffle_xor(sums[c].total, 4)"),
-    Mutation(STREAMED, "shuffle_xor(rows[r].agreement, mask)", "shuffle_xor(0.0f, mask)"),
-    Mutation(STREAMED, "w < kWarpsAcross", "w < kWarpsAcross - 1"),
-    Mutation(STREAMED, BARRIER, ";", "shared[tile_row(r) * kWarpsAcross"),
-    Mutation(STREAMED, BARRIER, ";", "warp_down() == 1"),
-    Mutation(STREAMED, "k < scores.head[columns.head].columns", "true"),
-    Mutation(STREAMED, "-kInfinity", "0.0f", "potential[c] = !exists"),
+    Mutation(STREAMED, "-kInfinity", "0.0f", "prototype[scores.head[slice.head]"),
+    Mutation(STREAMED, BARRIER, ";", "table[threadIdx.x] ="),
+    Mutation(STREAMED, "-kInfinity", "0.0f", "float offset ="),
+    Mutation(STREAMED, "i == 0 ? offset.x : offset.y", "offset.x"),
+    Mutation(STREAMED, BARRIER, ";", "offsets[threadIdx.x] ="),
+    Mutation(STREAMED, "static_cast<int64_t>(blockIdx.y) * rows", "0"),
+    Mutation(STREAMED, "row[columns.head * scores.n_rows + n]", "row[n]"),
+    Mutation(STREAMED, "sums[r].maximum = 0.0f;", ";"),
+    Mutation(STREAMED, "static_cast<int64_t>(blockIdx.y) * tiles", "0", "scores_kernel("),
+    Mutation(STREAMED, BARRIER, ";", "scales[threadIdx.x] ="),
+    # The loss.
     Mutation(PARAMETERS, "row[h * n_teacher_rows + n]", "row[n]"),
-    Mutation(LOSS, "p.teacher_row(first_row + r, target)", "p.teacher_row(first_row + r, 0)"),
-    Mutation(LOSS, "first + tile_column(c) < p.scores.head[slice.head].columns", "true"),
-    Mutation(LOSS, "static_cast<float>(p.n_targets) * softmax", "softmax"),
-    Mutation(LOSS, "ds * scale[c]", "ds", "products[c] ="),
-    Mutation(LOSS, "product", "products[c]", "fmaf(ds, "),
+    Mutation(LOSS, "p.teacher_row(m, product)", "p.teacher_row(m, 0)"),
+    Mutation(LOSS, "product < p.n_targets ? p.teacher : p.student", "p.teacher"),
+    Mutation(LOSS, "t == 0 || p.n_targets > 1", "t == 0", "tables().student[threadIdx.x] ="),
+    Mutation(LOSS, "products_.offset(target, threadIdx.x)", "products_.offset(0, threadIdx.x)"),
+    Mutation(LOSS, BARRIER, ";", "void add_targets("),
+    Mutation(LOSS, BARRIER, ";", "pipeline_.multiply(tile, target);"),
+    Mutation(LOSS, "pipeline_.finish(q);", ";"),
+    Mutation(LOSS, "exists ? 0.0f : kNowhere", "0.0f"),
+    Mutation(LOSS, "potential * kLog2E", "potential"),
+    Mutation(LOSS, "-kInfinity", "0.0f", "if (first_row + r >= n_rows)"),
+    Mutation(LOSS, "sum.agreement * (student_temperature * kLn2)", "sum.agreement"),
+    Mutation(LOSS, "log2f(static_cast<float>(p.n_targets))", "0.0f"),
+    Mutation(LOSS, "fmaf(ds[j], product, sums[column + j])", "ds[j] * product"),
+    Mutation(LOSS, "ds[0] * pair.second(0)", "ds[0]"),
+    Mutation(LOSS, "upper ? value[i] : value[i + half]", "value[i]"),
+    Mutation(LOSS, "upper ? half : 0", "0"),
+    Mutation(LOSS, "Tile::warp_down() * kTileColumns", "0"),
+    Mutation(LOSS, "w < Tile::kWarpsDown", "w < Tile::kWarpsDown - 1"),
+    Mutation(LOSS, BARRIER, ";", "void store_column_sums("),
+    Mutation(LOSS, "blockIdx.x * range.columns + first", "first"),
+    Mutation(LOSS, "blockIdx.y * of_block", "0 * of_block"),
+    Mutation(LOSS_HOST, "lse + part.head * p.scores.n_rows", "lse"),
+    Mutation(LOSS_HOST, "part < n_parts", "part < 1"),
+    Mutation(LOSS_HOST, "if (n_parts == 1) return;", "return;"),
 ]
 
 VARLEN_ATTENTION = [
@@ -359,6 +442,6 @@ VARLEN_ATTENTION = [
 BY_TEST = {
     "sinkhorn": (("sinkhorn.cu", "merges.cu"), SINKHORN),
     "clustering": (("clustering_cross_entropy.cu", "merges.cu"), CLUSTERING_LOSS),
-    "streamed": (("streamed_clustering.cu", "merges.cu"), STREAMED_CLUSTERING),
+    "streamed": (("streamed_clustering.cu", "streamed_loss.cu", "merges.cu"), STREAMED_CLUSTERING),
     "attention": (("varlen_attention.cu",), VARLEN_ATTENTION),
 }

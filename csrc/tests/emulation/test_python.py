@@ -126,19 +126,16 @@ def make_side(n_rows: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tenso
 
 
 def check_scores() -> None:
-    """Scores with and without scales."""
+    """Scores with and without scales, in both forms in which tiles are multiplied."""
+    from franca_fast import _C
+    from franca_fast.backends.compiled.cuda import _factors
+
+    assert _C.cuda.offers_warpgroups()
     own, reference = backends("prototype_scores")
     x, v, scales = make_side(5, torch.bfloat16)
-    for given in (scales, None):
+    for given, _factors._WARPGROUPS in ((scales, False), (scales, True), (None, True)):
         for a, b in zip(own.forward(x, v, given), reference.forward(x, v, given), strict=True):
             close(a, b, 2e-2)
-        scores, logsumexp = own.forward_with_logsumexp(x, v, given, TEMPERATURE)
-        assert all(map(torch.equal, scores, own.forward(x, v, given)))
-        stored = [torch.logsumexp(z.double() / TEMPERATURE, dim=1) for z in scores]
-        close(logsumexp, torch.stack(stored), 1e-5)
-        wide = reference.forward(*([m.float() for m in part] for part in (x, v)), given)
-        exact = [torch.logsumexp(z.double() / TEMPERATURE, dim=1) for z in wide]
-        close(own.logsumexp(x, v, given, TEMPERATURE), torch.stack(exact), 1e-5)
 
 
 def check_default_dtype() -> None:
@@ -178,7 +175,7 @@ def check_streamed() -> None:
     grad = torch.rand(2)
     gradients = own.backward(grad, student, teacher, prototype, row, lse, *rest)
     expected = reference.backward(grad, *wide, prototype, row, lse, *rest)
-    own._CHUNK_COLUMNS, shared.CHUNK_ELEMENTS = 16, 1
+    own._BLOCK_COLUMNS, shared.CHUNK_ELEMENTS = 16, 1
     in_chunks = own.backward(grad, student, teacher, prototype, row, lse, *rest)
     for results in (gradients, in_chunks):
         for part, expected_part in zip(results, expected, strict=True):

@@ -20,13 +20,23 @@ struct Case {
   int64_t padding = 0;
   std::size_t misalign = 0;
   int multiprocessors = 3;
+  std::size_t shared_kib = 227;
+  bool warpgroups = true;
 
   std::string name() const {
-    return "streamed: rows " + std::to_string(n_rows) + ", depth " + std::to_string(depth) +
-           ", prototypes " + std::to_string(prototypes[0]) + ", dtype " +
-           std::to_string(static_cast<int>(dtype)) + ", padding " + std::to_string(padding);
+    return "rows " + std::to_string(n_rows) + ", depth " + std::to_string(depth) + ", prototypes " +
+           std::to_string(prototypes[0]) + ", dtype " + std::to_string(static_cast<int>(dtype)) +
+           ", padding " + std::to_string(padding) + (warpgroups ? ", by warpgroups" : ", by warps");
   }
 };
+
+// What the emulated device has to be, and what a failure is told of.
+void prepare(const char* what, const Case& c, uint64_t seed) {
+  set_context(std::string(what) + ", " + c.name());
+  emulation::device().multiprocessors = c.multiprocessors;
+  emulation::device().max_shared_bytes = c.shared_kib * 1024;
+  emulation::set_seed(seed);
+}
 
 // Factors of all heads, and their scores in float64.
 class Side {
@@ -59,7 +69,8 @@ class Side {
              scale_pointers_.data(),
              static_cast<int64_t>(c.prototypes.size()),
              n_rows,
-             c.dtype};
+             c.dtype,
+             c.warpgroups};
     depth_ = c.depth;
   }
 
@@ -90,8 +101,7 @@ class Side {
 };
 
 void test_scores(const Case& c, uint64_t seed, bool with_scales) {
-  set_context("scores of " + c.name());
-  emulation::set_seed(seed);
+  prepare("scores", c, seed);
   const Side side(c, c.n_rows, seed);
   cuda::ScoreSide view = side.view();
   const std::vector<const float*> none(c.prototypes.size(), nullptr);
@@ -102,16 +112,7 @@ void test_scores(const Case& c, uint64_t seed, bool with_scales) {
       for (int64_t k = 0; k < side.columns(h); ++k) out.set(h, n, k, NAN);
     }
   }
-  Guarded<float> logsumexp(side.n_heads() * c.n_rows), unrounded(logsumexp.size());
-  Guarded<char> workspace(cuda::prototype_scores_workspace(view, true));
-  const auto run = [&](const Head* heads, float* sums) {
-    workspace.poison();
-    cuda::prototype_scores(view, heads, kTeacherTemperature, sums, workspace.data(),
-                           workspace.size(), nullptr);
-  };
-  run(out.view().heads, nullptr);
-  run(nullptr, unrounded.data());
-  std::vector<double> expected_sums, expected_unrounded;
+  cuda::prototype_scores(view, out.view().heads, nullptr);
   for (int64_t h = 0; h < side.n_heads(); ++h) {
     const Head& head = out.view().heads[h];
     std::vector<float> values;
@@ -123,39 +124,12 @@ void test_scores(const Case& c, uint64_t seed, bool with_scales) {
       }
     }
     expect_close("scores", values, expected, c.dtype == DType::bfloat16 ? 4e-3 : 5e-4, 3e-5);
-    for (int64_t n = 0; n < c.n_rows; ++n) {
-      double stored = 0, exact = 0;
-      for (int64_t i = n * head.columns; i < (n + 1) * head.columns; ++i) {
-        stored += std::exp(static_cast<double>(values[i]) / kTeacherTemperature);
-        exact += std::exp(expected[i] / kTeacherTemperature);
-      }
-      expected_sums.push_back(std::log(stored));
-      expected_unrounded.push_back(std::log(exact));
-    }
   }
-  expect_close("log-sum-exp alone", unrounded.values(), expected_unrounded, 2e-6, 2e-5);
-  // Both at once: the same scores, and the log-sum-exp of what was stored.
-  RaggedMatrices again({c.prototypes, c.n_rows, c.dtype, c.padding, c.misalign}, 0);
-  run(again.view().heads, logsumexp.data());
-  for (int64_t h = 0; h < side.n_heads(); ++h) {
-    const Head &head = out.view().heads[h], &other = again.view().heads[h];
-    for (int64_t n = 0; n < c.n_rows; ++n) {
-      const std::size_t start = n * head.row_stride * size_of(c.dtype);
-      if (std::memcmp(static_cast<char*>(head.data) + start, static_cast<char*>(other.data) + start,
-                      head.columns * size_of(c.dtype)) != 0) {
-        fail("scores differ where their log-sum-exp is asked for, too");
-      }
-    }
-  }
-  expect_close("log-sum-exp", logsumexp.values(), expected_sums, 2e-6, 2e-5);
-  again.check_surroundings();
   out.check_surroundings();
 }
 
 void test_passes(const Case& c, uint64_t seed) {
-  set_context(c.name());
-  emulation::device().multiprocessors = c.multiprocessors;
-  emulation::set_seed(seed);
+  prepare("passes", c, seed);
   const Side side(c, c.n_rows, seed);
   std::vector<double> maximum, total, prototype, row(side.n_heads() * c.n_rows, -HUGE_VAL);
   std::vector<double> mass(side.total(), 0.0);
@@ -189,7 +163,9 @@ void test_passes(const Case& c, uint64_t seed) {
   Guarded<float> own_row(static_cast<int64_t>(row.size())), own_mass(side.total());
   Guarded<char> first(cuda::streamed_column_workspace(side.view(), c.n_valid));
   Guarded<char> second(cuda::streamed_row_step_workspace(side.view(), c.n_valid));
-  for (int repeat = 0; repeat < 2; ++repeat) {
+  // Twice, but not where there is much to do.
+  const int repeats = side.total() < 1000 ? 2 : 1;
+  for (int repeat = 0; repeat < repeats; ++repeat) {
     const auto before = own_mass.values();
     cuda::streamed_column_logsumexp(side.view(), kTeacherTemperature, c.n_valid, own_maximum.data(),
                                     own_total.data(), first.data(), first.size(), nullptr);
@@ -203,24 +179,48 @@ void test_passes(const Case& c, uint64_t seed) {
   expect_close("mass", own_mass.values(), mass, 1e-4, 1e-30);
 }
 
-void test_loss(const Case& c, uint64_t seed, int64_t n_teacher_rows, int64_t n_targets) {
-  set_context("loss, " + c.name());
-  emulation::device().multiprocessors = c.multiprocessors;
-  emulation::set_seed(seed);
-  const Side student(c, c.n_rows, seed), teacher(c, n_teacher_rows, seed + 1);
-  std::mt19937_64 generator(seed);
-  std::uniform_real_distribution<float> uniform(0.2f, 1.0f);
-  std::vector<int64_t> rows;
-  std::vector<float> prototype, row, weights, grad_loss;
-  for (int64_t k = 0; k < teacher.total(); ++k) prototype.push_back(-uniform(generator));
-  for (int64_t m = 0; m < c.n_rows; ++m) {
-    weights.push_back(uniform(generator));
-    for (int64_t p = 0; p < n_targets; ++p) rows.push_back(generator() % n_teacher_rows);
+struct LossShape {
+  int64_t n_teacher_rows;
+  int64_t n_targets;
+  int64_t part_columns = 1000;  // of the gradient, at a time
+  int64_t teacher_depth = 0;    // that of the student where it is 0
+  float shift = 0.0f;           // of the prototype potentials
+};
+
+// Inputs of the loss that are no factors, and what it should be in float64.
+class Loss {
+ public:
+  Loss(const Case& c, const LossShape& shape, const Side& student, const Side& teacher,
+       uint64_t seed)
+      : shape_(shape), student_(student), n_rows_(c.n_rows) {
+    std::mt19937_64 generator(seed);
+    std::uniform_real_distribution<float> uniform(0.2f, 1.0f);
+    for (int64_t k = 0; k < teacher.total(); ++k) {
+      prototype.push_back(shape.shift - uniform(generator));
+    }
+    for (int64_t m = 0; m < c.n_rows; ++m) {
+      weights.push_back(uniform(generator));
+      for (int64_t p = 0; p < shape.n_targets; ++p) {
+        teacher_rows.push_back(static_cast<int64_t>(generator() % shape.n_teacher_rows));
+      }
+    }
+    for (int64_t h = 0; h < teacher.n_heads(); ++h) {
+      grad_loss.push_back(2.0f - uniform(generator));
+      assign(h, teacher);
+    }
+    for (int64_t h = 0; h < student.n_heads(); ++h) expect(h);
   }
-  std::vector<std::vector<double>> q(teacher.n_heads());  // assignments of the teacher rows
-  for (int64_t h = 0; h < teacher.n_heads(); ++h) {
-    grad_loss.push_back(2.0f - uniform(generator));
-    for (int64_t n = 0; n < n_teacher_rows; ++n) {
+
+  std::vector<float> prototype, row, weights, grad_loss;
+  std::vector<int64_t> teacher_rows;
+  // Of all heads; the gradients are those of the last one.
+  std::vector<double> loss, lse, products, scales;
+
+ private:
+  // Potentials of the teacher rows and their assignments.
+  void assign(int64_t h, const Side& teacher) {
+    q_.emplace_back();
+    for (int64_t n = 0; n < shape_.n_teacher_rows; ++n) {
       std::vector<double> x(teacher.columns(h));
       double sum = 0;
       for (int64_t k = 0; k < teacher.columns(h); ++k) {
@@ -228,81 +228,108 @@ void test_loss(const Case& c, uint64_t seed, int64_t n_teacher_rows, int64_t n_t
         sum += std::exp(x[k]);
       }
       row.push_back(static_cast<float>(-std::log(sum)));
-      for (double value : x) q[h].push_back(std::exp(value + row.back()));
+      for (double value : x) q_.back().push_back(std::exp(value + row.back()));
     }
   }
-  Guarded<float> a(prototype), b(row), w(weights), grad(grad_loss);
-  Guarded<int64_t> teacher_rows(rows);
+
+  void expect(int64_t h) {
+    const int64_t n_columns = student_.columns(h);
+    const auto n = static_cast<double>(shape_.n_targets);
+    loss.push_back(0);
+    products.clear();
+    scales.assign(n_columns, 0.0);
+    for (int64_t m = 0; m < n_rows_; ++m) {
+      std::vector<double> x(n_columns), target(n_columns, 0.0);
+      double sum = 0, agreement = 0;
+      for (int64_t k = 0; k < n_columns; ++k) {
+        x[k] = student_.score(h, m, k) / kStudentTemperature;
+        sum += std::exp(x[k]);
+        for (int64_t p = 0; p < shape_.n_targets; ++p) {
+          target[k] += q_[h][teacher_rows[m * shape_.n_targets + p] * n_columns + k];
+        }
+        agreement += target[k] * x[k];
+      }
+      lse.push_back(std::log(sum));
+      loss[h] += weights[m] * (n * lse.back() - agreement);
+      for (int64_t k = 0; k < n_columns; ++k) {
+        const double ds = grad_loss[h] * weights[m] / kStudentTemperature *
+                          (n * std::exp(x[k] - lse.back()) - target[k]);
+        products.push_back(ds * student_.scale(h, k));
+        scales[k] += ds * student_.product(h, m, k);
+      }
+    }
+  }
+
+  LossShape shape_;
+  const Side& student_;
+  int64_t n_rows_;
+  std::vector<std::vector<double>> q_;  // of each head
+};
+
+void test_loss(const Case& c, uint64_t seed, const LossShape& shape) {
+  prepare("loss", c, seed);
+  Case of_teacher = c;
+  if (shape.teacher_depth > 0) of_teacher.depth = shape.teacher_depth;
+  const Side student(c, c.n_rows, seed), teacher(of_teacher, shape.n_teacher_rows, seed + 1);
+  const Loss expected(c, shape, student, teacher, seed);
+  Guarded<float> a(expected.prototype), b(expected.row), w(expected.weights);
+  Guarded<float> grad(expected.grad_loss);
+  Guarded<int64_t> teacher_rows(expected.teacher_rows);
   const cuda::StreamedProblem problem{
-      student.view(),      teacher.view(),      a.data(),  b.data(), kStudentTemperature,
-      kTeacherTemperature, teacher_rows.data(), n_targets, w.data()};
+      student.view(),      teacher.view(),      a.data(),        b.data(), kStudentTemperature,
+      kTeacherTemperature, teacher_rows.data(), shape.n_targets, w.data()};
   Guarded<float> loss(student.n_heads()), lse(student.n_heads() * c.n_rows);
   Guarded<char> workspace(cuda::streamed_forward_workspace(problem));
   cuda::streamed_forward(problem, loss.data(), lse.data(), workspace.data(), workspace.size(),
                          nullptr);
-  std::vector<double> expected_loss, expected_lse;
-  const int64_t h_gradient = student.n_heads() - 1;
-  const int64_t n_columns = student.columns(h_gradient);
-  std::vector<double> expected_products, expected_scales(n_columns, 0.0);
-  for (int64_t h = 0; h < student.n_heads(); ++h) {
-    expected_loss.push_back(0);
-    for (int64_t m = 0; m < c.n_rows; ++m) {
-      std::vector<double> x(student.columns(h)), target(student.columns(h), 0.0);
-      double sum = 0, agreement = 0;
-      for (std::size_t k = 0; k < x.size(); ++k) {
-        x[k] = student.score(h, m, static_cast<int64_t>(k)) / kStudentTemperature;
-        sum += std::exp(x[k]);
-        for (int64_t p = 0; p < n_targets; ++p) {
-          target[k] += q[h][rows[m * n_targets + p] * student.columns(h) + static_cast<int64_t>(k)];
-        }
-        agreement += target[k] * x[k];
-      }
-      const double log_sum = std::log(sum), n = static_cast<double>(n_targets);
-      expected_lse.push_back(log_sum);
-      expected_loss[h] += weights[m] * (n * log_sum - agreement);
-      if (h != h_gradient) continue;
-      for (std::size_t k = 0; k < x.size(); ++k) {
-        const auto column = static_cast<int64_t>(k);
-        const double ds = grad_loss[h] * weights[m] / kStudentTemperature *
-                          (n * std::exp(x[k] - log_sum) - target[k]);
-        expected_products.push_back(ds * student.scale(h, column));
-        expected_scales[k] += ds * student.product(h, m, column);
-      }
-    }
-  }
-  expect_close("loss", loss.values(), expected_loss, 2e-5, 1e-5);
-  expect_close("lse", lse.values(), expected_lse, 5e-6, 1e-5);
+  expect_close("loss", loss.values(), expected.loss, 2e-5, 1e-5);
+  expect_close("lse", lse.values(), expected.lse, 5e-6, 1e-5);
 
-  // The gradient of the last head alone, as the Python side asks for it.
-  const auto one = [&](const cuda::ScoreSide& side) {
-    return cuda::ScoreSide{side.features + h_gradient,
-                           side.prototypes + h_gradient,
-                           side.n_prototypes + h_gradient,
-                           side.scales + h_gradient,
-                           1,
-                           side.n_rows,
-                           side.dtype};
-  };
-  cuda::StreamedProblem last = problem;
-  last.student = one(problem.student);
-  last.teacher = one(problem.teacher);
-  last.prototype = a.data() + student.first(h_gradient);
-  last.row = b.data() + h_gradient * n_teacher_rows;
-  const int64_t stride = n_columns + n_columns % 2, tiles = cuda::streamed_row_tiles(c.n_rows);
-  Guarded<uint16_t> out(c.n_rows * stride);
-  Guarded<float> partial(tiles * n_columns);
-  cuda::streamed_gradient(last, grad.data() + h_gradient, lse.data() + h_gradient * c.n_rows,
-                          out.data(), stride, partial.data(), nullptr);
-  std::vector<float> products, scales(n_columns, 0.0f);
+  // The gradient of the last head, in parts as the Python side asks for it.
+  const int64_t head = student.n_heads() - 1, n_columns = student.columns(head);
+  const int64_t stride = n_columns + c.padding;
+  Guarded<uint16_t> out(c.n_rows * stride, c.misalign);
+  Guarded<float> scales(n_columns);
+  for (int64_t first = 0, columns; first < n_columns; first += columns) {
+    columns = std::min(shape.part_columns, n_columns - first);
+    Guarded<char> memory(cuda::streamed_gradient_workspace(c.n_rows, columns));
+    cuda::streamed_gradient(problem, {head, first, columns}, grad.data(), lse.data(),
+                            out.data() + first, stride, scales.data() + first, memory.data(),
+                            memory.size(), nullptr);
+  }
+  std::vector<float> products;
   for (int64_t m = 0; m < c.n_rows; ++m) {
     for (int64_t k = 0; k < n_columns; ++k) {
       products.push_back(static_cast<float>(fetch(out.data(), m * stride + k, c.dtype)));
     }
+    for (int64_t k = n_columns; k < stride; ++k) {
+      if (out[m * stride + k] != 0xffff) fail("the gradient was written beyond its columns");
+    }
   }
-  for (int64_t i = 0; i < partial.size(); ++i) scales[i % n_columns] += partial[i];
   const double epsilon = c.dtype == DType::bfloat16 ? 4e-3 : 5e-4;
-  expect_close("gradient of the products", products, expected_products, epsilon, 2e-4);
-  expect_close("gradient of the scales", scales, expected_scales, 1e-3, 1e-3);
+  expect_close("gradient of the products", products, expected.products, epsilon, 2e-4);
+  expect_close("gradient of the scales", scales.values(), expected.scales, 1e-3, 1e-3);
+}
+
+// A device without the instructions, or without code for them, is asked for nothing else.
+void test_choice_of_form(const Case& c, uint64_t seed) {
+  std::vector<std::vector<uint16_t>> results;
+  for (bool offered : {true, false}) {
+    Case asked = c;
+    asked.warpgroups = !offered;
+    prepare("choice of the form", asked, seed);
+    emulation::device().warpgroup_products = offered;
+    if (cuda::offers_warpgroups() != offered) fail("what the device offers is not noticed");
+    const Side side(asked, c.n_rows, seed);
+    Guarded<uint16_t> out(c.n_rows * c.prototypes[0]);
+    const Head head{out.data(), c.prototypes[0], c.prototypes[0]};
+    emulation::device().products = 0;
+    cuda::prototype_scores(side.view(), &head, nullptr);
+    if (emulation::device().products > 0) fail("a warpgroup multiplied");
+    results.push_back(out.values());
+  }
+  emulation::device().warpgroup_products = true;
+  expect_same("the scores", results[0], results[1]);
 }
 
 }  // namespace
@@ -312,23 +339,46 @@ int main() {
   using namespace franca;
   using namespace franca::testing;
   constexpr DType bf16 = DType::bfloat16, f16 = DType::float16;
-  const Case small{bf16, {5, 37}, 24, 9, 7};
+  const Case small{bf16, {5, 37}, 21, 9, 7, 3};
   const Case ragged{f16, {130, 2060}, 40, 3, 3};
   const Case tall{bf16, {70, 136}, 200, 150, 141, 0, 0, 40};
-  const Case misaligned{f16, {130, 66}, 72, 5, 5, 3, 2};
+  const Case misaligned{f16, {130, 66}, 70, 5, 5, 3, 2};
   const Case padded{bf16, {64}, 272, 2, 2, 8};
-  uint64_t seed = 1;
   const Case far_apart{bf16, {3}, 8, 3, 3, kFarApart};
-  for (const Case& c : {far_apart, small, ragged, tall, misaligned, padded}) {
-    test_scores(c, seed++, true);
-    test_passes(c, seed++);
-  }
-  test_scores(small, seed++, false);
-  test_passes({bf16, {64, 3}, 16, 3, 0}, seed++);
-  test_loss(small, seed++, 4, 2);
-  test_loss(ragged, seed++, 6, 1);
-  test_loss(tall, seed++, 5, 2);
-  test_loss(misaligned, seed++, 3, 3);
+  uint64_t seed = 1;
+  const auto in_both_forms = [&](Case c, const auto& test) {
+    for (bool warpgroups : {true, false}) {
+      c.warpgroups = warpgroups;
+      test(c, seed++);
+    }
+  };
+  const auto scores = [](const Case& c, uint64_t s) { test_scores(c, s, true); };
+  // What is quick comes first, so that defects are noticed soon.
+  in_both_forms(small, scores);
+  in_both_forms(small, [](const Case& c, uint64_t s) { test_scores(c, s, false); });
+  in_both_forms(small, test_passes);
+  in_both_forms(small, [](const Case& c, uint64_t s) { test_loss(c, s, {4, 2, 1000, 0, 130.0f}); });
+  in_both_forms(padded, scores);
+  in_both_forms(padded, [](const Case& c, uint64_t s) { test_loss(c, s, {3, 1, 1000, 80}); });
+  in_both_forms(misaligned, scores);
+  in_both_forms(misaligned, [](const Case& c, uint64_t s) { test_loss(c, s, {3, 3}); });
+  in_both_forms(misaligned, test_passes);
+  in_both_forms(tall, scores);
+  // A device with little shared memory, as there are that know warps only.
+  in_both_forms({bf16, {300}, 136, 130, 130, 0, 0, 3, 108}, [](Case c, uint64_t s) {
+    if (!c.warpgroups) c.shared_kib = 99;
+    test_loss(c, s, {5, 1});
+  });
+  in_both_forms(tall, [](const Case& c, uint64_t s) { test_loss(c, s, {5, 2}); });
+  in_both_forms(tall, test_passes);
+  in_both_forms(ragged, scores);
+  in_both_forms(ragged, [](const Case& c, uint64_t s) { test_loss(c, s, {6, 1, 1024}); });
+  in_both_forms(ragged, test_passes);
+  in_both_forms(padded, test_passes);
+  in_both_forms({bf16, {64, 3}, 16, 3, 0}, test_passes);
+  in_both_forms(far_apart, scores);
+  in_both_forms(far_apart, test_passes);
+  test_choice_of_form({bf16, {37}, 24, 9, 9}, seed++);
   std::puts("streamed clustering on the emulated device: passed");
   return 0;
 }

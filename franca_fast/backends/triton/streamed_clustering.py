@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from franca_fast.backends._streamed_backward import Chunk, Gradients, Side
+from franca_fast.backends._streamed_backward import Gradients, Side
 from franca_fast.backends._streamed_backward import backward as chunked_backward
 
 from . import _streamed_kernels as kernels
@@ -232,18 +232,21 @@ def backward(
     weights: Tensor,
 ) -> Gradients:
     """Gradients of the student's features, prototypes and scales, for each head."""
-    teacher_rows, weights = teacher_rows.contiguous(), weights.contiguous()
-    temperatures = 1.0 / student_temperature, 1.0 / teacher_temperature
     tile = _tile(student[0][0], teacher_rows.shape[0], _ALONG_COLUMNS)
-
-    def product_gradient(chunk: Chunk) -> tuple[Tensor, Tensor]:
-        return _product_gradient(chunk, temperatures, teacher_rows, weights, tile)
-
-    sides = (_contiguous(student), _contiguous(teacher))
+    kernel = _GradientKernel(
+        _contiguous(student),
+        _contiguous(teacher),
+        list(prototype.contiguous().split([v.shape[0] for v in student[1]])),
+        row.contiguous(),
+        lse.contiguous(),
+        grad_loss.float(),
+        teacher_rows.contiguous(),
+        weights.contiguous(),
+        (1.0 / student_temperature, 1.0 / teacher_temperature),
+        tile,
+    )
     with on_device_of(weights):
-        return chunked_backward(
-            grad_loss, *sides, prototype, row, lse, tile.columns, product_gradient
-        )
+        return chunked_backward(kernel.student, tile.columns, kernel)
 
 
 def _contiguous(side: Side) -> Side:
@@ -256,46 +259,58 @@ def _contiguous(side: Side) -> Side:
     )
 
 
-def _product_gradient(
-    chunk: Chunk,
-    inverse_temperatures: tuple[float, float],
-    teacher_rows: Tensor,
-    weights: Tensor,
-    tile: _Tile,
-) -> tuple[Tensor, Tensor]:
-    (x, v, scale), (x_teacher, v_teacher, scale_teacher) = chunk.student, chunk.teacher
-    (n_rows, n_targets), width = teacher_rows.shape, v.shape[0]
-    row_blocks = triton.cdiv(n_rows, tile.rows)
-    # ds * scale: the gradient of the products <x, v>. Rows begin on 16 bytes, for the library.
-    product_grad = x.new_empty((width, -(-n_rows // 8) * 8))[:, :n_rows]
-    scale_grad = scale.new_empty((row_blocks, width))
-    kernels.gradient_kernel[(row_blocks, triton.cdiv(width, tile.columns))](
-        chunk.grad_loss,
-        x,
-        x.stride(0),
-        x.shape[1],
-        v,
-        v.stride(0),
-        scale,
-        x_teacher,
-        x_teacher.stride(0),
-        x_teacher.shape[1],
-        v_teacher,
-        v_teacher.stride(0),
-        scale_teacher,
-        chunk.prototype,
-        chunk.row,
-        chunk.lse,
-        teacher_rows,
-        weights,
-        product_grad,
-        scale_grad,
-        n_rows,
-        width,
-        chunk.row.shape[0],
-        n_targets,
-        *inverse_temperatures,
-        product_grad.stride(0),
-        **tile.options(),
-    )
-    return product_grad.t(), scale_grad
+class _GradientKernel(NamedTuple):
+    """Gradient of the products <x, v> of some prototypes of a head."""
+
+    student: Side
+    teacher: Side
+    prototype: list[Tensor]  # of each head
+    row: Tensor
+    lse: Tensor
+    grad_loss: Tensor
+    teacher_rows: Tensor
+    weights: Tensor
+    inverse_temperatures: tuple[float, float]
+    tile: _Tile
+
+    def __call__(self, head: int, columns: slice, dscale: Tensor) -> Tensor:
+        (x, v, scale), (x_teacher, v_teacher, scale_teacher) = (
+            (side[0][head], side[1][head][columns], side[2][head][columns])
+            for side in (self.student, self.teacher)
+        )
+        (n_rows, n_targets), width = self.teacher_rows.shape, v.shape[0]
+        row_blocks = triton.cdiv(n_rows, self.tile.rows)
+        # ds * scale: the gradient of the products. Rows begin on 16 bytes, for the library.
+        product_grad = x.new_empty((width, -(-n_rows // 8) * 8))[:, :n_rows]
+        scale_grad = dscale.new_empty((row_blocks, width))
+        kernels.gradient_kernel[(row_blocks, triton.cdiv(width, self.tile.columns))](
+            self.grad_loss[head : head + 1],
+            x,
+            x.stride(0),
+            x.shape[1],
+            v,
+            v.stride(0),
+            scale,
+            x_teacher,
+            x_teacher.stride(0),
+            x_teacher.shape[1],
+            v_teacher,
+            v_teacher.stride(0),
+            scale_teacher,
+            self.prototype[head][columns],
+            self.row[head],
+            self.lse[head],
+            self.teacher_rows,
+            self.weights,
+            product_grad,
+            scale_grad,
+            n_rows,
+            width,
+            self.row.shape[1],
+            n_targets,
+            *self.inverse_temperatures,
+            product_grad.stride(0),
+            **self.tile.options(),
+        )
+        torch.sum(scale_grad, dim=0, out=dscale)
+        return product_grad.t()

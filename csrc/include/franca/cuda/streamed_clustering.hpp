@@ -20,14 +20,15 @@ struct ScoreSide {
   int64_t n_heads;
   int64_t n_rows;  // N
   DType dtype;
+  // Four warps at a time multiply where the device can do that (wgmma); without, each by itself.
+  bool warpgroups = true;
 };
 
-// Scores, their rows' log-sum-exp, or both in one pass; a null pointer asks for no such result.
-// out[h] [N, K] is in the type of the factors; logsumexp[h, n] = log sum_k exp(z[n,k] /
-// temperature) is that of the scores as they are stored, or of unrounded ones where none are.
-std::size_t prototype_scores_workspace(const ScoreSide& side, bool with_logsumexp);
-void prototype_scores(const ScoreSide& side, const Head* out, double temperature, float* logsumexp,
-                      void* workspace, std::size_t workspace_bytes, void* stream);
+// Whether the device, and the code that was built for it, can multiply by warpgroups.
+bool offers_warpgroups();
+
+// out[h] [N, K], in the type of the factors.
+void prototype_scores(const ScoreSide& side, const Head* out, void* stream);
 
 std::size_t streamed_column_workspace(const ScoreSide& side, int64_t n_valid);
 void streamed_column_logsumexp(const ScoreSide& side, double temperature, int64_t n_valid,
@@ -57,11 +58,18 @@ std::size_t streamed_forward_workspace(const StreamedProblem& problem);
 void streamed_forward(const StreamedProblem& problem, float* loss, float* lse, void* workspace,
                       std::size_t workspace_bytes, void* stream);
 
-// For a problem of one head: out [M, K], the gradient of the products <x, v>, which is that of the
-// scores times the scales, in the type of the factors, rows an even number of elements apart; and
-// scale_partial [streamed_row_tiles(M), K], whose sum is the gradient of the scales.
-int64_t streamed_row_tiles(int64_t n_rows);
-void streamed_gradient(const StreamedProblem& problem, const float* grad_loss, const float* lse,
-                       void* out, int64_t out_stride, float* scale_partial, void* stream);
+// Some columns of one head, `first` to first + columns: out [M, columns], the gradient of the
+// products <x, v>, which is that of the scores times the scales, in the type of the factors; and
+// scale_gradient [columns], that of the scales. grad_loss [H] and lse [H, M] are of all heads.
+struct ColumnsOfHead {
+  int64_t head;
+  int64_t first;
+  int64_t columns;
+};
+std::size_t streamed_gradient_workspace(int64_t n_rows, int64_t columns);
+void streamed_gradient(const StreamedProblem& problem, const ColumnsOfHead& part,
+                       const float* grad_loss, const float* lse, void* out, int64_t out_stride,
+                       float* scale_gradient, void* workspace, std::size_t workspace_bytes,
+                       void* stream);
 
 }  // namespace franca::cuda

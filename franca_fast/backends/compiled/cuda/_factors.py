@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -9,19 +10,24 @@ from torch import Tensor
 
 from franca_fast.backends.compiled.views import pack_heads, vector
 
+# Scores are multiplied by warpgroups where the device can do that (wgmma, compute capability 9.0),
+# elsewhere by warps (mma.sync). "0" is for measuring what that gains.
+_WARPGROUPS = os.environ.get("FRANCA_FAST_WARPGROUPS", "1") != "0"
+
 
 class Factors(NamedTuple):
     """Factors of all heads.
 
     Attributes:
         arguments: Features, prototypes (address, columns and row stride of each head), number of
-            prototypes and address of the scales of each head, rows, code of the dtype.
+            prototypes and address of the scales of each head, rows, code of the dtype, and
+            whether to multiply by warpgroups.
         columns: Prototypes of each head.
         n_rows: Rows of every head.
         alive: What the addresses point into.
     """
 
-    arguments: tuple[list[int], list[int], list[int], list[int], int, int]
+    arguments: tuple[list[int], list[int], list[int], list[int], int, int, bool]
     columns: list[int]
     n_rows: int
     alive: tuple[object, ...]
@@ -53,5 +59,6 @@ def pack_factors(
         [s.data_ptr() for s in alive] if scales is not None else [0] * len(columns),
         x.n_rows,
         x.dtype,
+        _WARPGROUPS,
     )
     return Factors(arguments, columns, x.n_rows, (x, v, alive))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from franca_fast import _C
-from franca_fast.backends._streamed_backward import Chunk, Gradients, Side
+from franca_fast.backends._streamed_backward import Gradients, Side, chunk_columns
 from franca_fast.backends._streamed_backward import backward as chunked_backward
 from franca_fast.backends.compiled.views import vector
 from franca_fast.backends.torch import streamed_clustering as reference
@@ -19,7 +19,7 @@ from franca_fast.backends.torch import streamed_clustering as reference
 from ._device import on_device_of, stream_of, workspace
 from ._factors import Factors, pack_factors
 
-_CHUNK_COLUMNS = 2048
+_BLOCK_COLUMNS = 2048  # a slice, see csrc/cuda/logits.cuh
 
 
 def column_logsumexp(
@@ -172,39 +172,45 @@ def backward(
             grad_loss, student, teacher, prototype, row, lse, *temperatures, teacher_rows, weights
         )
 
-    def product_gradient(chunk: Chunk) -> tuple[Tensor, Tensor]:
-        (x, v, scale), (x_teacher, v_teacher, scale_teacher) = chunk.student, chunk.teacher
-        problem = _problem(
-            ([x], [v], [scale]),
-            ([x_teacher], [v_teacher], [scale_teacher]),
-            chunk.prototype,
-            chunk.row.unsqueeze(0),
-            temperatures,
-            teacher_rows,
-            weights,
-        )
-        return _product_gradient(problem, chunk)
-
+    problem = _problem(student, teacher, prototype, row, temperatures, teacher_rows, weights)
+    device, (n_heads, n_rows) = weights.device, lse.shape
+    grad_loss = vector(grad_loss, "grad_loss", (n_heads,), torch.float32, device)
+    lse = vector(lse, "lse", (n_heads, n_rows), torch.float32, device)
     with on_device_of(weights):
-        return chunked_backward(
-            grad_loss, student, teacher, prototype, row, lse, _CHUNK_COLUMNS, product_gradient
+        kernel = _GradientKernel(problem, student[0][0], grad_loss, lse)
+        return chunked_backward(student, _BLOCK_COLUMNS, kernel)
+
+
+class _GradientKernel:
+    """Gradient of the products <x, v> of some prototypes of a head, in memory of its own."""
+
+    def __init__(self, problem: _Problem, x: Tensor, grad_loss: Tensor, lse: Tensor) -> None:
+        self._problem, self._grad_loss, self._lse = problem, grad_loss, lse
+        self._n_rows = lse.shape[1]
+        width = min(max(problem.student.columns), chunk_columns(self._n_rows, _BLOCK_COLUMNS))
+        # Rows begin on 16 bytes, for the library.
+        self._products = x.new_empty(self._n_rows * _padded(width))
+        self._n_bytes = _C.cuda.streamed_gradient_workspace(self._n_rows, width)
+        self._memory = workspace(self._n_bytes, x.device)
+        self._stream = stream_of(x)
+
+    def __call__(self, head: int, columns: slice, dscale: Tensor) -> Tensor:
+        width = dscale.shape[0]
+        stride = _padded(width)
+        _C.cuda.streamed_gradient(
+            self._problem.view,
+            (head, columns.start, width),
+            self._grad_loss.data_ptr(),
+            self._lse.data_ptr(),
+            self._products.data_ptr(),
+            stride,
+            dscale.data_ptr(),
+            self._memory.data_ptr(),
+            self._n_bytes,
+            self._stream,
         )
+        return self._products.as_strided((self._n_rows, width), (stride, 1))
 
 
-def _product_gradient(problem: _Problem, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """Gradient of the products <x, v> [M, K] and, in parts to be summed, of the scales."""
-    (n_columns,), n_rows = problem.student.columns, problem.student.n_rows
-    x = chunk.student[0]
-    # Rows begin on 16 bytes, for the library.
-    padded = x.new_empty(n_rows, -(-n_columns // 8) * 8)
-    scale_parts = chunk.lse.new_empty(_C.cuda.streamed_row_tiles(n_rows), n_columns)
-    _C.cuda.streamed_gradient(
-        problem.view,
-        chunk.grad_loss.data_ptr(),
-        chunk.lse.data_ptr(),
-        padded.data_ptr(),
-        padded.stride(0),
-        scale_parts.data_ptr(),
-        stream_of(x),
-    )
-    return padded[:, :n_columns], scale_parts
+def _padded(width: int) -> int:
+    return -(-width // 8) * 8
