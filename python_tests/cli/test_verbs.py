@@ -77,8 +77,8 @@ def test_doctor_shows_which_kernels_are_chosen_on_a_gpu_and_why(
     out = run("doctor").out
     assert "8.6  sinkhorn on torch" in out and "8.6 is ours." in out
     assert "streamed_clustering on triton" not in out
-    own.write_text("{}")
-    assert f"FRANCA_FAST_CHOICES: {own}" in fails("doctor")
+    monkeypatch.setenv("FRANCA_FAST_CHOICES", str(tmp_path / "missing.json"))
+    assert f"FRANCA_FAST_CHOICES: {tmp_path / 'missing.json'}" in fails("doctor")
 
 
 def test_pretrain_and_use_of_the_run(
