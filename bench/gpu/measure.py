@@ -32,7 +32,6 @@ WARM_UPS = 2
 FEWEST_TIMES, MOST_TIMES = 7, 200
 CLOCK_HZ = 2e9  # about, of the kernel that waits
 LONGEST_WAIT = 0.1  # seconds
-GRAPH_ROWS = 64  # up to here a call is short, and a replayed graph shows what the GPU needs for it
 
 
 def setting_of(device: str) -> Setting:

@@ -21,7 +21,7 @@ from .options import parse
 from .parts import ROOT
 
 KERNELS = (
-    "row_mass_kernel|column_logsumexp_kernel|iteration_kernel|row_partials_kernel|"
+    "row_mass_kernel|column_logsumexp_kernel|few_rows_kernel|row_partials_kernel|"
     "clustering_forward_kernel|clustering_backward_kernel|scores_kernel|streamed_|attention_"
 )
 # Each section costs runs of every kernel; the set "full" takes 2 seconds for each of them.

@@ -14,8 +14,8 @@ namespace franca::cuda {
 
 struct ForwardParameters {
   Packed q, k, v, out;
-  float* lse;   // [tokens, heads]
-  float scale;  // positive, times log2(e)
+  float* lse;        // [tokens, heads]
+  float scale_log2;  // positive, times log2(e)
 };
 
 template <int D>
@@ -205,7 +205,7 @@ struct Item {
 
  private:
   __device__ __forceinline__ void wrap(const Task& task) {
-    const int groups = (units_of(task.length) + kRowUnits<D> - 1) / kRowUnits<D>;
+    const int groups = divide_up(units_of(task.length), kRowUnits<D>);
     sequence += group / groups;
     group %= groups;
   }
@@ -268,7 +268,7 @@ __device__ __forceinline__ void attend_item(const ForwardParameters& p, const Sc
   a.clear();
   int left = task.length;
   while (true) {
-    left = attend<T>(a, queries, p.scale, place, arrival.rows - first, left, [&] {
+    left = attend<T>(a, queries, p.scale_log2, place, arrival.rows - first, left, [&] {
       item.advance(task);
       if (item.exists(task)) read_queries(queries, p.q, item.own(task), item.group);
     });
@@ -330,7 +330,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarpSize, 2)
       [&](int buffer, int first) {
         const uint4* keys = shared + 2 * buffer * kFactor;
         KeyPlace place{dot_place<D>(keys), sum_place<D>(keys + kFactor)};
-        attend<T>(a, queries, p.scale, place, kStreamed, task.length - first, [] {});
+        attend<T>(a, queries, p.scale_log2, place, kStreamed, task.length - first, [] {});
       });
   finish_rows<T>(p, schedule.n_heads, task, group * kRowUnits<D>, a, stage);
 }

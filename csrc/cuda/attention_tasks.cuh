@@ -72,7 +72,7 @@ __device__ __forceinline__ const Task& keep_task(const Schedule& schedule) {
 }
 
 __device__ __forceinline__ int units_of(int length) {
-  return (length + kUnit - 1) / kUnit;
+  return divide_up(length, kUnit);
 }
 
 // The first token of the task.

@@ -35,7 +35,7 @@ struct WholeLayout {
   }
 
   __device__ __forceinline__ explicit WholeLayout(const Task& task)
-      : units(units_of(task.length)), n_blocks((units + kBlockUnits - 1) / kBlockUnits) {
+      : units(units_of(task.length)), n_blocks(divide_up(units, kBlockUnits)) {
     const int rows = units * kUnit, factor = rows * kHeadPacks<D>;
     keys = reinterpret_cast<uint4*>(shared_memory() + kTaskBytes);
     values = keys + factor;

@@ -9,8 +9,6 @@
 namespace franca::cuda {
 namespace {
 
-constexpr std::size_t kSliceBytes = kSliceColumns * sizeof(float);
-
 ClusteringParameters parameters_of(const ClusteringProblem& problem) {
   ClusteringParameters p{};
   static_cast<LossParameters&>(p) = loss_parameters(problem);

@@ -9,7 +9,7 @@
 
 namespace franca::cuda {
 
-// Registers for four blocks on a multiprocessor: rows of logits are read while others are waited
+// Registers for three blocks on a multiprocessor: rows of logits are read while others are waited
 // for.
 constexpr int kBlocksOfLoss = 3;
 // Groups of neighbouring columns that a lane reads at a time: what 128 bytes hold of all rows.
@@ -147,8 +147,7 @@ __device__ __forceinline__ void write_forward_partial(const ClusteringParameters
         const int64_t left = whole ? kColumnsPerThread : slice.columns - offset;
         sum.add(s, static_cast<int>(smaller(left, kColumnsPerThread)), p.student_scale);
       });
-  const LogSumExp lane = sum.logsumexp(p.student_scale);
-  LogSumExp all = lane;
+  LogSumExp all = sum.logsumexp(p.student_scale);
   all.merge_warp();
   agreement = warp_sum(agreement);
   if (lane_index() != 0) return;

@@ -61,15 +61,17 @@ inline dim3 grid_of(int64_t x, int64_t y = 1) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 inline Matrix make_matrix(const Head& head, DType dtype) {
   const int64_t row_bytes = head.row_stride * size_of(dtype);
   const bool vectors =
       reinterpret_cast<std::uintptr_t>(head.data) % kPackBytes == 0 && row_bytes % kPackBytes == 0;
   return {static_cast<char*>(head.data), row_bytes, head.columns, vectors};
+}
+
+inline void check_valid_rows(int64_t n_valid, int64_t n_rows) {
+  if (n_valid >= 0 && n_valid <= n_rows) return;
+  throw std::invalid_argument("n_valid " + std::to_string(n_valid) + "; accepted: 0 to " +
+                              std::to_string(n_rows));
 }
 
 inline void check_heads(int64_t n_heads) {
@@ -293,6 +295,8 @@ __device__ __forceinline__ LogSumExp merge_slices(const Heads& heads, int h, int
   sum.merge_warp();
   return sum;
 }
+
+constexpr std::size_t kSliceBytes = kSliceColumns * sizeof(float);
 
 // Copies the slice's potentials to shared memory, -inf beyond the head's last column.
 __device__ __forceinline__ void load_potentials(float* shared, const float* potential,

@@ -6,7 +6,7 @@
 namespace franca::cuda {
 namespace {
 
-// Merges the chunks of column_logsumexp_kernel.
+// Merges the chunks of column_logsumexp_kernel and streamed_columns_kernel.
 __global__ void __launch_bounds__(kThreads)
     merge_columns_kernel(int64_t n_columns, int64_t n_chunks, const float* chunk_maximum,
                          const float* chunk_total, ColumnOutputs out) {

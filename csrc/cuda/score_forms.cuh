@@ -7,7 +7,6 @@
 #pragma once
 
 #include "cuda/logits.cuh"
-#include "cuda/primitives/block.cuh"
 #include "cuda/primitives/matrix.cuh"
 #include "cuda/primitives/warpgroup.cuh"
 
@@ -17,7 +16,7 @@ constexpr int kTileRows = 128;     // of the factor that a block holds
 constexpr int kTileColumns = 128;  // rows of the other factor, which pass by
 constexpr int kDepth = 64;
 constexpr int kPacksPerRow = kDepth * 2 / kPackBytes;
-constexpr int kStepPacks = 128 * kPacksPerRow;
+constexpr int kStepPacks = kTileRows * kPacksPerRow;
 
 // Where pack `pack` of row `row` lies in a step.
 __device__ __forceinline__ int place(int row, int pack) {
@@ -26,9 +25,8 @@ __device__ __forceinline__ int place(int row, int pack) {
 
 // The scores that a lane holds, of 16 x 8 parts of the tile.
 template <int down, int across, int warps_across>
-struct Fragments {
+struct LaneScores {
   static constexpr int kRows = 2 * down, kColumns = 2 * across;
-  static constexpr int kPartsAcross = across;
   static constexpr int kWarpsAcross = warps_across, kWarpsDown = kWarps / warps_across;
 
   float value[down][across][4];
@@ -56,7 +54,7 @@ struct Fragments {
 
 // A warp has 64 x 32 scores; 2 warps stand above each other and 4 side by side.
 struct ByWarps {
-  using Tile = Fragments<4, 4, 4>;
+  using Tile = LaneScores<4, 4, 4>;
   static constexpr bool kCompiled = true;
   // Steps whose product may go on while the threads are at the next one.
   static constexpr int kInFlight = 0;
@@ -94,7 +92,7 @@ struct ByWarps {
 
 // A warpgroup has 64 x 128 scores, each of its warps 16 x 128.
 struct ByWarpgroups {
-  using Tile = Fragments<1, kWarpgroupTiles, 1>;
+  using Tile = LaneScores<1, kWarpgroupTiles, 1>;
   static constexpr bool kCompiled = kWarpgroupProducts;
   static constexpr int kInFlight = 1;
 

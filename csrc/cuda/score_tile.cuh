@@ -6,6 +6,7 @@
 // held stays in shared memory where there is room; elsewhere it passes by again for each tile.
 #pragma once
 
+#include "cuda/primitives/block.cuh"
 #include "cuda/score_forms.cuh"
 
 namespace franca::cuda {
@@ -29,7 +30,7 @@ struct TilePlan {
 
 // At least one, of zeros where there are no columns.
 __host__ __device__ __forceinline__ int steps_of(const Matrix& matrix) {
-  return matrix.columns > kDepth ? static_cast<int>((matrix.columns + kDepth - 1) / kDepth) : 1;
+  return matrix.columns > kDepth ? static_cast<int>(divide_up(matrix.columns, kDepth)) : 1;
 }
 
 // Starts copying 128 rows, all of which exist, from the thread's first pack on. `gap` bytes lie
@@ -106,7 +107,7 @@ class TilePipeline {
 
   // The same, finished; in between, behind a barrier, calls during(0) to during(kParts - 1).
   template <class During>
-  __device__ __forceinline__ void multiply(Tile& tile, int p, const During& during) {
+  __device__ __forceinline__ void multiply_and_finish(Tile& tile, int p, const During& during) {
     const int n_steps = steps_of(products_.held(p));
     tile.clear();
     for (int step = 0; step < n_steps; ++step) {

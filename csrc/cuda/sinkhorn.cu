@@ -1,6 +1,8 @@
 #include "franca/cuda/sinkhorn.hpp"
 
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "cuda/merges.cuh"
 #include "cuda/primitives/launch.cuh"
@@ -11,17 +13,8 @@
 namespace franca::cuda {
 namespace {
 
-constexpr std::size_t kSliceBytes = kSliceColumns * sizeof(float);
-
 Chunks chunks_of(const Heads& heads, int64_t n_rows) {
   return share_rows(n_rows, heads.n_slices, multiprocessors());
-}
-
-void check_rows(const Heads& heads, int64_t n_valid) {
-  if (n_valid < 0 || n_valid > heads.n_rows) {
-    throw std::invalid_argument("n_valid " + std::to_string(n_valid) + "; accepted: 0 to " +
-                                std::to_string(heads.n_rows));
-  }
 }
 
 LaunchShape row_mass_shape(const RowMassPlan& plan, int n_clusters) {
@@ -250,7 +243,7 @@ void column_logsumexp(const RaggedLogits& logits, double temperature, int64_t n_
                       float* maximum, float* total, void* workspace, std::size_t workspace_bytes,
                       void* stream) {
   const Heads heads = make_heads(logits);
-  check_rows(heads, n_valid);
+  check_valid_rows(n_valid, heads.n_rows);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     column_pass<T>(heads, temperature, n_valid, {workspace, workspace_bytes},
@@ -270,7 +263,7 @@ void row_step(const RaggedLogits& logits, double temperature, const float* proto
               int64_t n_valid, float* row, float* mass, void* workspace,
               std::size_t workspace_bytes, void* stream) {
   const Heads heads = make_heads(logits);
-  check_rows(heads, n_valid);
+  check_valid_rows(n_valid, heads.n_rows);
   const RowMassPlan plan = plan_row_mass(logits, heads, n_valid, mass != nullptr);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -291,7 +284,7 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
                  int64_t n_valid, float* const* out, void* workspace, std::size_t workspace_bytes,
                  void* stream) {
   const Heads heads = make_heads(logits);
-  check_rows(heads, n_valid);
+  check_valid_rows(n_valid, heads.n_rows);
   if (heads.n_rows == 0) return;
   const InverseTemperature scale = inverse(temperature);
   Workspace memory(workspace, workspace_bytes);
@@ -302,8 +295,7 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
   const Chunks chunks = chunks_of(heads, heads.n_rows);
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    row_partials<T>(heads, {inverse(temperature), n_valid, prototype, nullptr, nullptr}, partial,
-                    stream);
+    row_partials<T>(heads, {scale, n_valid, prototype, nullptr, nullptr}, partial, stream);
     merge_rows(heads, n_valid, partial, {nullptr, nullptr, normaliser}, stream);
     launch(assignments_kernel<T>, {grid_of(heads.n_slices, chunks.count), kThreads, kSliceBytes},
            stream, heads, scale, n_valid, chunks.rows, prototype, normaliser, outputs);
@@ -311,9 +303,10 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
 }
 
 RowSharing row_sharing(const RaggedLogits& logits, int64_t n_valid) {
-  const RowMassPlan plan = plan_row_mass(logits, make_heads(logits), n_valid, true);
+  const Heads heads = make_heads(logits);
+  const RowMassPlan plan = plan_row_mass(logits, heads, n_valid, true);
   if (plan.n_clusters == 0) return {};
-  const MassParts parts = mass_parts(make_heads(logits), plan).first;
+  const MassParts parts = mass_parts(heads, plan).first;
   return {plan.threads, plan.cluster, plan.n_clusters,
           std::vector<int>(parts.groups, parts.groups + logits.n_heads)};
 }
@@ -336,7 +329,7 @@ void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterat
                 int64_t n_valid, float* prototype, float* row, void* workspace,
                 std::size_t workspace_bytes, void* stream) {
   const Heads heads = make_heads(logits);
-  check_rows(heads, n_valid);
+  check_valid_rows(n_valid, heads.n_rows);
   if (n_iterations < 1) throw std::invalid_argument("n_iterations must be at least 1");
   Workspace memory(workspace, workspace_bytes);
   const RowMassPlan plan = plan_row_mass(logits, heads, n_valid, n_iterations > 1);

@@ -1,5 +1,6 @@
-// Sinkhorn-Knopp of few rows. A block has a slice of the columns and all rows of it on chip, in
-// shared memory and registers, from the first iteration to the last: the logits are read once.
+// Sinkhorn-Knopp of few rows. A block has a slice of the columns and as many of its rows on chip as
+// there is room for, in shared memory and registers, from the first iteration to the last: 16-bit
+// logits are read once, those of float32 in part again in each pass.
 //
 // A thread owns 8 neighbouring columns of half the rows. Column results stay within two threads;
 // row results are added up over the warps of the block and, through memory, over the blocks of the
@@ -98,18 +99,6 @@ struct HeldRows {
     if (kInRegisters && shared_batches < kBatches) load(held, shared_batches * kBatchRows);
   }
 
-  // Waits until the batches up to `b` are there.
-  __device__ __forceinline__ void wait(int b) const {
-    const int left = shared_batches - 1 - b;
-    if (left >= 2) {
-      wait_for_copies<2>();
-    } else if (left == 1) {
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<0>();
-    }
-  }
-
   // Calls body(first row, batch) for all batches.
   template <class Body>
   __device__ __forceinline__ void for_batches(const Body& body) const {
@@ -117,7 +106,7 @@ struct HeldRows {
     for (int b = 0; b < kBatches && begin + b * kBatchRows < end; ++b) {
       Batch<T> batch;
       if (b < shared_batches) {
-        wait(b);
+        wait_for_copies(shared_batches - 1 - b);
 #pragma unroll
         for (int r = 0; r < kBatchRows; ++r) {
 #pragma unroll
@@ -135,7 +124,7 @@ struct HeldRows {
   }
 };
 
-static_assert(kBatches - 1 <= 3, "wait() knows three batches");
+static_assert(kBatches - 1 <= 3, "wait_for_copies tells no more apart");
 
 // a = -log sum_n exp(z/T), in the threads of the first group.
 template <class T>
@@ -267,7 +256,7 @@ __device__ __forceinline__ void write_slice_sums(float2* partial,
     }
   });
   block_barrier();
-  const int n = threadIdx.x, share = (p.n_valid + kRowGroups - 1) / kRowGroups;
+  const int n = threadIdx.x, share = divide_up(p.n_valid, kRowGroups);
   if (n >= p.n_valid) return;
   LogSumExp sum;
   for (int w = 0; w < kWarps; ++w) {
@@ -280,14 +269,8 @@ __device__ __forceinline__ void write_slice_sums(float2* partial,
 // Row potentials b = -log sum_k exp(z/T + a), from the sums of the head's slices.
 __device__ __forceinline__ void merge_slice_sums(float* row, const FewRowsParameters& p, int h,
                                                  const float2* partial) {
-  const int64_t end = end_of_slices(p.heads, h);
   for (int n = warp_index(); n < p.n_valid; n += kFewRowsThreads / kWarpSize) {
-    LogSumExp sum;
-    for (int64_t s = p.heads.head[h].first_slice + lane_index(); s < end; s += kWarpSize) {
-      const float2 part = partial[n * p.heads.n_slices + s];
-      sum.merge({part.x, part.y});
-    }
-    sum.merge_warp();
+    const LogSumExp sum = merge_slices(p.heads, h, n, partial);
     if (lane_index() == 0) row[n] = -(sum.maximum + logf(sum.total));
   }
   block_barrier();
@@ -301,7 +284,7 @@ __global__ void __launch_bounds__(kFewRowsThreads, 1)
   const Slice slice = find_slice(p.heads, blockIdx.x);
   const HeadView& head = p.heads.head[slice.head];
   const int thread = threadIdx.x % kThreads, group = threadIdx.x / kThreads;
-  const int share = (p.n_valid + kRowGroups - 1) / kRowGroups;
+  const int share = divide_up(p.n_valid, kRowGroups);
   const int64_t offset = thread * kColumnsPerThread, column = slice.begin + offset;
   HeldRows<T> rows{head,
                    held + threadIdx.x,

@@ -6,13 +6,6 @@
 namespace franca::cuda {
 namespace {
 
-void check_rows(const ScoreSide& side, int64_t n_valid) {
-  if (n_valid < 0 || n_valid > side.n_rows) {
-    throw std::invalid_argument("n_valid " + std::to_string(n_valid) + "; accepted: 0 to " +
-                                std::to_string(side.n_rows));
-  }
-}
-
 int64_t column_tiles(const Heads& scores) {
   return scores.n_slices * kTilesPerSlice;
 }
@@ -84,7 +77,7 @@ std::size_t streamed_column_workspace(const ScoreSide& side, int64_t n_valid) {
 void streamed_column_logsumexp(const ScoreSide& side, double temperature, int64_t n_valid,
                                float* maximum, float* total, void* workspace,
                                std::size_t workspace_bytes, void* stream) {
-  check_rows(side, n_valid);
+  check_valid_rows(n_valid, side.n_rows);
   const Heads scores = scores_of(side);
   const ScoreFactors factors = factors_of(side);
   const InverseTemperature unit = base2(temperature);
@@ -117,7 +110,7 @@ std::size_t streamed_row_step_workspace(const ScoreSide& side, int64_t n_valid) 
 void streamed_row_step(const ScoreSide& side, double temperature, const float* prototype,
                        int64_t n_valid, float* row, float* mass, void* workspace,
                        std::size_t workspace_bytes, void* stream) {
-  check_rows(side, n_valid);
+  check_valid_rows(n_valid, side.n_rows);
   const Heads scores = scores_of(side);
   const ScoreFactors factors = factors_of(side);
   const InverseTemperature unit = base2(temperature);

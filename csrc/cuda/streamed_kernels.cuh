@@ -31,7 +31,7 @@ struct OneProduct {
   }
   __device__ __forceinline__ int64_t end() const { return end_passing; }
   __device__ __forceinline__ int tiles() const {
-    return static_cast<int>((end_passing - first_passing + kTileColumns - 1) / kTileColumns);
+    return static_cast<int>(divide_up(end_passing - first_passing, kTileColumns));
   }
 };
 

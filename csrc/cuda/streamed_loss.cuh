@@ -43,7 +43,7 @@ struct LossProducts {
   }
   __device__ __forceinline__ int64_t end() const { return end_column; }
   __device__ __forceinline__ int tiles() const {
-    return static_cast<int>((end_column - first_column + kTileColumns - 1) / kTileColumns);
+    return static_cast<int>(divide_up(end_column - first_column, kTileColumns));
   }
   // The row potential of a target in base 2; -inf for rows that count for nothing.
   __device__ __forceinline__ float offset(int target, int r) const {
@@ -96,7 +96,7 @@ class LossTiles {
       tables().offset[threadIdx.x - kTileColumns] = offset;
     }
     if (p.n_targets > 1) add_targets(q, tile);
-    pipeline_.multiply(tile, p.n_targets, [&](int part) {
+    pipeline_.multiply_and_finish(tile, p.n_targets, [&](int part) {
       if (p.n_targets > 1) return;
       weigh(q, part);
     });

@@ -17,11 +17,7 @@ namespace {
 using Runs = std::vector<const SequenceRun*>;
 
 int units_of_length(int64_t length) {
-  return static_cast<int>((length + kUnit - 1) / kUnit);
-}
-
-int divided_up(int a, int b) {
-  return (a + b - 1) / b;
+  return static_cast<int>(divide_up(length, kUnit));
 }
 
 // Warps that share the row groups of a sequence which is streamed: as few idle turns as possible,
@@ -31,7 +27,7 @@ int warps_for(int groups) {
   if (groups <= kFewestWarps) return groups;
   int best = kFewestWarps, fewest = groups * kMostWarps;
   for (int warps = kFewestWarps; warps <= kMostWarps; ++warps) {
-    const int idle = divided_up(groups, warps) * warps - groups;
+    const int idle = divide_up(groups, warps) * warps - groups;
     if (idle <= fewest) {
       best = warps;
       fewest = idle;
@@ -83,7 +79,7 @@ Plan make_plan(const Runs& runs, int64_t n_heads, bool whole, const ShareOf& sha
     const int share = share_of(units_of_length(run.length));
     plan.schedule.run[r] = {static_cast<int>(run.first_token), static_cast<int>(run.length),
                             static_cast<int>(run.n_sequences), static_cast<int>(n_tasks), share};
-    n_tasks += whole ? (run.n_sequences + share - 1) / share : run.n_sequences * share;
+    n_tasks += whole ? divide_up(run.n_sequences, share) : run.n_sequences * share;
   }
   if (n_tasks * n_heads > INT32_MAX) throw std::invalid_argument("too many sequences and heads");
   plan.n_blocks = static_cast<unsigned>(n_tasks * n_heads);
@@ -144,9 +140,9 @@ constexpr std::size_t kRowBytes = 2 * kHeadPacks<D> * kPackBytes;
 template <class Launch>
 void launch_streamed(const Runs& all, int64_t n_heads, int group_units, const Launch& launch) {
   for_each_launch(all, [&](const Runs& runs, int longest) {
-    const int warps = warps_for(divided_up(longest, group_units));
+    const int warps = warps_for(divide_up(longest, group_units));
     launch(make_plan(runs, n_heads, false,
-                     [&](int units) { return divided_up(units, group_units * warps); }),
+                     [&](int units) { return divide_up(units, group_units * warps); }),
            warps);
   });
 }
@@ -177,7 +173,7 @@ void launch_forward(const AttentionProblem& problem, const ForwardParameters& p,
       const int own = units_of_length(run->length);
       const auto sequences = static_cast<int>(std::min<int64_t>(run->n_sequences, most / own));
       units = std::max(units, sequences * own);
-      items = std::max(items, sequences * divided_up(own, kRowUnits<D>));
+      items = std::max(items, sequences * divide_up(own, kRowUnits<D>));
     }
     const int warps = std::min(items, kForwardWarps);
     launch(attention_forward_kernel<T, D>,
@@ -191,8 +187,9 @@ void launch_forward(const AttentionProblem& problem, const ForwardParameters& p,
   });
 }
 
-// Buckets of sequences whose backward is one block's, by their units: of the first two, 4 and 2
-// blocks fit a multiprocessor at once. The last one ends where a block has no room.
+// Buckets of sequences whose backward is one block's, by their units: of the first two, several
+// blocks fit a multiprocessor at once (4 and 2, or 2 and 1, for 64 and 128 elements a head). The
+// last one ends where a block has no room.
 constexpr int kWholeBuckets = 3;
 constexpr int kSmallUnits[kWholeBuckets - 1] = {4, 8};
 
@@ -213,7 +210,7 @@ void launch_backward(const AttentionProblem& problem, const BackwardParameters& 
   for (int bucket = kWholeBuckets - 1; bucket >= 0; --bucket) {
     for_each_launch(buckets[bucket], [&](const Runs& runs, int longest) {
       const Plan plan = make_plan(runs, problem.n_heads, true, [](int) { return 1; });
-      const int warps = std::min(divided_up(longest, kKeyUnits<D>), kWholeWarps);
+      const int warps = std::min(divide_up(longest, kKeyUnits<D>), kWholeWarps);
       launch(attention_gradient_kernel<T, D>,
              shape_of(plan, warps, WholeLayout<D>::bytes(longest, warps)), stream, p,
              plan.schedule);

@@ -14,6 +14,7 @@
 namespace franca::python {
 
 using Address = std::uintptr_t;
+using Numbers = std::vector<int64_t>;
 
 template <class T>
 T* pointer(Address address) {
@@ -21,7 +22,7 @@ T* pointer(Address address) {
 }
 
 // Heads as Python passes them: address, columns and row stride of each, one after the other.
-inline std::vector<Head> unpack_heads(const std::vector<int64_t>& numbers) {
+inline std::vector<Head> unpack_heads(const Numbers& numbers) {
   if (numbers.size() % 3 != 0) throw std::invalid_argument("heads: three numbers each are needed");
   std::vector<Head> heads;
   heads.reserve(numbers.size() / 3);

@@ -6,7 +6,6 @@ namespace franca::python {
 namespace {
 
 namespace py = pybind11;
-using Numbers = std::vector<int64_t>;
 
 void forward(const ClusteringProblem& problem, Address loss, Address lse, Address workspace,
              std::size_t workspace_bytes, int threads) {

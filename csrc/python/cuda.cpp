@@ -7,7 +7,6 @@ namespace franca::python {
 namespace {
 
 namespace py = pybind11;
-using Numbers = std::vector<int64_t>;
 
 // Ragged logits as Python passes them, kept alive for the time of a call.
 struct Logits {

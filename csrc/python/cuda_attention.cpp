@@ -1,7 +1,4 @@
 // franca_fast._C.cuda: attention over packed sequences.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <tuple>
 
 #include "franca/cuda/varlen_attention.hpp"

@@ -1,7 +1,4 @@
 // franca_fast._C.cuda: the operators on scores that are factors.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <tuple>
 
 #include "franca/cuda/streamed_clustering.hpp"
@@ -11,7 +8,6 @@ namespace franca::python {
 namespace {
 
 namespace py = pybind11;
-using Numbers = std::vector<int64_t>;
 // Features, prototypes, number of prototypes and scales of each head, rows, code of the dtype, and
 // whether to multiply by warpgroups.
 using Factors = std::tuple<Numbers, Numbers, Numbers, std::vector<Address>, int64_t, int, bool>;

@@ -6,7 +6,6 @@ namespace franca::python {
 namespace {
 
 namespace py = pybind11;
-using Numbers = std::vector<int64_t>;
 
 void column_logsumexp(const Numbers& heads, int64_t n_rows, int dtype, double temperature,
                       int64_t n_valid, Address maximum, Address total, int threads) {

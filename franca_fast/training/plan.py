@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from franca_fast.backends._streamed_backward import CHUNK_ELEMENTS
 from franca_fast.errors import InputError
 from franca_fast.training.config import Config, ShardedModuleConfig
 from franca_fast.training.config_files import load_config
@@ -209,9 +210,12 @@ def _plan_layout(
         copies = {"stored": step.stored_copies, "streamed": step.streamed_copies}
         transient = 0
         communication = {"gradients": _all_reduce(4 * rows, gpus)}
+    kinds = _scores(model, config)
+    # Streamed, the gradient of the largest prototypes beside a chunk of that of their scores.
+    chunk = max((min(CHUNK_ELEMENTS, n * max(widths)) for n, widths in kinds), default=0)
     workspace = {
-        "stored": transient + _score_gradients(model, config, itemsize),
-        "streamed": transient + _largest_prototypes(model) * itemsize,
+        "stored": transient + itemsize * max((n * sum(widths) for n, widths in kinds), default=0),
+        "streamed": transient + itemsize * (_largest_prototypes(model) + chunk),
     }
     scores = {"stored": step.stored_scores, "streamed": step.streamed_scores}
     activations = {"kept": step.backbone, "checkpointed": step.checkpointed}
@@ -329,13 +333,15 @@ def _loss_traffic(model: StudentTeacher, config: Config, gpus: int) -> dict[str,
     return traffic
 
 
-def _score_gradients(model: StudentTeacher, config: Config, itemsize: int) -> int:
-    """Gradients of the scores of one head at a time, with stored scores."""
-    rows = (2 + config.crops.local_crops_number) * config.train.batch_size_per_gpu
-    image = rows * sum(model.student.image_head().out_dims) if model.image_weight else 0
-    patch = masked_patches(config)
-    patches = patch * sum(model.student.patch_head().out_dims) if model.patch_weight else 0
-    return itemsize * max(image, patches)
+def _scores(model: StudentTeacher, config: Config) -> list[tuple[int, list[int]]]:
+    """Rows and numbers of prototypes of each kind of scores that a loss reads."""
+    found = []
+    if model.image_weight:
+        rows = (2 + config.crops.local_crops_number) * config.train.batch_size_per_gpu
+        found.append((rows, list(model.student.image_head().out_dims)))
+    if model.patch_weight:
+        found.append((masked_patches(config), list(model.student.patch_head().out_dims)))
+    return found
 
 
 def _largest_prototypes(model: StudentTeacher) -> int:

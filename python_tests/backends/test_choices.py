@@ -54,6 +54,7 @@ def test_runs_are_sequences_of_one_length_that_follow_each_other():
 
 def test_committed_table_covers_what_the_kernels_do_and_says_where_it_is_from():
     committed = choices.read_table(choices.COMMITTED)
+    assert {"8.0", "9.0", "10.0"} <= set(committed.attention) and committed.operators["9.0"]
     for by_size in committed.attention.values():
         assert set(by_size) == {"64", "128"}
     for capability in ((8, 0), (9, 0), (10, 0)):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -241,6 +243,12 @@ def test_pages_of_ncu_go_to_the_record_and_the_log(source, monkeypatch, tmp_path
     said = capsys.readouterr().out
     assert "all details" in said
     assert "1500 samples" in said if source == SOURCE else "another form" in said
+
+
+def test_every_hot_kernel_is_profiled():
+    limits = json.loads((parts.ROOT / "csrc" / "cuda" / "sass_limits.json").read_text())["limits"]
+    left_out = [name for name in limits["sm_90a"] if not re.search(profile.KERNELS, name)]
+    assert left_out == ["column_mass_kernel<BFloat16>"]  # for cards without clusters
 
 
 def test_another_page_of_ncu_is_noticed():

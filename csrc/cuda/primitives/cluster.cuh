@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/primitives/block.cuh"
+#include "cuda/primitives/memory.cuh"
 
 namespace franca::cuda {
 
@@ -10,10 +11,6 @@ namespace franca::cuda {
 
 inline unsigned cluster_rank() {
   return emulation::current().block->rank;
-}
-
-inline unsigned cluster_size() {
-  return emulation::current_shape().cluster;
 }
 
 // Writes before it are visible to the whole cluster after it.
@@ -57,16 +54,6 @@ __device__ __forceinline__ unsigned cluster_rank() {
 #endif
 }
 
-__device__ __forceinline__ unsigned cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  unsigned size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return size;
-#else
-  return 1;
-#endif
-}
-
 __device__ __forceinline__ void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   // The instructions are "aligned": a warp must reach them as one.
@@ -87,10 +74,6 @@ __device__ __forceinline__ void cluster_barrier() {
 struct ArrivalBarrier {
   uint64_t word;
 };
-
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
 
 // By one thread; the others, of all blocks, may use it after the next barrier of the cluster.
 __device__ __forceinline__ void init_arrivals(ArrivalBarrier* barrier) {

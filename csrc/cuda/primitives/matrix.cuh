@@ -4,7 +4,7 @@
 // 2 pair and 2 pair + 1 of row `group` in [0] and [1], and of row `group` + 8 in [2] and [3].
 #pragma once
 
-#include "cuda/primitives/numbers.cuh"
+#include "cuda/primitives/memory.cuh"
 
 namespace franca::cuda {
 
@@ -14,13 +14,6 @@ struct Fragment {
 };
 
 #if defined(FRANCA_EMULATION)
-
-// An address in shared memory, for arithmetic.
-using SharedAddress = std::uintptr_t;
-
-inline SharedAddress shared_address(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer);
-}
 
 // Loads four 8x8 matrices: lane 8 i + r gives the address of row r of matrix i, and lane l gets the
 // elements 2 (l % 4) and the next of row l / 4 of each.
@@ -85,12 +78,6 @@ inline void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t
 }
 
 #else
-
-using SharedAddress = uint32_t;
-
-__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
-  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
-}
 
 __device__ __forceinline__ Fragment load_fragment(SharedAddress address) {
   Fragment f;

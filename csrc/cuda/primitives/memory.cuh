@@ -13,6 +13,13 @@ constexpr int kPack = kPackBytes / static_cast<int>(sizeof(T));
 
 #if defined(FRANCA_EMULATION)
 
+// An address in shared memory, for arithmetic.
+using SharedAddress = std::uintptr_t;
+
+inline SharedAddress shared_address(const void* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
 inline uint4 load_vector(const void* address) {
   emulation::check_aligned(address, kPackBytes);
   uint4 value;
@@ -60,6 +67,12 @@ inline void wait_for_copies() {
 
 #else
 
+using SharedAddress = uint32_t;
+
+__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
+}
+
 __device__ __forceinline__ uint4 load_vector(const void* address) {
   return *static_cast<const uint4*>(address);
 }
@@ -74,14 +87,15 @@ __device__ __forceinline__ void store_vector(void* address, uint4 value) {
 }
 
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes) {
-  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(bytes)
                : "memory");
 }
 
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
-  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+               "l"(global)
+               : "memory");
 }
 
 __device__ __forceinline__ void store_shared(uint4* shared, uint4 value) {
@@ -99,7 +113,7 @@ __device__ __forceinline__ void wait_for_copies() {
 
 #endif
 
-// For a number of groups that is known at run time, at most 2.
+// For a number of groups that is known at run time; more than 2 wait as for 2.
 __device__ __forceinline__ void wait_for_copies(int left) {
   if (left >= 2) {
     wait_for_copies<2>();
@@ -135,16 +149,9 @@ __device__ __forceinline__ void unpack(float (&values)[8], uint4 pack, const T* 
   unpack_pair(values + 6, pack.w, type);
 }
 
-__device__ __forceinline__ uint32_t bits_of(float value) {
-#if defined(FRANCA_EMULATION)
-  return bits_of_float(value);
-#else
-  return __float_as_uint(value);
-#endif
-}
-
 __device__ __forceinline__ uint4 make_pack(const float (&values)[4], const float*) {
-  return make_uint4(bits_of(values[0]), bits_of(values[1]), bits_of(values[2]), bits_of(values[3]));
+  return make_uint4(bits_of_float(values[0]), bits_of_float(values[1]), bits_of_float(values[2]),
+                    bits_of_float(values[3]));
 }
 
 template <class T>

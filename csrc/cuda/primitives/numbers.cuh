@@ -1,7 +1,6 @@
 // bfloat16 and float16 as stored, their conversions, and the fast exponential.
 #pragma once
 
-#include <cfloat>
 #include <cmath>
 
 #include "cuda/primitives/platform.cuh"
@@ -95,6 +94,10 @@ inline float reciprocal_fast(float x) {
 
 __device__ __forceinline__ float float_of_bits(uint32_t bits) {
   return __uint_as_float(bits);
+}
+
+__device__ __forceinline__ uint32_t bits_of_float(float value) {
+  return __float_as_uint(value);
 }
 
 __device__ __forceinline__ float half_to_float(uint16_t bits) {

@@ -18,6 +18,11 @@ namespace franca::cuda {
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+template <class A, class B>
+__host__ __device__ __forceinline__ constexpr auto divide_up(A a, B b) {
+  return (a + b - 1) / b;
+}
+
 __device__ __forceinline__ int lane_index() {
   return threadIdx.x % kWarpSize;
 }

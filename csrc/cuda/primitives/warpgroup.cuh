@@ -10,7 +10,7 @@
 // multiplied and the accumulators may not be touched before the wait.
 #pragma once
 
-#include "cuda/primitives/numbers.cuh"
+#include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/warp.cuh"
 
 namespace franca::cuda {
@@ -61,7 +61,7 @@ inline void pin(float (&)[kWarpgroupTiles][4]) {}
 #else
 
 __device__ __forceinline__ uint32_t matrix_address(const void* shared) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  return shared_address(shared);
 }
 
 __device__ __forceinline__ void fence_for_tensor_cores() {

@@ -361,13 +361,11 @@ const unsigned char (*exchange(const void* value, std::size_t bytes)) [kCollecti
   return slots;
 }
 
-namespace {
-  void perform(const AsyncCopy& copy) {
-    std::memcpy(copy.destination, copy.source, copy.bytes);
-    std::memset(static_cast<char*>(copy.destination) + copy.bytes, 0, copy.zeros);
-    running->unfenced.push_back(copy);
-  }
-}  // namespace
+static void perform(const AsyncCopy& copy) {
+  std::memcpy(copy.destination, copy.source, copy.bytes);
+  std::memset(static_cast<char*>(copy.destination) + copy.bytes, 0, copy.zeros);
+  running->unfenced.push_back(copy);
+}
 
 void async_copy(const AsyncCopy& copy) {
   if (!toss()) {

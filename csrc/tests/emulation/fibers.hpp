@@ -1,9 +1,10 @@
 // Runs the threads of CUDA blocks on the host, one fiber for each thread, in a random order that a
 // seed determines.
 //
-// A fiber runs until it waits for others (block, warp or cluster barrier, shuffle). Which one runs
-// next is drawn such that one warp may get as far ahead of the others as the barriers allow. With
-// shared memory poisoned at the start of each block, a missing barrier therefore changes results.
+// A fiber runs until it waits for others (barrier of a block, warp, cluster or grid, shuffle,
+// arrival). Which one runs next is drawn such that one warp may get as far ahead of the others as
+// the barriers allow. With shared memory poisoned at the start of each block, a missing barrier
+// therefore changes results.
 #pragma once
 
 #include <csetjmp>

@@ -312,20 +312,26 @@ void test_loss(const Case& c, uint64_t seed, const LossShape& shape) {
 }
 
 // A device without the instructions, or without code for them, is asked for nothing else.
+// Warpgroups multiply where that is asked for and offered, and nowhere else.
 void test_choice_of_form(const Case& c, uint64_t seed) {
   std::vector<std::vector<uint16_t>> results;
-  for (bool offered : {true, false}) {
+  constexpr struct {
+    bool offered, asked;
+  } kRounds[] = {{true, false}, {false, true}, {true, true}};
+  for (const auto& round : kRounds) {
     Case asked = c;
-    asked.warpgroups = !offered;
+    asked.warpgroups = round.asked;
     prepare("choice of the form", asked, seed);
-    emulation::device().warpgroup_products = offered;
-    if (cuda::offers_warpgroups() != offered) fail("what the device offers is not noticed");
+    emulation::device().warpgroup_products = round.offered;
+    if (cuda::offers_warpgroups() != round.offered) fail("what the device offers is not noticed");
     const Side side(asked, c.n_rows, seed);
     Guarded<uint16_t> out(c.n_rows * c.prototypes[0]);
     const Head head{out.data(), c.prototypes[0], c.prototypes[0]};
     emulation::device().products = 0;
     cuda::prototype_scores(side.view(), &head, nullptr);
-    if (emulation::device().products > 0) fail("a warpgroup multiplied");
+    if ((emulation::device().products > 0) != (round.offered && round.asked)) {
+      fail("products of warpgroups: asked, offered and done do not agree");
+    }
     results.push_back(out.values());
   }
   emulation::device().warpgroup_products = true;

@@ -35,7 +35,8 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
                  void* stream);
 
 // All iterations at once, for a problem on one device, without a launch between the passes that
-// only adjusts potentials. With up to 64 rows each iteration reads the logits from memory once.
+// only adjusts potentials. Up to 64 rows of 16-bit logits are read once
+// in all, or once an iteration where their blocks cannot all run at the same time.
 std::size_t potentials_workspace(const RaggedLogits& logits, int64_t n_valid);
 void potentials(const RaggedLogits& logits, double temperature, int64_t n_iterations,
                 int64_t n_valid, float* prototype, float* row, void* workspace,

@@ -37,5 +37,6 @@ OF_LOGITS = [
     Mutation(LOGITS, "total *= exp_of<T>(largest - offset, scale);", "total *= 1.0f;"),
     Mutation(LOGITS, "i < count", "true", "largest = larger;"),
     Mutation(LOGITS, "(slice - heads.head[h].first_slice) * kSliceColumns", "0 * slice"),
+    Mutation(LOGITS, "z[i] - offset", "z[i]", "largest = larger;"),
     Mutation(LOGITS, "fmaf(z, scale.high, potential) + offset", "fmaf(z, scale.high, potential)"),
 ]

@@ -56,8 +56,8 @@ VARLEN_ATTENTION = [
         TASKS, "schedule.run[r + 1].first_task <= number", "schedule.run[r + 1].first_task < number"
     ),
     Mutation(TASKS, BARRIER, ";"),
-    Mutation(TASKS, "(length + kUnit - 1) / kUnit", "length / kUnit + 1"),
-    Mutation(TASKS, "(length + kUnit - 1) / kUnit", "(length + kUnit - 2) / kUnit"),
+    Mutation(TASKS, "divide_up(length, kUnit)", "length / kUnit + 1"),
+    Mutation(TASKS, "divide_up(length, kUnit)", "(length + kUnit - 2) / kUnit"),
     Mutation(HEADS, "inside < length", "true", "copy_until("),
     Mutation(HEADS, "inside < length", "inside <= length", "copy_until("),
     Mutation(HEADS, "first + row", "row", ": inside("),
@@ -160,8 +160,8 @@ VARLEN_ATTENTION = [
     Mutation(WHOLE, BARRIER, ";", "sum_odd<T, D>(share"),
     # Launches.
     Mutation(ATTENTION, "a->length > b->length", "a->length < b->length"),
-    Mutation(ATTENTION, "divided_up(units, group_units * warps)", "units / (group_units * warps)"),
-    Mutation(ATTENTION, "(run.n_sequences + share - 1) / share", "run.n_sequences / share + 1"),
+    Mutation(ATTENTION, "divide_up(units, group_units * warps)", "units / (group_units * warps)"),
+    Mutation(ATTENTION, "divide_up(run.n_sequences, share)", "run.n_sequences / share + 1"),
     Mutation(ATTENTION, "run.n_sequences * share", "run.n_sequences"),
     Mutation(ATTENTION, "first += kMostRuns", "first += kMostRuns + 1"),
     Mutation(ATTENTION, "std::max(units, sequences * own)", "std::max(units, own)"),

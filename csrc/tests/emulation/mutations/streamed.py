@@ -60,7 +60,7 @@ STREAMED_CLUSTERING = [
     Mutation(TILE, "n < 0 ? 0 : matrix.columns - element", "n < 0 ? 0 : kDepth"),
     Mutation(TILE, "left >= kPack<T> || left <= 0", "true"),
     Mutation(TILE, "matrix.vectors", "true", "const int64_t left"),
-    Mutation(TILE, "(matrix.columns + kDepth - 1) / kDepth", "matrix.columns / kDepth"),
+    Mutation(TILE, "divide_up(matrix.columns, kDepth)", "matrix.columns / kDepth"),
     Mutation(TILE, "++product_ == products_.count()", "++product_ >= 1"),
     Mutation(TILE, "part == step", "part == step + 1"),
     Mutation(TILE, "part >= n_steps", "part > n_steps"),
