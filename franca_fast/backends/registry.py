@@ -2,8 +2,9 @@
 
 An implementation is a module `franca_fast/backends/<package>/<operator>.py`; that file's existence
 is what makes a backend offer an operator. The choice depends on the device and dtype of the tensors
-and on what is installed, on a GPU on the table of choices, too. `FRANCA_FAST_BACKEND` or `use_backend` asks for one backend; a request
-that cannot be met is an error that says why, never a silent fall-back.
+and on what is installed, on a GPU also on the table of choices. `FRANCA_FAST_BACKEND` or
+`use_backend` asks for one backend; a request that cannot be met is an error that says why, never a
+silent fall-back.
 """
 
 from __future__ import annotations
