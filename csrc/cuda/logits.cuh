@@ -306,6 +306,8 @@ __device__ __forceinline__ void load_potentials(float* shared, const float* pote
   }
 }
 
+constexpr int64_t kMostBlocksAlongY = 65535;
+
 // How many rows each of several blocks takes, so that all multiprocessors have work but no more
 // partial results are written than that needs.
 struct Chunks {
@@ -327,7 +329,8 @@ inline Chunks share_rows(int64_t n_rows, int64_t n_slices, int multiprocessors) 
 inline Chunks short_chunks(int64_t n_rows, int64_t n_slices, int multiprocessors) {
   constexpr int64_t kMostRows = 64, kBlocksPerMultiprocessor = 12;
   const int64_t wanted = divide_up(kBlocksPerMultiprocessor * multiprocessors, n_slices);
-  const int64_t rows = std::max<int64_t>(kWarps, smaller(divide_up(n_rows, wanted), kMostRows));
+  const int64_t few = smaller(divide_up(n_rows, wanted), kMostRows);
+  const int64_t rows = std::max<int64_t>({kWarps, few, divide_up(n_rows, kMostBlocksAlongY)});
   return {rows, n_rows > 0 ? divide_up(n_rows, rows) : 1};
 }
 

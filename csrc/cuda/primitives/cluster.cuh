@@ -107,7 +107,7 @@ __device__ __forceinline__ void wait_for_arrivals(ArrivalBarrier* barrier, unsig
       "{\n"
       ".reg .pred done;\n"
       "WAIT:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra WAIT;\n"
       "}\n" ::"r"(shared_address(barrier)),
       "r"(phase % 2)

@@ -154,20 +154,24 @@ inline std::size_t shared_bytes_of_multiprocessor() {
   return static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
 }
 
-// Where its code has none, the kernel's body was left out, and with it the 64 registers for the
-// accumulators.
-inline bool has_warpgroup_products(const void* function) {
-  cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, function), "attributes of a kernel");
-  return attributes.numRegs > 64;
-}
-
 inline bool offers_cluster(unsigned blocks) {
   return blocks == 1 || attribute(cudaDevAttrClusterLaunch);
 }
 
 inline bool offers_cooperation() {
   return attribute(cudaDevAttrCooperativeLaunch);
+}
+
+inline cudaFuncAttributes attributes_of(const void* function) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, function), "attributes of a kernel");
+  return attributes;
+}
+
+// Where its code has none, the kernel's body was left out, and with it the 64 registers for the
+// accumulators.
+inline bool has_warpgroup_products(const void* function) {
+  return attributes_of(function).numRegs > 64;
 }
 
 // For a shape that the device offers and the kernel has been allowed.
@@ -179,12 +183,18 @@ inline int active_clusters(const void* function, const LaunchShape& shape) {
           "occupancy of a kernel");
     return clusters * multiprocessors();
   }
+  // Code for older devices that runs here as well takes every block for a cluster.
+  constexpr int kFirstWithClusters = 90;
+  if (attributes_of(function).ptxVersion < kFirstWithClusters) return 0;
   cudaLaunchAttribute cluster;
   const cudaLaunchConfig_t config = launch_config(shape, nullptr, &cluster);
-  if (cudaOccupancyMaxActiveClusters(&clusters, function, &config) != cudaSuccess) {
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, function, &config);
+  if (status == cudaErrorInvalidClusterSize || status == cudaErrorInvalidConfiguration ||
+      status == cudaErrorInvalidValue) {
     (void)cudaGetLastError();  // too large a cluster for this device
     return 0;
   }
+  check(status, "occupancy of a kernel's clusters");
   return clusters;
 }
 

@@ -206,6 +206,7 @@ void run(const Shape& shape, const std::function<void()>& body) {
   const unsigned threads = shape.block.x * shape.block.y * shape.block.z;
   if (threads == 0 || threads % kWarpSize != 0 || threads > 1024) fail("block size");
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) fail("empty grid");
+  if (shape.grid.y > 65535 || shape.grid.z > 65535) fail("too large a grid");
   if (shape.grid.x % shape.cluster != 0) fail("grid is no multiple of the cluster");
   if (static_cast<int>(shape.cluster) > the_device.max_cluster) fail("cluster too large");
   if (shape.shared_bytes > the_device.max_shared_bytes) fail("too much shared memory");

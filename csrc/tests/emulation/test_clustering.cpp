@@ -1,6 +1,7 @@
 // The CUDA kernels of the clustering cross-entropy on the emulated device, against float64.
 #include <cmath>
 
+#include "cuda/logits.cuh"
 #include "fibers.hpp"
 #include "franca/cuda/clustering_cross_entropy.hpp"
 #include "testing.hpp"
@@ -168,6 +169,16 @@ void test_unknown_teacher_row(int64_t unknown) {
   if (std::isnan(results.gradient[0][0])) fail("an unknown teacher row spoils other rows");
 }
 
+// More rows than a grid has blocks for at a few rows each.
+void test_millions_of_rows() {
+  set_context("millions of rows");
+  for (int64_t n_rows : {int64_t{4'194'240}, int64_t{4'194'241}, int64_t{1} << 31}) {
+    const cuda::Chunks chunks = cuda::short_chunks(n_rows, 1, 132);
+    if (chunks.count > 65535) fail("more blocks than a grid may have along y");
+    if (chunks.count * chunks.rows < n_rows) fail("rows are left out");
+  }
+}
+
 }  // namespace
 }  // namespace franca::testing
 
@@ -192,6 +203,7 @@ int main() {
   for (const Case& c : cases) test_case(c, seed++);
   test_unknown_teacher_row(2);
   test_unknown_teacher_row(-1);
+  test_millions_of_rows();
   std::puts("clustering cross-entropy on the emulated device: passed");
   return 0;
 }
