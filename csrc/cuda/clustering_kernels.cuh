@@ -151,12 +151,8 @@ __device__ __forceinline__ void write_forward_partial(const ClusteringParameters
   all.merge_warp();
   agreement = warp_sum(agreement);
   if (lane_index() != 0) return;
-  float4 part;
-  part.x = all.maximum;
-  part.y = all.total;
-  part.z = agreement;
-  part.w = 0.0f;
-  partial[m * p.student.n_slices + blockIdx.x] = part;
+  partial[m * p.student.n_slices + blockIdx.x] =
+      make_float4(all.maximum, all.total, agreement, 0.0f);
 }
 
 template <class S, class Z, int kTargets>

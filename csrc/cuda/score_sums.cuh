@@ -76,22 +76,15 @@ __device__ __forceinline__ void merge_row_sums(RowSum (&sums)[Tile::kRows], floa
   for (int r = 0; r < Tile::kRows; ++r) {
 #pragma unroll
     for (int mask = 1; mask < 4; mask *= 2) {
-      RowSum other;
-      other.maximum = shuffle_xor(sums[r].maximum, mask);
-      other.total = shuffle_xor(sums[r].total, mask);
-      other.agreement = shuffle_xor(sums[r].agreement, mask);
-      sums[r].merge(other);
+      sums[r].merge({shuffle_xor(sums[r].maximum, mask), shuffle_xor(sums[r].total, mask),
+                     shuffle_xor(sums[r].agreement, mask)});
     }
     if (lane_index() % 4 != 0) continue;
     if (Tile::kWarpsAcross == 1) {
       take(Tile::row(r), sums[r]);
     } else {
-      float4 part;
-      part.x = sums[r].maximum;
-      part.y = sums[r].total;
-      part.z = sums[r].agreement;
-      part.w = 0.0f;
-      shared[Tile::row(r) * Tile::kWarpsAcross + Tile::warp_across()] = part;
+      shared[Tile::row(r) * Tile::kWarpsAcross + Tile::warp_across()] =
+          make_float4(sums[r].maximum, sums[r].total, sums[r].agreement, 0.0f);
     }
   }
   if (Tile::kWarpsAcross == 1) return;
@@ -101,11 +94,7 @@ __device__ __forceinline__ void merge_row_sums(RowSum (&sums)[Tile::kRows], floa
 #pragma unroll
   for (int w = 0; w < Tile::kWarpsAcross; ++w) {
     const float4 part = shared[threadIdx.x * Tile::kWarpsAcross + w];
-    RowSum other;
-    other.maximum = part.x;
-    other.total = part.y;
-    other.agreement = part.z;
-    result.merge(other);
+    result.merge({part.x, part.y, part.z});
   }
   take(static_cast<int>(threadIdx.x), result);
 }

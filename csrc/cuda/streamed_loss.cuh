@@ -205,17 +205,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       add_powers(sums, tile);
     }
-    merge_row_sums<Tile>(sums, static_cast<float4*>(tiles.more_memory()),
-                         [&](int r, const RowSum& sum) {
-                           const int64_t m = first_row + r;
-                           if (m >= p.scores.n_rows) return;
-                           float4 part;
-                           part.x = sum.maximum * kLn2;
-                           part.y = sum.total;
-                           part.z = sum.agreement * (student_temperature * kLn2);
-                           part.w = 0.0f;
-                           partial[m * p.scores.n_slices + blockIdx.y] = part;
-                         });
+    merge_row_sums<Tile>(
+        sums, static_cast<float4*>(tiles.more_memory()), [&](int r, const RowSum& sum) {
+          const int64_t m = first_row + r;
+          if (m >= p.scores.n_rows) return;
+          partial[m * p.scores.n_slices + blockIdx.y] = make_float4(
+              sum.maximum * kLn2, sum.total, sum.agreement * (student_temperature * kLn2), 0.0f);
+        });
   }
 }
 

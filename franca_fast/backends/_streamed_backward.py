@@ -37,6 +37,11 @@ class ProductGradient(Protocol):
         """
 
 
+def padded(width: int) -> int:
+    """Elements of 16 bits from a row to the next one, which begin on 16 bytes for the library."""
+    return -(-width // 8) * 8
+
+
 def chunk_columns(n_rows: int, block_columns: int) -> int:
     """Prototypes of one chunk, a multiple of `block_columns`."""
     return max(1, CHUNK_ELEMENTS // (max(1, n_rows) * block_columns)) * block_columns

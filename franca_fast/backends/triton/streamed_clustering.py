@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from franca_fast.backends._streamed_backward import Gradients, Side
+from franca_fast.backends._streamed_backward import Gradients, Side, padded
 from franca_fast.backends._streamed_backward import backward as chunked_backward
 
 from . import _streamed_kernels as kernels
@@ -280,8 +280,8 @@ class _GradientKernel(NamedTuple):
         )
         (n_rows, n_targets), width = self.teacher_rows.shape, v.shape[0]
         row_blocks = triton.cdiv(n_rows, self.tile.rows)
-        # ds * scale: the gradient of the products. Rows begin on 16 bytes, for the library.
-        product_grad = x.new_empty((width, -(-n_rows // 8) * 8))[:, :n_rows]
+        # ds * scale: the gradient of the products.
+        product_grad = x.new_empty((width, padded(n_rows)))[:, :n_rows]
         scale_grad = dscale.new_empty((row_blocks, width))
         kernels.gradient_kernel[(row_blocks, triton.cdiv(width, self.tile.columns))](
             self.grad_loss[head : head + 1],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from franca_fast import _C
-from franca_fast.backends._streamed_backward import Gradients, Side, chunk_columns
+from franca_fast.backends._streamed_backward import Gradients, Side, chunk_columns, padded
 from franca_fast.backends._streamed_backward import backward as chunked_backward
 from franca_fast.backends.compiled.views import vector
 from franca_fast.backends.torch import streamed_clustering as reference
@@ -189,14 +189,14 @@ class _GradientKernel:
         self._n_rows = lse.shape[1]
         width = min(max(problem.student.columns), chunk_columns(self._n_rows, _BLOCK_COLUMNS))
         # Rows begin on 16 bytes, for the library.
-        self._products = x.new_empty(self._n_rows * _padded(width))
+        self._products = x.new_empty(self._n_rows * padded(width))
         self._n_bytes = _C.cuda.streamed_gradient_workspace(self._n_rows, width)
         self._memory = workspace(self._n_bytes, x.device)
         self._stream = stream_of(x)
 
     def __call__(self, head: int, columns: slice, dscale: Tensor) -> Tensor:
         width = dscale.shape[0]
-        stride = _padded(width)
+        stride = padded(width)
         _C.cuda.streamed_gradient(
             self._problem.view,
             (head, columns.start, width),
@@ -210,7 +210,3 @@ class _GradientKernel:
             self._stream,
         )
         return self._products.as_strided((self._n_rows, width), (stride, 1))
-
-
-def _padded(width: int) -> int:
-    return -(-width // 8) * 8
