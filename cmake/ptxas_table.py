@@ -63,14 +63,19 @@ def parse(log: str) -> list[Kernel]:
 
 def main() -> int:
     """Returns the exit status of the compiler, or 1 for what --strict does not allow."""
-    strict = sys.argv[1] == "--strict"
+    strict = sys.argv[1:2] == ["--strict"]
     command = sys.argv[2:] if strict else sys.argv[1:]
+    if not command:
+        print((__doc__ or "").strip().splitlines()[-1], file=sys.stderr)
+        return 2
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     log = result.stdout + result.stderr
     kernels = parse(log)
     if result.returncode != 0 or not kernels:
         print(log, end="")
-        return result.returncode
+        if result.returncode == 0 and strict:
+            print("error: nothing is known of the kernels; -Xptxas=-v makes the compiler tell")
+        return result.returncode or int(strict)
     print("\n".join(line for line in log.splitlines() if not CHATTER.search(line)))
     print(f"{'kernel':<58} {'arch':<8} {'registers':>9} {'shared':>7} {'local':>7}")
     for kernel in sorted(kernels):

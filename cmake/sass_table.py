@@ -4,8 +4,9 @@ sass_table.py [OBJECT ...]                  the table of the hot kernels, --all 
 sass_table.py --check [OBJECT ...]          and status 1 when a limit is broken
 sass_table.py --write-limits [OBJECT ...]   and new limits: what is there now, and 3 per cent
 
-Objects are those of build/native unless they are named. The limits, and what is a hot kernel, stand
-in csrc/cuda/sass_limits.json. cuobjdump and nvdisasm are taken from beside nvcc, or from Triton.
+Objects are those of build/native unless they are named; --check and --write-limits need all. The
+limits, and what is a hot kernel, stand in csrc/cuda/sass_limits.json. cuobjdump and nvdisasm are
+taken from beside nvcc, or from Triton; c++filt names the kernels.
 """
 
 from __future__ import annotations
@@ -326,8 +327,14 @@ def broken(kernels: Kernels, file: dict[str, Any], compiler: str) -> list[str]:
 
 
 def write_limits(path: Path, kernels: Kernels, compiler: str) -> None:
-    """Writes limits of the hot kernels that a file names; a line for each kernel."""
+    """Writes limits of the hot kernels that a file names; a line for each kernel.
+
+    ValueError when one of its names is no kernel's: then not all are here.
+    """
     file = json.loads(path.read_text())
+    missing = [name for name in file["hot"] if not hot(kernels, [name])]
+    if missing:
+        raise ValueError(f"no limits were written: no kernel is called {', '.join(missing)}")
     limits: dict[str, list[str]] = {}
     for (arch, name), counts in sorted(hot(kernels, file["hot"]).items()):
         line = f"      {json.dumps(name)}: {json.dumps(limits_of(counts))}"
@@ -340,7 +347,9 @@ def write_limits(path: Path, kernels: Kernels, compiler: str) -> None:
 
 def version(nvcc: str | None) -> str:
     """Major and minor version of the compiler."""
-    found = shutil.which(nvcc or "nvcc") or "/usr/local/cuda/bin/nvcc"
+    found = shutil.which(nvcc) if nvcc else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if found is None:
+        raise ValueError(f"--nvcc {nvcc}: there is no such compiler")
     said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"release (\d+\.\d+)", said)
     return match[1] if match else "unknown"
@@ -361,14 +370,18 @@ def main() -> int:
     objects = options.objects or sorted(ROOT.glob(OBJECTS))
     if not objects:
         parser.error(f"no object files: none was named, and none is in {OBJECTS}")
-    compiler = version(options.nvcc)
+    if missing := [str(path) for path in objects if not path.is_file()]:
+        parser.error(f"no such object file: {', '.join(missing)}")
+    if shutil.which("c++filt") is None:
+        parser.error("c++filt, which names the kernels, is not in PATH")
     try:
+        compiler = version(options.nvcc)
         kernels = count_all(objects, tools(options.nvcc))
-    except ValueError as error:  # no device code, for instance
+        if options.write_limits:
+            write_limits(options.limits, kernels, compiler)
+        file = json.loads(options.limits.read_text())
+    except (ValueError, OSError) as error:  # no device code, for instance
         parser.error(str(error))
-    if options.write_limits:
-        write_limits(options.limits, kernels, compiler)
-    file = json.loads(options.limits.read_text())
     print(table(kernels if options.all else hot(kernels, file["hot"])))
     if not options.check:
         return 0

@@ -187,6 +187,33 @@ def test_the_committed_limits_know_every_architecture(sass):
             assert any(re.fullmatch(pattern, name) for name in names), pattern
 
 
+def test_limits_are_written_of_all_kernels_or_not_at_all(sass, limits, tmp_path):
+    path = tmp_path / "limits.json"
+    before = path.read_text()
+    (counts,) = counted(sass).values()
+    with pytest.raises(ValueError, match=r"no limits were written: no kernel is called scores_"):
+        sass.write_limits(path, {("sm_90a", "assignments_kernel<float>"): counts}, "13.0")
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "says"),
+    [
+        (["missing.o"], None, "missing.o"),
+        (["--nvcc", "/missing/nvcc", __file__], None, "--nvcc /missing/nvcc"),
+        ([__file__], "", r"c\+\+filt, which names the kernels, is not in PATH"),
+    ],
+)
+def test_what_the_table_needs_is_said(sass, options, path, says, monkeypatch, capsys):
+    if path is not None:
+        monkeypatch.setenv("PATH", path)
+    monkeypatch.setattr(sys, "argv", ["sass_table.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        sass.main()
+    assert ended.value.code == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
 def test_the_table_has_a_line_for_each_kernel(sass):
     head, line = sass.table(counted(sass)).splitlines()
     assert len(head) == len(line)
@@ -220,6 +247,19 @@ def test_slow_code_is_an_error_where_that_is_asked_for(log, options, status, say
     assert "warning #177-D" in result.stdout and "spill stores" not in result.stdout
     found = re.findall(r"^(?:warning|error): .*", result.stdout, re.MULTILINE)
     assert found == ([] if says is None else [says.format(name)])
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 0), (["--strict"], 1)])
+def test_a_compiler_that_says_nothing_of_kernels_is_no_proof(options, status):
+    command = [sys.executable, str(CMAKE / "ptxas_table.py"), *options, sys.executable, "-c", ""]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == status and ("-Xptxas=-v" in result.stdout) == bool(options)
+
+
+def test_without_a_compiler_the_usage_is_shown():
+    command = [sys.executable, str(CMAKE / "ptxas_table.py")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("Usage: ptxas_table.py")
 
 
 def test_the_status_of_the_compiler_is_kept():

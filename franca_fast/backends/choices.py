@@ -74,11 +74,14 @@ class Table(NamedTuple):
 
     def origin_of(self, card: Capability) -> str:
         """Where the entries of a card come from."""
-        name = _nearest(self.capabilities(), card)
-        if not name:
+        names = {_nearest(self.operators, card), _nearest(self.attention, card)} - {""}
+        if not names:
             return f"nothing is known of compute capability {card[0]}.{card[1]}"
-        sentences = [s for s in self.origin if s.startswith(f"{name} ")]
-        return " ".join(sentences) or f"the entry of {name} does not say where it is from"
+        said = []
+        for name in sorted(names, key=version):
+            sentences = [s for s in self.origin if s.startswith(f"{name} ")]
+            said += sentences or [f"the entry of {name} does not say where it is from"]
+        return " ".join(said)
 
 
 def _nearest(names: Iterable[str], card: Capability) -> str:
@@ -97,19 +100,23 @@ def read_table(file: Path) -> Table:
 
     try:
         found = Table(**json.loads(file.read_text()))
-        found = found._replace(longest=tuple(int(bound) for bound in found.longest))
-        if not all(isinstance(sentence, str) for sentence in found.origin):
-            raise ValueError("origin: a list of sentences")
+        if not isinstance(found.origin, list) or not all(isinstance(s, str) for s in found.origin):
+            raise ValueError(f"origin: {found.origin!r} is no list of sentences")
+        bounds = [0, *found.longest]
+        if not all(type(n) is int for n in bounds) or bounds != sorted(set(bounds)):
+            raise ValueError(f"longest: {found.longest!r} are no increasing lengths")
+        found = found._replace(longest=tuple(found.longest))
         for name, backends in found.operators.items():
             version(name)
             if not set(backends) <= set(OPERATORS) or not set(backends.values()) <= set(NAMES):
                 raise ValueError(f"{name}: {backends}")
         for name, by_size in found.attention.items():
             version(name)
-            for kernels in by_size.values():
+            for head_dim, kernels in by_size.items():
+                int(head_dim)
                 if len(kernels) != len(found.longest) + 1 or not set(kernels) <= {OWN, TORCH}:
                     raise ValueError(f"{name}: {kernels}")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{ENVIRONMENT}: {file}: {error}; accepted: a file of the form of {COMMITTED.name}"
         ) from None

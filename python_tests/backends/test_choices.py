@@ -71,10 +71,14 @@ def test_cards_take_the_nearest_lower_capability(table):
     assert read.backend("prototype_scores", (9, 0)) is None
 
 
-def test_the_origin_of_a_card_is_that_of_the_entry_it_takes(table):
+def test_the_origin_of_a_card_is_that_of_the_entries_it_takes(table):
     read = choices.read_table(table(TABLE))
     assert read.origin_of((8, 6)) == "8.0 is a test."
-    assert read.origin_of((9, 0)) == "9.0 measured on a card, quickly."
+    assert read.origin_of((9, 0)) == "8.0 is a test. 9.0 measured on a card, quickly."
+    both = choices.read_table(table({**TABLE, "attention": {**TABLE["attention"], "10.0": {}}}))
+    assert both.origin_of((10, 0)) == (
+        "9.0 measured on a card, quickly. the entry of 10.0 does not say where it is from"
+    )
     assert read.origin_of((7, 0)) == "nothing is known of compute capability 7.0"
 
 
@@ -112,7 +116,13 @@ def test_what_the_table_names_and_cannot_run_is_passed_over(table, card, monkeyp
         "[]",
         "{}",
         {**TABLE, "longest": ["x"]},
+        {**TABLE, "longest": [64.5]},
+        {**TABLE, "longest": [64, 32]},
+        {**TABLE, "longest": "64"},
         {**TABLE, "origin": [3]},
+        {**TABLE, "origin": "8.0 is a test."},
+        {**TABLE, "attention": {"8.0": {"abc": ["own", "own"]}}},
+        "[" * 100000,
         {**TABLE, "attention": {"8.0": {"64": ["own"]}}},
         {**TABLE, "attention": {"8.0": {"64": ["own", "fastest"]}}},
         {**TABLE, "attention": {"ampere": {"64": ["own", "own"]}}},
