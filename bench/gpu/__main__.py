@@ -12,6 +12,7 @@ crashes, hangs or is cut costs its own figures only.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,17 @@ def has_gpu() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
+def positive(text: str) -> float:
+    """A number of seconds that a session can have."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} was given; a positive finite number is needed")
+    return seconds
+
+
 def main() -> int:
     """Returns 0 when everything went well, 1 when something did not, 2 when nothing can run."""
     began = time.monotonic()
@@ -53,7 +65,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument(
-        "--seconds", type=float, help="then everything ends; 420 for the first session, else 560"
+        "--seconds",
+        type=positive,
+        help="then everything ends; 420 for the first session, else 560",
     )
     options = parser.parse_args()
     if options.list:
@@ -67,7 +81,9 @@ def main() -> int:
     if options.device == "cuda" and not has_gpu():
         print("python -m bench.gpu: nvidia-smi lists no GPU; nothing was built or measured")
         return 2
-    seconds = options.seconds or SECONDS.get(options.session, max(SECONDS.values()))
+    seconds = SECONDS.get(options.session, max(SECONDS.values()))
+    if options.seconds is not None:
+        seconds = options.seconds
     out, seconds = options.out.resolve(), seconds - (time.monotonic() - began)
     with tempfile.TemporaryDirectory(prefix="franca-gpu-") as scratch:
         well = Session(out, Path(scratch), options.device, seconds).run(stages)

@@ -25,6 +25,13 @@ def capability() -> str:
     return answer.replace(".", "") + ("a" if answer == "9.0" else "") + "-real"
 
 
+def search_path() -> str:
+    """PATH, and where tools are that it does not name: in this Python's environment, in CUDA's."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    more = [str(Path(sys.executable).parent), str(home / "bin")]
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *more])
+
+
 def main() -> int:
     """Returns the status of the first command that failed, or 0."""
     options = parse(__doc__, arch={"help": "instead of that of the card, such as 90a-real"})
@@ -33,8 +40,7 @@ def main() -> int:
         return 0
     import pybind11
 
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
-    environment = os.environ | {"PATH": os.pathsep.join([os.environ["PATH"], str(home)])}
+    environment = os.environ | {"PATH": search_path()}
     settings = {
         "CMAKE_BUILD_TYPE": "Release",
         "FRANCA_FAST_PYTHON": "ON",

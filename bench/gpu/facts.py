@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from . import record
+from .build import search_path
 from .options import parse
 
 QUERY = (
@@ -29,11 +30,14 @@ TOOLS = (
 
 def said(command: str) -> str:
     """What a command prints, on one line."""
-    words = command.split()
-    if shutil.which(words[0]) is None:
+    name, *arguments = command.split()
+    program = shutil.which(name, path=search_path())
+    if program is None:
         return "not found"
     try:
-        result = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
     except subprocess.TimeoutExpired:
         return "no answer after 20 s"
     return " ".join((result.stdout + result.stderr).split())[:400]

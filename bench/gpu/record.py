@@ -45,7 +45,7 @@ def part_name() -> str:
 
 
 def read(folder: Path) -> list[Row]:
-    """All rows, but for those of a part that was begun again later and for lines that were cut off.
+    """All rows but those of a part that was begun again later, and lines that cannot be read.
 
     A folder may hold several sessions, such as the first and the second one on the same machine.
     """
@@ -65,7 +65,9 @@ def _parsed(lines: Iterable[bytes]) -> Iterable[Row]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "part" in row:
+        if not isinstance(row, dict):
+            continue
+        if isinstance(row.get("part"), str) and isinstance(row.get("state", ""), str):
             yield row

@@ -44,12 +44,16 @@ def _line(text: Any, length: int = 160) -> str:
 
 # What a state is called where it was the last.
 UNFINISHED = {"waiting": "not begun", "begun": "begun, not finished"}
+EARLIER = "; the figures below are of an earlier session"
 
 
 def _parts(rows: list[Row]) -> Iterator[str]:
     yield "## Parts\n\n| part | state | seconds | |\n| --- | --- | ---: | --- |"
+    measured = {row["part"] for row in rows if not is_state(row)}
     for part, row in {row["part"]: row for row in rows if is_state(row)}.items():
         state = UNFINISHED.get(row["state"], row["state"])
+        if row["state"] in ("waiting", "not run") and part in measured:
+            state += EARLIER
         said = f"{row.get('why', '')} {row.get('said', '')[-100:]}"
         yield f"| {part} | {state} | {row.get('seconds', '')} | {_line(said)} |"
 

@@ -91,7 +91,9 @@ class Session:
             record.append(self.out, {"part": name, "state": "waiting"})
         self.refresh(now=True)
         # Told to stop, it still ends what it started and says how far it came.
-        before = {number: signal.signal(number, self._stop) for number in _STOPS}
+        # What is ignored stays so: nohup means that the session outlives its terminal.
+        heeded = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._stop) for number in heeded}
         self._guard = subprocess.Popen(
             [sys.executable, "-c", _GUARD], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -109,8 +111,8 @@ class Session:
                 self._finish(one, "interrupted")
             self.refresh(now=True)
             self._guard.communicate()
-            for number in _STOPS:
-                signal.signal(number, before[number])
+            for number, handler in before.items():
+                signal.signal(number, handler)
         if self._stopped:
             sys.exit(128 + self._stopped)
         return report.all_well([row for row in record.read(self.out) if row["part"] in names])

@@ -105,6 +105,16 @@ def test_one_failure_is_a_failure(row):
     assert "could not be written" not in report.table([*well, row])
 
 
+@pytest.mark.parametrize(
+    ("last", "name"), [("waiting", "not begun"), ("not run", "not run"), ("begun", "begun, not")]
+)
+def test_figures_of_an_earlier_session_are_called_so(last, name):
+    rows = [DONE, timed("loss", "cuda", 1.0) | {"part": "a"}, {"part": "b", "state": last}]
+    assert f"| b | {name}" in report.table(rows) and report.EARLIER not in report.table(rows)
+    again = report.table([*rows, {"part": "a", "state": last}])
+    assert (f"| a | {name}{report.EARLIER} |" in again) == (last != "begun")
+
+
 def test_a_row_of_an_unknown_form_costs_its_section_only():
     text = report.table([DONE, {"part": "a", "test": "test_it"}, *ROWS])
     assert "could not be written: KeyError" in text

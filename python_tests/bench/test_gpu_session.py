@@ -49,9 +49,9 @@ def logs(out):
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
-def start(out, scratch):
+def start(out, scratch, *prefix):
     command = [sys.executable, "-m", "python_tests.bench.stand_ins", str(out), str(scratch)]
-    return subprocess.Popen(command, cwd=ROOT)
+    return subprocess.Popen([*prefix, *command], cwd=ROOT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
@@ -94,6 +94,18 @@ def test_a_killed_session_says_what_ran_and_what_did_not(victim, number, tmp_pat
         else:
             assert state["state"] == ("not run" if stopped else "waiting")
             assert f"| {name} | {'not run' if stopped else 'not begun'} |" in report
+
+
+def test_a_session_under_nohup_outlives_its_terminal(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    session = start(out, tmp_path / "scratch", "nohup")
+    until(lambda: states(out).get("two", {}).get("state") == "begun")
+    session.send_signal(signal.SIGHUP)
+    for name in NAMES:
+        (out / f"go {name}").touch()
+    assert session.wait(60) == 0
+    assert {row["state"] for row in states(out).values()} == {"done"}
 
 
 def test_a_session_after_a_killed_one_takes_its_place(tmp_path):
@@ -175,6 +187,18 @@ def test_a_row_that_was_cut_off_costs_only_itself(tmp_path):
     assert [row["figure"] for row in record.read(tmp_path)] == [1, 3]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"part": ["a"], "state": "begun"}', '{"part": "a", "state": {}}', '"part"', "[" * 100_000],
+    ids=lambda line: line[:40],
+)
+def test_a_row_of_another_form_is_left_out(tmp_path, line):
+    record.append(tmp_path, {"part": "a", "figure": 1})
+    with (tmp_path / record.ROWS).open("a") as rows:
+        rows.write(f"{line}\n")
+    assert record.read(tmp_path) == [{"part": "a", "figure": 1}]
+
+
 WORKER = """
 import os, sys, time
 from bench.gpu import record
@@ -243,6 +267,15 @@ def test_what_is_not_there_is_refused(monkeypatch, capsys, tmp_path, arguments):
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, *arguments, "--out", tmp_path / "out")
     assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_session_needs_a_time(monkeypatch, capsys, tmp_path, seconds):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "first", "--device=cpu", "--seconds", seconds, "--out", tmp_path / "out")
+    said = f"argument --seconds: '{seconds}' was given; a positive finite number is needed"
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
