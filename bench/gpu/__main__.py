@@ -6,7 +6,7 @@ python -m bench.gpu --part NAME ...   these parts alone; --list names them
 python -m bench.gpu first --device cpu    the same program without a GPU, at tiny sizes
 
 Results are written as they come to rows.jsonl, report.md and logs.zip in --out. A part that
-crashes, hangs or is cut costs its own figures only.
+crashes, hangs or is cut costs its own figures only. A folder holds sessions on one device.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import argparse
 import math
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from .folder import RefusedError, taken
 from .parts import NAMES, ROOT, SECONDS, SESSIONS, Part
 from .report import TABLE
 from .runner import Session
@@ -38,6 +38,10 @@ def has_gpu() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+# Where the results go that belong to no other folder; those of a dry run are of no use.
+OUT = {"cuda": ROOT / "bench" / "results" / "gpu", "cpu": ROOT / "build" / "gpu" / "dry_run"}
 
 
 def positive(text: str) -> float:
@@ -62,7 +66,9 @@ def main() -> int:
     parser.add_argument("session", nargs="?", choices=list(SESSIONS))
     parser.add_argument("--part", action="append", default=[], choices=NAMES, metavar="NAME")
     parser.add_argument("--list", action="store_true", help="name all parts")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu")
+    parser.add_argument(
+        "--out", type=Path, help="bench/results/gpu where not given, build/gpu/dry_run for the CPU"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument(
         "--seconds",
@@ -84,9 +90,17 @@ def main() -> int:
     seconds = SECONDS.get(options.session, max(SECONDS.values()))
     if options.seconds is not None:
         seconds = options.seconds
-    out, seconds = options.out.resolve(), seconds - (time.monotonic() - began)
-    with tempfile.TemporaryDirectory(prefix="franca-gpu-") as scratch:
-        well = Session(out, Path(scratch), options.device, seconds).run(stages)
+    out = (options.out or OUT[options.device]).resolve()
+    seconds -= time.monotonic() - began
+    try:
+        with taken(out, options.device) as scratch:
+            well = Session(out, scratch, options.device, seconds).run(stages)
+    except RefusedError as error:
+        print(f"python -m bench.gpu: {error}")
+        return 2
+    except OSError as error:
+        print(f"python -m bench.gpu: --out {out} cannot be written: {error.strerror or error}")
+        return 2
     print((out / TABLE).read_text())
     return 0 if well else 1
 

@@ -15,6 +15,7 @@ from typing import Any
 ROWS = "rows.jsonl"
 # Where a part finds the folder of its session, and its own name.
 FOLDER, PART = "FRANCA_FAST_GPU_RECORD", "FRANCA_FAST_GPU_PART"
+SESSION = "session"  # in place of a part, in the row that begins a session
 
 Row = dict[str, Any]
 
@@ -26,7 +27,9 @@ def append(folder: Path, row: Row) -> None:
     try:
         size = os.fstat(handle).st_size
         cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-        os.write(handle, b"\n" + line if cut else line)
+        line = b"\n" + line if cut else line
+        while line:  # a disk that is nearly full takes some of it, and then raises
+            line = line[os.write(handle, line) :]
     finally:
         os.close(handle)
 
@@ -53,6 +56,11 @@ def read(folder: Path) -> list[Row]:
     rows = list(_parsed(path.read_bytes().split(b"\n"))) if path.exists() else []
     begun = {row["part"]: i for i, row in enumerate(rows) if is_state(row, "begun")}
     return [row for i, row in enumerate(rows) if i >= begun.get(row["part"], 0)]
+
+
+def devices(rows: Iterable[Row]) -> set[str]:
+    """The devices of all sessions, which are one unless rows were put together by hand."""
+    return {str(row["device"]) for row in rows if row["part"] == SESSION and "device" in row}
 
 
 def is_state(row: Row, *states: str) -> bool:

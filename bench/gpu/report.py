@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .record import Row, is_state
+from .record import Row, devices, is_state
 
 TABLE = "report.md"
+TITLE = "# A session on a GPU\n\n"
+DRY_TITLE = """# A dry run on the CPU
+
+Its figures are those of tiny sizes: they prove the program, and nothing of a GPU.
+
+"""
 # What a work's other variants are compared with: the first of these that was measured.
 BASELINES = ("eager", "library", "sdpa", "torch")
 
@@ -24,7 +30,7 @@ def table(rows: list[Row]) -> str:
     """The whole report."""
     sections = (_parts, _facts, _checks, _tests, _timings, _steps, _choices, _kernels)
     texts = ["\n".join(lines) for section in sections if (lines := _written(section, rows))]
-    return "# A session on a GPU\n\n" + "\n\n".join(texts) + "\n"
+    return (DRY_TITLE if "cpu" in devices(rows) else TITLE) + "\n\n".join(texts) + "\n"
 
 
 def _written(section: Callable[[list[Row]], Iterator[str]], rows: list[Row]) -> list[str]:

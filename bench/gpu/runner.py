@@ -57,7 +57,7 @@ class Session:
 
     Args:
         out: the folder of the report. The record of an earlier session in it is continued.
-        scratch: an empty folder, for the logs until they are in the archive.
+        scratch: an empty folder on the same disk, for what is not yet whole.
         device: "cuda", or "cpu" for a dry run at tiny sizes.
         seconds: after so long no part begins, and what runs is ended.
     """
@@ -68,8 +68,7 @@ class Session:
         self._scratch, self._logs = scratch, scratch / "logs"
         for folder in (out, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(out / LOGS) as old:
-            old.extractall(self._logs)
+        _unpack(out / LOGS, self._logs)
         self._next_refresh = 0.0
         self._stopped = 0  # the signal that told the session to stop
         self._running: list[Running] = []
@@ -87,6 +86,7 @@ class Session:
             Whether everything ended well.
         """
         names = [part.name for stage in stages for part in stage]
+        record.append(self.out, {"part": record.SESSION, "device": self.device})
         for name in names:  # at once, so that a session that is killed says what it did not come to
             record.append(self.out, {"part": name, "state": "waiting"})
         self.refresh(now=True)
@@ -107,12 +107,14 @@ class Session:
                         self._look_at(one)
                     self.refresh()
         finally:
-            for one in list(self._running):
-                self._finish(one, "interrupted")
-            self.refresh(now=True)
-            self._guard.communicate()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            try:
+                for one in list(self._running):
+                    self._finish(one, "interrupted")
+                self.refresh(now=True)
+            finally:  # also when nothing can be written: the guard ends what still runs
+                self._guard.communicate()
+                for number, handler in before.items():
+                    signal.signal(number, handler)
         if self._stopped:
             sys.exit(128 + self._stopped)
         return report.all_well([row for row in record.read(self.out) if row["part"] in names])
@@ -128,9 +130,7 @@ class Session:
             for log in sorted(self._logs.iterdir()):
                 archive.write(log, log.name)
         for file in (table, logs):
-            part = self.out / f".{file.name}"
-            shutil.copyfile(file, part)
-            part.replace(self.out / file.name)  # at once: a reader never meets half of it
+            file.replace(self.out / file.name)  # at once: a reader never meets half of it
         end = time.monotonic()
         self._next_refresh = end + max(_REFRESH, 5 * (end - begin))
 
@@ -187,3 +187,18 @@ class Session:
             record.append(self.out, {**row, "state": "failed", "why": why, "said": said})
         else:
             record.append(self.out, {**row, "state": "done"})
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The logs of earlier sessions; an archive that cannot be read is put aside."""
+    if not archive.exists():
+        return
+    try:
+        with zipfile.ZipFile(archive) as old:
+            old.extractall(folder)
+    except Exception as error:  # zipfile raises ten kinds of them for bytes that it did not expect
+        aside = archive.with_name(f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{archive.name}")
+        archive.replace(aside)
+        print(f"python -m bench.gpu: {archive} cannot be read ({error!r}); it is now {aside.name}")
+        shutil.rmtree(folder)  # half a log would pass for a whole one
+        folder.mkdir()

@@ -1,6 +1,6 @@
 """Parts that take the place of real ones, and a session of them in a process of its own.
 
-python -m python_tests.bench.stand_ins OUT SCRATCH
+python -m python_tests.bench.stand_ins OUT
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from bench.gpu.folder import taken
 from bench.gpu.parts import Part
 from bench.gpu.runner import Session
 
@@ -39,5 +40,6 @@ STAGES = [
 
 
 if __name__ == "__main__":
-    out, scratch = map(Path, sys.argv[1:])
-    sys.exit(0 if Session(out, scratch, "cpu", 60).run(STAGES) else 1)
+    out = Path(sys.argv[1])
+    with taken(out, "cpu") as scratch:
+        sys.exit(0 if Session(out, scratch, "cpu", 60).run(STAGES) else 1)

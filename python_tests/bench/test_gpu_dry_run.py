@@ -102,6 +102,7 @@ def test_the_program_runs_parts_and_reports(tmp_path):
     }
     assert timed >= {("sinkhorn", "eager"), ("loss", "eager"), ("scores", "library")}
     assert timed >= {("streamed", "eager"), ("attention", "sdpa")}
+    assert report.startswith("# A dry run on the CPU")
     for title in ("Parts", "Machine", "Against float64", "Tests on the device", "Times"):
         assert f"## {title}" in report
     assert "could not be written" not in report

@@ -49,8 +49,8 @@ def logs(out):
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
-def start(out, scratch, *prefix):
-    command = [sys.executable, "-m", "python_tests.bench.stand_ins", str(out), str(scratch)]
+def start(out, *prefix):
+    command = [sys.executable, "-m", "python_tests.bench.stand_ins", str(out)]
     return subprocess.Popen([*prefix, *command], cwd=ROOT)
 
 
@@ -64,7 +64,7 @@ def test_a_killed_session_says_what_ran_and_what_did_not(victim, number, tmp_pat
     running = [part.name for part in STAGES[stage]]
     for name in before:
         (out / f"go {name}").touch()
-    session = start(out, tmp_path / "scratch")
+    session = start(out)
 
     def pids():
         found = {row["part"]: row["pid"] for row in record.read(out) if "pid" in row}
@@ -99,7 +99,7 @@ def test_a_killed_session_says_what_ran_and_what_did_not(victim, number, tmp_pat
 def test_a_session_under_nohup_outlives_its_terminal(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    session = start(out, tmp_path / "scratch", "nohup")
+    session = start(out, "nohup")
     until(lambda: states(out).get("two", {}).get("state") == "begun")
     session.send_signal(signal.SIGHUP)
     for name in NAMES:
@@ -111,15 +111,17 @@ def test_a_session_under_nohup_outlives_its_terminal(tmp_path):
 def test_a_session_after_a_killed_one_takes_its_place(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    session = start(out, tmp_path / "first")
+    session = start(out)
     until(lambda: states(out).get("one", {}).get("state") == "begun")
     session.kill()
     session.wait()
+    assert list(out.glob(".*"))
     with (out / "rows.jsonl").open("a") as rows:
         rows.write('{"part": "one", "fig')  # a row that was being written
     for name in NAMES:
         (out / f"go {name}").touch()
-    assert start(out, tmp_path / "second").wait(60) == 0
+    assert start(out).wait(60) == 0
+    assert not list(out.glob(".*"))
     assert {row["state"] for row in states(out).values()} == {"done"}
     assert sum("figure" in row for row in record.read(out)) == len(NAMES)
 
