@@ -7,7 +7,8 @@ through `FakeGpu`, where these are errors:
 - tensors of the host beside some of the GPU;
 - what makes the host wait for the GPU: to read a value (`item`, `tolist`, `bool`, `cpu`, ...), to
   learn a shape that depends on values (a boolean mask, `nonzero`, `unique`, ...), or to copy from
-  memory that is not page-locked. The places where a wait is meant stand in `WAITS`.
+  memory that is not page-locked. The places where a wait is meant stand in `WAITS`, and tests hold
+  how often each does (see fake_gpu_waits.py).
 
 Our own operators run as on a GPU, on the "torch" backend, once for every form of arguments.
 
@@ -22,13 +23,12 @@ import ctypes
 import multiprocessing
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -39,57 +39,18 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import franca_fast as ff
+from python_tests.fake_gpu_waits import counts, here, is_mask, wait, waits_inside
 
-_PACKAGE = Path(ff.__file__).parent
 _aten = torch.ops.aten
 
 
-class Wait(NamedTuple):
-    """Where the host may wait for the GPU.
-
-    Attributes:
-        reason: why it must.
-        value: what it reads there.
-    """
-
-    reason: str
-    value: float = 1.0
-
-
-_DRAWN = "PyTorch's trunc_normal_ draws again until all values fit"
-_BATCHES = "images come from the host, and figures of them go there, a batch at a time"
-# "file: function" in franca_fast.
-WAITS = {
-    "evaluation/features.py: embed": Wait(_BATCHES),
-    "evaluation/knn.py: knn_predict": Wait("the classes are counted once"),
-    "hub/save.py: save_backbone": Wait("files are written from the host"),
-    "models/nested_head.py: __init__": Wait(_DRAWN, 0.0),
-    "models/vision_transformer.py: _init_weights": Wait(_DRAWN, 0.0),
-    "rasa/features.py: batches": Wait("tokens may be more than a GPU can hold"),
-    "rasa/features.py: check_finite": Wait("bad tokens are an error at once"),
-    "rasa/features.py: open_features": Wait("tokens may be more than a GPU can hold"),
-    "rasa/features.py: tokens_of": Wait(_BATCHES),
-    "rasa/positions.py: __init__": Wait("moments of all tokens are read once"),
-    "rasa/project.py: apply": Wait("the map is held on the host"),
-    "rasa/readout.py: __init__": Wait("size and mean of a sample are read once"),
-    "rasa/readout.py: _train": Wait("the error is read once an epoch, weights at the end", 0.01),
-    "rasa/readout.py: error": Wait("the error is read once"),
-    "training/checkpoint_writer.py: _copy": Wait("files are written from the host"),
-    "training/metrics.py: to_numbers": Wait("results of steps are read at intervals"),
-    "training/run.py: __init__": Wait("networks are built on the host"),
-}
-
-
+_INDEX_PUT = (_aten.index_put, _aten.index_put_, _aten._index_put_impl_, _aten._unsafe_index_put)
 # Calls of our own operators whose implementation has run, and need not again.
 _seen: set[str] = set()
-
-
-class NeedlessWait(AssertionError):
-    """The host waits for the GPU where it is not meant to."""
 
 
 class MixedDevices(AssertionError):
@@ -125,8 +86,12 @@ class FakeGpu(TorchDispatchMode):
             return self._copy(func, args, kwargs, args[0], kwargs.get("non_blocking", False))
         if func is _aten.copy_.default and len(of_gpu) < len(tensors):
             return self._copy(func, args, kwargs, args[1], any(args[2:]))
+        if len(of_gpu) == len(tensors) - 1 and _assigns_a_number(func, args):
+            return self._assign(func, types, args)
         if len(of_gpu) < len(tensors):
-            raise MixedDevices(f"{func} of {tensors} in {_line()}")
+            raise MixedDevices(f"{func} of {_described(tensors)} in {here()}")
+        if waits_inside(func, args, kwargs):
+            wait(str(func))
         try:
             return self._fake.__torch_dispatch__(func, types, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
@@ -148,23 +113,32 @@ class FakeGpu(TorchDispatchMode):
                 else nullcontext(),
             ):
                 real = func._op_dk(implementation, *args, **kwargs)
-            assert _described(real) == _described(fake), f"{func}: {real} instead of {fake}"
+            assert _described(real) == _described(fake), f"{func}: {_described(real)}"
             _seen.add(call)
         return fake
+
+    def _assign(self, func: Any, types: Any, args: Any) -> Any:
+        """`x[...] = number` of the host, which is part of the call unless there are indices."""
+        indices = args[1] if func.overloadpacket in _INDEX_PUT else ()
+        if [is_mask(index) for index in indices if index is not None] not in ([], [True]):
+            wait(f"{func} of a number of the host")
+        if func._schema.is_mutable:
+            return args[0]
+        return self._fake.__torch_dispatch__(_aten.clone.default, types, args[:1])
 
     def _copy(self, func: Any, args: Any, kwargs: Any, source: Tensor, non_blocking: bool) -> Any:
         """A copy between host and GPU."""
         if isinstance(source, FakeTensor):
             return self._read(func, args, kwargs)
         if not (non_blocking and self._is_page_locked(source)):
-            _wait(f"{func} of {tuple(source.shape)}, not non-blocking from page-locked memory,")
+            wait(f"{func} of {tuple(source.shape)}, not non-blocking from page-locked memory,")
         if func is _aten.copy_.default:
             return args[0]
         return self._upload(source, kwargs.get("dtype"))
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operator that reads the GPU on what is said to be read there."""
-        value = _wait(str(func))
+        value = wait(str(func))
         args = tree_map_only(FakeTensor, lambda t: torch.full(t.shape, value, dtype=t.dtype), args)
         result = func(*args, **kwargs)
         if func in (_aten._to_copy.default, _aten.copy_.default):
@@ -185,34 +159,47 @@ class FakeGpu(TorchDispatchMode):
         return tensor.untyped_storage().data_ptr() in self._page_locked
 
 
+def _assigns_a_number(func: Any, args: Any) -> bool:
+    """Whether a number of the host, which is a tensor there, is what is assigned."""
+    if func.overloadpacket in _INDEX_PUT:
+        value = args[2]
+    elif func is _aten.fill_.Tensor:
+        value = args[1]
+    else:
+        return False
+    return not isinstance(value, FakeTensor) and value.numel() == 1
+
+
 def _described(value: Any) -> str:
     """Arguments or results, by shapes, dtypes and devices of tensors."""
     described = tree_map_only(Tensor, lambda t: f"{t.dtype} {tuple(t.shape)} {t.device}", value)
     return str(tree_leaves(described))
 
 
-def _wait(what: str) -> float:
-    """The value that is read where the code stands now, if it may be read there."""
-    place, line = _place()
-    if place not in WAITS:
-        raise NeedlessWait(f"{what} makes the host wait for the GPU in {line}")
-    return WAITS[place].value
+def _shown(tensor: Tensor, form: str = "", **_: Any) -> str:
+    """`repr` and `format`, which read values; but PyTorch uses them in its own fakes."""
+    if not any(isinstance(mode, FakeGpu) for mode in _get_current_dispatch_mode_stack()):
+        return _described(tensor)
+    with torch.device("cpu"):
+        read = torch.full(tensor.shape, wait("showing a tensor"), dtype=tensor.dtype)
+        return format(read, form) if form else repr(read)
 
 
-def _line() -> str:
-    return _place()[1]
+def _listed(tensor: Tensor) -> Any:
+    """`tolist`, which waits once and not for every number."""
+    with torch.device("cpu"):
+        return torch.full(tensor.shape, wait("tolist"), dtype=tensor.dtype).tolist()
 
 
-def _place() -> tuple[str, str]:
-    """Where the code stands in franca_fast, as in `WAITS` and with its line."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
-        if file.is_relative_to(_PACKAGE) and not name.startswith("<"):
-            place = f"{file.relative_to(_PACKAGE)}: {name}"
-            return place, f"{place}, line {frame.f_lineno}"
-        frame = frame.f_back
-    return "a test", "a test"
+def _backward(outputs: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
+    """Starts the engine, which asks real tensors only for gradients on the devices of outputs."""
+    for output, gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None and gradient.device != output.device and gradient.dim() > 0:
+            raise MixedDevices(f"gradient {_described(gradient)} in {here()}")
+    return _start_engine(outputs, gradients, *args, **kwargs)
+
+
+_start_engine = torch.autograd.graph._engine_run_backward
 
 
 class _Event:
@@ -221,14 +208,23 @@ class _Event:
     def __init__(self, enable_timing: bool = False) -> None:
         pass
 
-    def record(self) -> None:
+    def record(self, stream: Any = None) -> None:
         pass
 
     def elapsed_time(self, end: _Event) -> float:
         return 1.0
 
     def synchronize(self) -> None:
-        _wait("Event.synchronize")
+        wait("Event.synchronize")
+
+
+class _Stream:
+    """The only queue of work."""
+
+    cuda_stream = 0
+
+    def synchronize(self) -> None:
+        wait("Stream.synchronize")
 
 
 _PROPERTIES = SimpleNamespace(name="fake", total_memory=80 * 10**9, major=9, minor=0)
@@ -242,7 +238,10 @@ _ANSWERS: dict[str, Any] = {
     "get_device_properties": lambda *_: _PROPERTIES,
     "max_memory_allocated": lambda *_: 0,
     "get_rng_state_all": lambda: [],
-    "synchronize": lambda *_: _wait("torch.cuda.synchronize"),
+    "synchronize": lambda *_: wait("torch.cuda.synchronize"),
+    "empty_cache": lambda: wait("torch.cuda.empty_cache"),
+    "current_stream": lambda *_: _Stream(),
+    "default_stream": lambda *_: _Stream(),
     "Event": _Event,
     "_lazy_init": lambda: None,
 }
@@ -256,6 +255,8 @@ def _pretended() -> Iterator[None]:
     try:
         with (
             mock.patch.multiple(torch.cuda, **_ANSWERS),
+            mock.patch.multiple(FakeTensor, __repr__=_shown, __format__=_shown, tolist=_listed),
+            mock.patch.object(torch.autograd, "_engine_run_backward", _backward),
             # The engine's threads are started for the devices that there were at first.
             torch.autograd.set_multithreading_enabled(False),
             ff.use_backend("torch"),
@@ -266,10 +267,12 @@ def _pretended() -> Iterator[None]:
         torch._C._set_only_lift_cpu_tensors(lifts)
 
 
-def _run(library: str, case: Callable[..., Any], *args: Any) -> Any:
+def _run(library: str, case: Callable[..., Any], *args: Any) -> dict[str, int]:
     ctypes.CDLL(library).pretend_there_is_a_gpu()
+    counts.clear()
     with _pretended():
-        return case(*args)
+        case(*args)
+    return dict(counts)
 
 
 def _build(folder: Path) -> Path:
@@ -291,8 +294,8 @@ def process_with_fake_gpu(folder: Path) -> Iterator[Callable[..., Any]]:
     """A process of its own with a fake GPU.
 
     Yields:
-        `run(case, *args)`, which calls a function of a module there, on the fake GPU; what it
-        returns or raises comes back.
+        `run(case, *args)`, which calls a function of a module there, on the fake GPU; it gives how
+        often the host waited in each of `WAITS`, or raises what the function raises.
     """
     library = str(_build(folder))
     spawn = multiprocessing.get_context("spawn")

@@ -69,8 +69,8 @@ class Moments:
         for batch in tokens:
             z = batch.double()
             flat = z.flatten(0, 1)
-            by_patch = z.sum(0)
-            parts = (flat.sum(0), flat.T @ flat, by_patch.T @ y.to(z.device))
+            by_patch, y = z.sum(0), y.to(z.device)
+            parts = (flat.sum(0), flat.T @ flat, by_patch.T @ y)
             if total is None or gram is None or cross is None:
                 total, gram, cross = parts
             else:

@@ -158,4 +158,4 @@ def _finish_on_the_gpu(pattern: str) -> None:
 def test_colours_change_on_a_gpu_without_a_wait(
     fake_gpu: Callable[..., Any], tmp_path: Path
 ) -> None:
-    fake_gpu(_finish_on_the_gpu, write_shards(tmp_path, 2, 10))
+    assert fake_gpu(_finish_on_the_gpu, write_shards(tmp_path, 2, 10)) == {}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation import Embeddings, embed
+from franca_fast.evaluation.encoders import POOLINGS
 from franca_fast.hub import save_backbone
 from franca_fast.models import VisionTransformer
 
@@ -139,10 +140,12 @@ def test_wrong_arguments_are_named(
 def _embed_on_the_gpu(images: Path) -> None:
     with torch.device("cuda"):
         model = VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=2)
-    for pooling, width in (("cls", 32), ("patch_mean", 32), ("cls_patch_mean", 64)):
+    for pooling, width in zip(POOLINGS, (32, 32, 64), strict=True):
         features = embed(model, images, batch_size=3, pooling=pooling).features
         assert (features.device.type, features.shape) == ("cpu", (5, width))
 
 
 def test_features_come_from_a_gpu(fake_gpu: Callable[..., Any], images: Path) -> None:
-    fake_gpu(_embed_on_the_gpu, images)
+    waits = fake_gpu(_embed_on_the_gpu, images)
+    # Twice for each of two batches: images go there, and features come back.
+    assert waits == {"evaluation/features.py: embed": len(POOLINGS) * 2 * 2}

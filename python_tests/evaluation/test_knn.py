@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -131,7 +132,9 @@ def test_wrong_input_is_named(data: tuple[Embeddings, Embeddings], change, compl
 
 
 def _predict_on_the_gpu() -> None:
-    with torch.device("cuda"):
+    module = importlib.import_module("franca_fast.evaluation.knn")
+    five_batches = mock.patch.object(module, "_SIMILARITIES_AT_ONCE", 60 * 7)
+    with five_batches, torch.device("cuda"):
         labels = torch.zeros(60, dtype=torch.int64)
         predicted = knn_predict(torch.randn(60, 16), labels, torch.randn(31, 16), (1, 10), 0.07)
     for classes in predicted.values():
@@ -139,4 +142,4 @@ def _predict_on_the_gpu() -> None:
 
 
 def test_a_gpu_predicts_without_a_wait_for_each_batch(fake_gpu: Callable[..., Any]) -> None:
-    fake_gpu(_predict_on_the_gpu)
+    assert fake_gpu(_predict_on_the_gpu) == {"evaluation/knn.py: knn_predict": 1}

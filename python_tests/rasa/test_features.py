@@ -106,4 +106,10 @@ def _features_on_the_gpu(folder: Path) -> None:
 def test_features_are_given_on_the_gpu_of_the_encoder(
     fake_gpu: Callable[..., Any], folder: Path
 ) -> None:
-    fake_gpu(_features_on_the_gpu, folder)
+    # The first image alone, then three batches; once into memory and once not.
+    assert fake_gpu(_features_on_the_gpu, folder) == {
+        "rasa/features.py: tokens_of": 4 + 4,
+        "rasa/features.py: check_finite": 4 + 4,
+        "rasa/features.py: open_features": 3,
+        "rasa/features.py: batches": 2,
+    }

@@ -292,4 +292,13 @@ def _fit_on_the_gpu(readout: str) -> None:
 def test_a_gpu_fits_without_a_wait_for_each_step(
     fake_gpu: Callable[..., Any], readout: str
 ) -> None:
-    fake_gpu(_fit_on_the_gpu, readout)
+    trained = {
+        "rasa/features.py: batches": 1 + 2 * 3,
+        "rasa/readout.py: _train": 2 + 2 + 1,  # before the first epoch, after each, at the end
+    }
+    summed = {"rasa/features.py: batches": 1 + 3, "rasa/positions.py: __init__": 1 + 3}
+    assert fake_gpu(_fit_on_the_gpu, readout) == {
+        **(summed if readout == "covariance" else trained),
+        "rasa/readout.py: __init__": 2,
+        "rasa/project.py: apply": 2,
+    }

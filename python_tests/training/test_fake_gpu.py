@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from franca_fast.losses import nested_dino
@@ -21,7 +22,8 @@ from franca_fast.training.step import StepOutput, TrainStep
 from franca_fast.training.student_teacher import StudentTeacher
 from franca_fast.training.world import World
 from python_tests.data.files import write_folder
-from python_tests.fake_gpu import MixedDevices, NeedlessWait
+from python_tests.fake_gpu import MixedDevices
+from python_tests.fake_gpu_waits import NeedlessWait
 from python_tests.training.test_step import VALUES
 from python_tests.training.tiny import random_batch, tiny_config
 
@@ -90,7 +92,7 @@ def _steps(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_mixes_no_devices_and_never_waits(fake_gpu: Callable[..., Any], kind: str) -> None:
-    fake_gpu(_steps, kind)
+    assert fake_gpu(_steps, kind) == {}
 
 
 DEFECTS: dict[str, tuple[Callable[[Tensor], Any], type[AssertionError]]] = {
@@ -131,4 +133,18 @@ def _run(folder: Path, images: Path) -> None:
 def test_a_whole_run_waits_at_its_named_places_only(
     fake_gpu: Callable[..., Any], tmp_path: Path
 ) -> None:
-    fake_gpu(_run, tmp_path / "run", write_folder(tmp_path / "images", ["a", "b"], 2))
+    folder = tmp_path / "run"
+    waits = fake_gpu(_run, folder, write_folder(tmp_path / "images", ["a", "b"], 2))
+    model = StudentTeacher(tiny_config(*SMALL[1:]))
+    copied = [
+        len(load_file(folder / "checkpoints" / step / "rank-00000.safetensors"))
+        for step in ("2", "3")
+    ]
+    assert waits == {
+        "training/run.py: __init__": len([*model.parameters(), *model.buffers()]),
+        # Two evaluations of two sources, of which a batch goes there and its features come back.
+        "evaluation/features.py: embed": 2 * 2 * 2,
+        "training/metrics.py: to_numbers": 2,  # after steps 2 and 3, but not after step 1
+        "training/checkpoint_writer.py: _copy": sum(copied),
+        "hub/save.py: save_backbone": len(load_file(folder / "exported" / "teacher.safetensors")),
+    }
