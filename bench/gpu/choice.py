@@ -5,11 +5,13 @@ python -m bench.gpu.choice [--out FILE]
 Every operator is timed on every backend that runs it, forward and backward where it has one, and
 attention for one length of each bucket and both head_dims. The entries of this card's capability in
 franca_fast/backends/choices.json are replaced; --out writes a copy, for FRANCA_FAST_CHOICES.
+In a session the table is written beside the record, too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -142,7 +144,10 @@ def main() -> int:
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     chosen = operator_entry(operators) | {"varlen_attention": own}
     write_entries(options.out, capability, torch.cuda.get_device_name(), chosen, entry)
-    print(options.out.read_text())
+    text = options.out.read_text(encoding="utf-8")
+    if record.FOLDER in os.environ:  # a rented machine's checkout goes with it
+        write_text(Path(os.environ[record.FOLDER], options.out.name), text)
+    print(text)
     return 0
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
 
 from . import record
+from .folder import TEMPORARY
 from .options import parse
 
 
 def main() -> int:
     """Returns the demo's status."""
     options = parse(__doc__)
-    with tempfile.TemporaryDirectory() as folder:
+    # In the session's folder, where the next session clears what a part left that was killed.
+    out = os.environ.get(record.FOLDER)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=out) as folder:
         command = [sys.executable, "-m", "franca_fast", "demo", "--output-dir", f"{folder}/demo"]
         command.append(f"train.device={options.device}")
         if options.device == "cpu":

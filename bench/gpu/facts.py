@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from . import record
 from .build import search_path
 from .options import parse
+from .parts import ROOT
 
 QUERY = (
     "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
@@ -30,7 +33,7 @@ TOOLS = (
 
 def said(command: str) -> str:
     """What a command prints, on one line."""
-    name, *arguments = command.split()
+    name, *arguments = shlex.split(command)
     program = shutil.which(name, path=search_path())
     if program is None:
         return "not found"
@@ -43,8 +46,18 @@ def said(command: str) -> str:
     return " ".join((result.stdout + result.stderr).split())[:400]
 
 
+def commit(root: Path) -> str:
+    """The commit that is checked out, "-dirty" when files differ from it."""
+    if not (root / ".git").exists():
+        return "not known: no repository"
+    return said(
+        f"git -C {shlex.quote(str(root))} describe --always --dirty --abbrev=40 --exclude=*"
+    )
+
+
 def facts(device: str) -> Iterator[tuple[str, object]]:
     """All facts by name, those that take long last."""
+    yield "commit", commit(ROOT)
     yield "python", platform.python_version()
     yield "system", platform.platform()
     yield "processors", os.cpu_count()

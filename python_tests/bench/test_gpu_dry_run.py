@@ -13,7 +13,8 @@ import zipfile
 import pytest
 import torch
 
-from bench.gpu import measure, record
+from bench.gpu import demo, measure, record
+from bench.gpu.folder import TEMPORARY, taken
 from bench.gpu.parts import ROOT, SESSIONS
 
 from .test_gpu_session import logs, states, until
@@ -84,6 +85,23 @@ def start(out, *names):
     command = [sys.executable, "-m", "bench.gpu", "--device=cpu", f"--out={out}"]
     command += [f"--part={name}" for name in names]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_the_demo_leaves_is_cleared(monkeypatch, tmp_path):
+    monkeypatch.setenv(record.FOLDER, str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["demo", "--device=cpu"])
+    left = []
+
+    def run(command, **_):
+        left.extend(tmp_path.glob(f"{TEMPORARY}*"))
+        assert str(left[0]) in command[5]
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert demo.main() == 0
+    left[0].mkdir()  # as when it was killed
+    with taken(tmp_path, "cpu"):
+        assert not left[0].exists()
 
 
 @pytest.mark.timeout(300)

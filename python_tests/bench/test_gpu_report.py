@@ -286,6 +286,21 @@ def test_the_fastest_kernels_are_written_for_the_card(tmp_path):
     assert table.origin_of((8, 0)) == committed.origin_of((8, 0))
 
 
+def test_the_table_of_choices_is_kept_beside_the_record(monkeypatch, tmp_path):
+    times = {"cuda": 2.0, "triton": 1.0, "torch": 3.0}
+    attention = [(size, length, times) for size in choice.HEAD_DIMS for length in choice.LENGTHS]
+    monkeypatch.setenv(record.FOLDER, str(tmp_path))
+    monkeypatch.setattr(choice, "operator_times", lambda _: [("sinkhorn", times)])
+    monkeypatch.setattr(choice, "attention_times", lambda _: attention)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    table = tmp_path / "checkout" / "choices.json"
+    monkeypatch.setattr(sys, "argv", ["choice", "--out", str(table)])
+    assert choice.main() == 0
+    assert (tmp_path / "choices.json").read_text() == table.read_text()
+    assert read_table(tmp_path / "choices.json").backend("sinkhorn", (9, 0)) == "triton"
+
+
 def test_without_kernels_of_ours_attention_is_all_pytorchs():
     times = {(64, length): {"torch": 1.0} for length in choice.LENGTHS}
     assert choice.attention_entry(times) == ("torch", {"64": ["torch"] * len(choice.LENGTHS)})
