@@ -44,6 +44,9 @@ def golden_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """`run(case, *args)`: calls a function of a test module where "cuda" is a fake GPU."""
+    """`run(case, *args)`: calls a function of a test module where "cuda" is a fake GPU.
+
+    It gives how often the host waited for that GPU, by place (see fake_gpu_waits.py).
+    """
     with process_with_fake_gpu(tmp_path_factory.mktemp("fake_gpu")) as run:
         yield run

@@ -5,10 +5,11 @@ values; those of the host are real. All operators, forward and backward, of the 
 through `FakeGpu`, where these are errors:
 
 - tensors of the host beside some of the GPU;
-- what makes the host wait for the GPU: to read a value (`item`, `tolist`, `bool`, `cpu`, ...), to
-  learn a shape that depends on values (a boolean mask, `nonzero`, `unique`, ...), or to copy from
-  memory that is not page-locked. The places where a wait is meant stand in `WAITS`, and tests hold
-  how often each does (see fake_gpu_waits.py).
+- what makes the host wait for the GPU: to read a value (`item`, `tolist`, `bool`, `cpu`, `print`,
+  ...), to learn a shape that depends on values (a boolean mask, `nonzero`, `unique`, ...), to copy
+  from memory that is not page-locked, or inside an operator (`torch.linalg.eigh`, ...). The places
+  where a wait is meant stand in `WAITS`, and tests hold how often the host waits in each (see
+  fake_gpu_waits.py).
 
 Our own operators run as on a GPU, on the "torch" backend, once for every form of arguments.
 
