@@ -109,7 +109,7 @@ def functions(listing: str) -> Iterator[tuple[str, str, int, list[Instruction]]]
         yield architecture, symbol, registers[architecture, symbol], code
 
 
-def _blocks(code: list[Instruction]) -> tuple[list[range], list[list[int]]]:
+def basic_blocks(code: list[Instruction]) -> tuple[list[range], list[list[int]]]:
     """Basic blocks, and the blocks that may follow each of them."""
     place = {instruction.address: i for i, instruction in enumerate(code)}
     follow: dict[int, list[int]] = {}  # of instructions that may go on elsewhere
@@ -135,7 +135,7 @@ def _blocks(code: list[Instruction]) -> tuple[list[range], list[list[int]]]:
 
 def loops(code: list[Instruction]) -> list[list[Instruction]]:
     """The instructions of each natural loop."""
-    blocks, after = _blocks(code)
+    blocks, after = basic_blocks(code)
     before: list[list[int]] = [[] for _ in blocks]
     back: list[tuple[int, int]] = []  # branches to a block on the way to them
     on_the_way, seen, path = {0}, {0}, [(0, iter(after[0]))]
@@ -213,16 +213,20 @@ def tools(nvcc: str | None) -> Path:
     raise SystemExit(f"no cuobjdump with nvdisasm in {', '.join(map(str, folders))}")
 
 
-def _counted(job: tuple[Path, Path]) -> list[tuple[str, str, Counts]]:
-    folder, file = job
+def disassembled(folder: Path, file: Path) -> str:
+    """What cuobjdump prints of an object file; ValueError when that has no device code."""
     command = [str(folder / "cuobjdump"), "--dump-resource-usage", "--dump-sass", str(file)]
     environment = os.environ | {"PATH": os.pathsep.join([str(folder), os.environ["PATH"]])}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ValueError(f"{file}: {(result.stderr + result.stdout).strip()}")
+    return result.stdout
+
+
+def _counted(job: tuple[Path, Path]) -> list[tuple[str, str, Counts]]:
     return [
         (architecture, symbol, count(code, registers))
-        for architecture, symbol, registers, code in functions(result.stdout)
+        for architecture, symbol, registers, code in functions(disassembled(*job))
     ]
 
 
@@ -283,10 +287,8 @@ def table(kernels: Kernels) -> str:
 
 def hot(kernels: Kernels, patterns: list[str]) -> Kernels:
     """The kernels whose whole name is one of some regular expressions."""
-    wanted = [re.compile(pattern) for pattern in patterns]
-    return {
-        key: counts for key, counts in kernels.items() if any(p.fullmatch(key[1]) for p in wanted)
-    }
+    whole = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    return {key: counts for key, counts in kernels.items() if whole.fullmatch(key[1])}
 
 
 def limits_of(counts: Counts) -> Counts:
@@ -359,9 +361,7 @@ def main() -> int:
     """Returns 1 when a limit is broken."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("objects", nargs="*", type=Path)
-    parser.add_argument(
-        "--all", action="store_true", help="show all kernels, not the hot ones only"
-    )
+    parser.add_argument("--all", action="store_true", help="show all kernels, not only hot ones")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write-limits", action="store_true")
     parser.add_argument("--limits", type=Path, default=LIMITS)

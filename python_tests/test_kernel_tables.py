@@ -214,6 +214,21 @@ def test_what_the_table_needs_is_said(sass, options, path, says, monkeypatch, ca
     assert re.search(says, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "length"),
+    [
+        ({"HMMA": 2}, 5),
+        ({"HMMA": 2, "LDGSTS": 1, "MUFU": 0}, 8),
+        ({"HMMA": 3}, None),
+        ({"HMMA": 2, "LDSM": 0}, None),
+        ({"STAS": 1}, None),
+    ],
+)
+def test_a_turn_has_what_is_wanted(sass, wanted, length):
+    ((_, _, _, code),) = sass.functions(listing())
+    assert importlib.import_module("sass_turns").turn(code, wanted) == length
+
+
 def test_the_table_has_a_line_for_each_kernel(sass):
     head, line = sass.table(counted(sass)).splitlines()
     assert len(head) == len(line)

@@ -80,7 +80,7 @@ def damaged(how):
         central = content.index(b"PK\x01\x02")
         if how == "data":  # zlib.error
             content[37:central] = b"\xff" * (central - 37)
-        elif how == "method":  # NotImplementedError
+        elif how == "method":  # a compression that zipfile lacks
             struct.pack_into("<H", content, central + 10, 97)
         elif how == "encrypted":  # RuntimeError
             content[central + 8] |= 1
