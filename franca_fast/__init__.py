@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import backends, data, evaluation, hub, losses, models, ops, rasa, training
-    from .backends import use_backend
-    from .evaluation import embed
-    from .hub import list_models, load_model
-    from .training import finetune, pretrain
+    from franca_fast import backends, data, evaluation, hub, losses, models, ops, rasa, training
+    from franca_fast.backends import use_backend
+    from franca_fast.evaluation import embed
+    from franca_fast.hub import list_models, load_model
+    from franca_fast.training import finetune, pretrain
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import franca_fast as ff
 from franca_fast.rasa import FitSettings
-from franca_fast.rasa.features import CachedFeatures
+from franca_fast.rasa.patch_tokens import CachedFeatures
 from franca_fast.rasa.positions import Moments
 from franca_fast.rasa.readout import Readout
 from python_tests.fake_gpu import MixedDevices

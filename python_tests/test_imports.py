@@ -17,8 +17,9 @@ LAYERS = [
     {"errors", "files"},
     {"backends"},
     {"ops"},
-    {"models", "losses", "data"},
+    {"models", "losses", "data", "config"},
     {"training", "rasa", "evaluation", "hub", "benchmarks"},
+    {"planning"},
     {"cli"},
 ]
 # Within one layer: what a package may not know of.

@@ -18,10 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from .folder import RefusedError, taken
-from .parts import NAMES, ROOT, SECONDS, SESSIONS, Part
-from .report import TABLE
-from .runner import Session
+from bench.gpu.folder import RefusedError, taken
+from bench.gpu.parts import NAMES, ROOT, SECONDS, SESSIONS, Part
+from bench.gpu.report import TABLE
+from bench.gpu.runner import Session
 
 
 def chosen(session: str | None, names: list[str]) -> list[list[Part]]:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import franca_fast as ff
-
-from .case import Call, Case, Setting
+from bench.gpu.case import Call, Case, Setting
 
 HEADS, HEAD_DIM = 16, 64
 Attention = Callable[[Tensor], Tensor]  # [tokens, 3, heads, head_dim] -> [tokens, heads, head_dim]

@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import record
-from .options import parse
-from .parts import ROOT
+from bench.gpu import record
+from bench.gpu.options import parse
+from bench.gpu.parts import ROOT
 
 FOLDER = ROOT / "build" / "gpu" / "cmake"
 

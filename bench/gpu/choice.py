@@ -21,14 +21,13 @@ from typing import Any
 import torch
 
 import franca_fast as ff
+from bench.gpu import record
+from bench.gpu.case import Case, Setting
+from bench.gpu.clustering_works import loss_cases, scores_cases, sinkhorn_cases, streamed_cases
+from bench.gpu.measure import input_sets, milliseconds, setting_of
+from bench.gpu.options import parse
 from franca_fast.backends.choices import COMMITTED, OWN, TORCH, read_table
 from franca_fast.files import write_text
-
-from . import record
-from .case import Case, Setting
-from .clustering_works import loss_cases, scores_cases, sinkhorn_cases, streamed_cases
-from .measure import input_sets, milliseconds, setting_of
-from .options import parse
 
 WORKS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "sinkhorn": sinkhorn_cases,

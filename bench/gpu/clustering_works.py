@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import franca_fast as ff
+from bench.gpu.case import FEW_ROWS, Call, Case, Setting, compiled
 from franca_fast.benchmarks.cases import (
     STUDENT_TEMPERATURE,
     TEACHER_TEMPERATURE,
@@ -16,8 +17,6 @@ from franca_fast.benchmarks.cases import (
     eager_loss,
     eager_sinkhorn,
 )
-
-from .case import FEW_ROWS, Call, Case, Setting, compiled
 
 TEMPERATURES = {
     "teacher_temperature": TEACHER_TEMPERATURE,

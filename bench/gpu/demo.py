@@ -8,9 +8,9 @@ import sys
 import tempfile
 import time
 
-from . import record
-from .folder import TEMPORARY
-from .options import parse
+from bench.gpu import record
+from bench.gpu.folder import TEMPORARY
+from bench.gpu.options import parse
 
 
 def main() -> int:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import record
-from .build import search_path
-from .options import parse
-from .parts import ROOT
+from bench.gpu import record
+from bench.gpu.build import search_path
+from bench.gpu.options import parse
+from bench.gpu.parts import ROOT
 
 QUERY = (
     "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"

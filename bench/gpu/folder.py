@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import record
+from bench.gpu import record
 
 TEMPORARY = ".session-"
 

@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 
+from bench.gpu import record
+from bench.gpu.case import Case, Setting, asked_for
+from bench.gpu.works import cases
 from franca_fast.benchmarks.measure import peak_and_result_bytes
-
-from . import record
-from .case import Case, Setting, asked_for
-from .works import cases
 
 FEWEST_SETS, MOST_SETS = 2, 16
 COLD_BYTES = 256 << 20  # several times the L2 cache of any card: inputs rotate through so much

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from . import record
-from .options import parse
-from .parts import ROOT
+from bench.gpu import record
+from bench.gpu.options import parse
+from bench.gpu.parts import ROOT
 
 KERNELS = (
     "row_mass_kernel|column_logsumexp_kernel|few_rows_kernel|row_partials_kernel|"
@@ -65,9 +65,9 @@ def target() -> int:
     """Calls every operator once; what ncu watches."""
     import torch
 
-    from .case import asked_for
-    from .measure import setting_of
-    from .works import cases
+    from bench.gpu.case import asked_for
+    from bench.gpu.measure import setting_of
+    from bench.gpu.works import cases
 
     setting = setting_of("cuda")
     for case in cases(setting):

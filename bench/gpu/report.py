@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .record import Row, devices, is_state
+from bench.gpu.record import Row, devices, is_state
 
 TABLE = "report.md"
 TITLE = "# A session on a GPU\n\n"

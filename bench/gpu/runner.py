@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import record, report
-from .parts import ROOT, Part
+from bench.gpu import record, report
+from bench.gpu.parts import ROOT, Part
 
 LOGS = "logs.zip"
 _LOOK = 0.2  # seconds between looks at the processes

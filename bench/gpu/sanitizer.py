@@ -10,9 +10,9 @@ import shutil
 import subprocess
 import sys
 
-from . import record
-from .options import parse
-from .parts import ROOT
+from bench.gpu import record
+from bench.gpu.options import parse
+from bench.gpu.parts import ROOT
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 import franca_fast as ff
-
-from . import record
-from .clustering_works import TEMPERATURES
-from .options import parse
+from bench.gpu import record
+from bench.gpu.clustering_works import TEMPERATURES
+from bench.gpu.options import parse
 
 TEACHER, STUDENT = TEMPERATURES["teacher_temperature"], TEMPERATURES["student_temperature"]
 BF16 = torch.bfloat16
@@ -258,7 +257,7 @@ def first_use(name: str, make: Callable[[], Check], device: str) -> bool:
 def row_sharing() -> dict[str, Any]:
     """How the rows of the paper's heads are spread over this card."""
     from franca_fast import _C
-    from franca_fast.backends.compiled.views import pack_heads
+    from franca_fast.backends._core import pack_heads
 
     z = [torch.empty(3072, k, dtype=BF16) for k in (8192, 16384, 32768, 65536, 131072)]
     heads = pack_heads(z, "logits", z[0].device)

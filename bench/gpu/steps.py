@@ -17,21 +17,20 @@ from typing import Any
 import torch
 
 import franca_fast as ff
+from bench.gpu import record
+from bench.gpu.options import parse
 from franca_fast.backends import registry
+from franca_fast.config.data import mask_settings
 from franca_fast.data.batch import Batch
 from franca_fast.data.masking import build_mask, sample_masks
 from franca_fast.training import Config, load_config
-from franca_fast.training.data_settings import mask_settings
+from franca_fast.training.distributed.parallelize import parallelize
+from franca_fast.training.distributed.world import World
 from franca_fast.training.optimizer import LocalOptimizer
-from franca_fast.training.parallelize import parallelize
 from franca_fast.training.precision import choose_precision
 from franca_fast.training.schedules import Schedules
 from franca_fast.training.step import TrainStep
 from franca_fast.training.student_teacher import StudentTeacher
-from franca_fast.training.world import World
-
-from . import record
-from .options import parse
 
 WARM_UPS, FEWEST_STEPS, MOST_STEPS = 3, 3, 10
 SECONDS = 4.0  # after so many no step is added, so that a slow backend costs no other its turn

@@ -10,9 +10,9 @@ import os
 import subprocess
 import sys
 
-from . import record
-from .options import parse
-from .parts import ROOT
+from bench.gpu import record
+from bench.gpu.options import parse
+from bench.gpu.parts import ROOT
 
 # The tests of ranks are left out: their processes talk over the CPU.
 FILES = (

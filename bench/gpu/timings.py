@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import record
+from bench.gpu import record
 
 STALL = 45.0  # seconds without a new row after which a process is taken to hang
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .attention_works import attention_cases
-from .case import Case, Setting
-from .clustering_works import (
+from bench.gpu.attention_works import attention_cases
+from bench.gpu.case import Case, Setting
+from bench.gpu.clustering_works import (
     ceiling_cases,
     loss_cases,
     scores_cases,

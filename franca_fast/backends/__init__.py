@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import types
 
-from .registry import OPERATORS, BackendRow, backend_table, choose, use_backend
+from franca_fast.backends.registry import OPERATORS, BackendRow, backend_table, choose, use_backend
 
 __all__ = ["OPERATORS", "BackendRow", "backend_table", "choose", "use_backend"]
 

@@ -96,7 +96,7 @@ def read_table(file: Path) -> Table:
     Raises:
         InputError: If the file cannot be read or is not such a table.
     """
-    from .registry import NAMES, OPERATORS
+    from franca_fast.backends.registry import NAMES, OPERATORS
 
     try:
         found = Table(**json.loads(file.read_text()))

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from franca_fast.backends import choices
 from franca_fast.errors import InputError, did_you_mean
-
-from . import choices
 
 OPERATORS = (
     "sinkhorn",
@@ -29,9 +28,9 @@ OPERATORS = (
     "varlen_attention",
 )
 
-# In order of preference, with the package that holds each. On a GPU what is measured comes first.
-_PACKAGES = {"cuda": "compiled.cuda", "cpu": "compiled", "triton": "triton", "torch": "torch"}
-NAMES = tuple(_PACKAGES)
+# In order of preference, On a GPU what is measured comes first.
+NAMES = ("cuda", "cpu", "triton", "torch")
+
 # Triton's interpreter runs CPU tensors, far slower than any other backend: it is for tests.
 _ON_REQUEST_ONLY = ("triton", "cpu")
 _AUTO = "auto"
@@ -63,7 +62,7 @@ _choices: dict[tuple[str, str, torch.dtype], ModuleType] = {}
 
 
 def _check_name(name: str, origin: str) -> str:
-    known = (_AUTO, *_PACKAGES)
+    known = (_AUTO, *NAMES)
     if name not in known:
         raise InputError(
             f"{origin}: unknown backend {name!r}{did_you_mean(str(name), known)}; "
@@ -84,7 +83,7 @@ def is_requested(backend: str) -> bool:
 
 
 def _offers(backend: str, operator: str) -> bool:
-    package = f"{__package__}.{_PACKAGES[backend]}"
+    package = f"{__package__}.{backend}"
     return importlib.util.find_spec(f"{package}.{operator}") is not None
 
 
@@ -92,13 +91,13 @@ def _unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | Non
     """Why `backend` cannot run `operator` on tensors like `tensor`, or None when it can."""
     if not _offers(backend, operator):
         return f"the {backend} backend has no {operator}"
-    package = importlib.import_module(f"{__package__}.{_PACKAGES[backend]}")
+    package = importlib.import_module(f"{__package__}.{backend}")
     return package.unavailable(backend, operator, tensor)
 
 
 def available(operator: str, tensor: torch.Tensor) -> list[str]:
     """Names of the backends that can run `operator` on tensors like `tensor`, best first."""
-    return [name for name in _PACKAGES if _unavailable(name, operator, tensor) is None]
+    return [name for name in NAMES if _unavailable(name, operator, tensor) is None]
 
 
 def _select(operator: str, tensor: torch.Tensor) -> str:
@@ -122,7 +121,7 @@ def _select(operator: str, tensor: torch.Tensor) -> str:
 
 def _by_preference(operator: str, tensor: torch.Tensor) -> list[str]:
     measured = measured_choice(operator, tensor)
-    return sorted(_PACKAGES, key=lambda name: name != measured)
+    return sorted(NAMES, key=lambda name: name != measured)
 
 
 def measured_choice(operator: str, tensor: torch.Tensor) -> str | None:
@@ -142,7 +141,7 @@ def choose(operator: str, tensor: torch.Tensor) -> ModuleType:
     key = (operator, tensor.device.type, tensor.dtype)
     module = _choices.get(key)
     if module is None:
-        package = _PACKAGES[_select(operator, tensor)]
+        package = _select(operator, tensor)
         module = importlib.import_module(f"{__package__}.{package}.{operator}")
         _choices[key] = module
     return module
@@ -211,7 +210,7 @@ def _rows(operator: str, tensor: torch.Tensor) -> list[BackendRow]:
         selected = None
     asked = _request() != _AUTO
     rows = []
-    for backend in _PACKAGES:
+    for backend in NAMES:
         if not _offers(backend, operator):
             continue
         reason = _unavailable(backend, operator, tensor)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .cases import Case, loss_case, sinkhorn_case
-from .measure import copy_bandwidth, machine, measure, table
+from franca_fast.benchmarks.cases import Case, loss_case, sinkhorn_case
+from franca_fast.benchmarks.measure import copy_bandwidth, machine, measure, table
 
 __all__ = [
     "Case",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .cases import Case
+from franca_fast.benchmarks.cases import Case
 
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 200
 

@@ -132,7 +132,7 @@ class _ListRecipes(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> NoReturn:
-        from franca_fast.training.config_files import list_recipes, recipe_summary
+        from franca_fast.config.files import list_recipes, recipe_summary
 
         print(table(["recipe", "what it is"], [[n, recipe_summary(n)] for n in list_recipes()]))
         parser.exit()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from franca_fast.cli.common import positive, positive_number, table
 
 if TYPE_CHECKING:
-    from franca_fast.training.plan import Plan
+    from franca_fast.planning.plan import Plan
 
 _GIB, _GB, _TERA = 2.0**30, 1e9, 1e12
 _KEPT_ROWS = (
@@ -92,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    from franca_fast.training.config_files import load_config
-    from franca_fast.training.plan import plan_training
+    from franca_fast.config.files import load_config
+    from franca_fast.planning.plan import plan_training
 
     plan = plan_training(
         load_config(args.recipe, args.overrides),

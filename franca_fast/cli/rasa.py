@@ -153,8 +153,8 @@ def _settings(args: argparse.Namespace) -> FitSettings:
 
 
 def _fit(args: argparse.Namespace) -> int:
+    from franca_fast.hub.projector_files import check_projector_output
     from franca_fast.rasa import PositionProjector
-    from franca_fast.rasa.files import check_projector_output
 
     check_projector_output(args.output, overwrite=args.overwrite)
     settings = _settings(args)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from .batch import Batch
-from .decoding import SkipCounter, decode_rgb
-from .images import Images, eval_transform, open_images
-from .inspection import CheckedShards, ShardStatistics, check_shards, shard_statistics
-from .loader import TrainLoader, build_train_loader
-from .masking import BlockMask, CyclicMask, InverseBlockMask, RandomMask
-from .packing import PackedShards, PackSettings, pack_shards
-from .settings import CropSettings, MaskSettings
-from .sources import Source, fashion_mnist_shards, open_source
+from franca_fast.data.batch import Batch
+from franca_fast.data.decoding import SkipCounter, decode_rgb
+from franca_fast.data.images import Images, eval_transform, open_images
+from franca_fast.data.inspection import (
+    CheckedShards,
+    ShardStatistics,
+    check_shards,
+    shard_statistics,
+)
+from franca_fast.data.loader import TrainLoader, build_train_loader
+from franca_fast.data.masking import BlockMask, CyclicMask, InverseBlockMask, RandomMask
+from franca_fast.data.packing import PackedShards, PackSettings, pack_shards
+from franca_fast.data.settings import CropSettings, MaskSettings
+from franca_fast.data.sources import Source, fashion_mnist_shards, open_source
 
 __all__ = [
     "Batch",

@@ -100,7 +100,7 @@ def load_model(
         model = _load_path(_find_file(name), overrides)
     check_img_size(img_size, model.patch_size)
     if rasa is not None:
-        from franca_fast.rasa.projected import as_projector
+        from franca_fast.models.position_removal import as_projector
 
         model = as_projector(rasa).attach(model)
     return model.eval()
@@ -276,7 +276,7 @@ def _architecture(config: Mapping[str, Any]) -> type[VisionTransformer]:
     """The class that a configuration is of; rasa builds on this package, so it comes late."""
     if "rasa_directions" not in config:
         return VisionTransformer
-    from franca_fast.rasa.projected import ProjectedBackbone
+    from franca_fast.models.position_removal import ProjectedBackbone
 
     return ProjectedBackbone
 

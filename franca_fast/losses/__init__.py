@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .koleo import KoLeoLoss
-from .nested_dino import NestedDINOLoss
-from .nested_ibot import NestedIBOTLoss
-from .targets import ClusteringLoss, ClusteringTargets
+from franca_fast.losses.clustering import ClusteringLoss, ClusteringTargets
+from franca_fast.losses.koleo import KoLeoLoss
+from franca_fast.losses.nested_dino import NestedDINOLoss
+from franca_fast.losses.nested_ibot import NestedIBOTLoss
 
 __all__ = ["ClusteringLoss", "ClusteringTargets", "KoLeoLoss", "NestedDINOLoss", "NestedIBOTLoss"]

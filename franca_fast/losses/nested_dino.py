@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
+from franca_fast.losses.clustering import ClusteringLoss, ClusteringTargets, Scores, n_rows
 from franca_fast.ops import clustering_cross_entropy
-
-from .targets import ClusteringLoss, ClusteringTargets, Scores, n_rows
 
 
 class NestedDINOLoss(ClusteringLoss):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from franca_fast.errors import InputError
+from franca_fast.losses.clustering import ClusteringLoss, ClusteringTargets, Scores
 from franca_fast.ops import clustering_cross_entropy
-
-from .targets import ClusteringLoss, ClusteringTargets, Scores
 
 
 class NestedIBOTLoss(ClusteringLoss):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from .architectures import ARCHITECTURES, build_backbone
-from .nested_head import NestedPrototypeHead, WeightNormPrototypes, default_nesting_dims
-from .vision_transformer import VisionTransformer
+from franca_fast.models.architectures import ARCHITECTURES, build_backbone
+from franca_fast.models.nested_head import (
+    NestedPrototypeHead,
+    WeightNormPrototypes,
+    default_nesting_dims,
+)
+from franca_fast.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "ARCHITECTURES",

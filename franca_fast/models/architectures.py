@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from franca_fast.errors import InputError, did_you_mean
-
-from .vision_transformer import VisionTransformer
+from franca_fast.models.vision_transformer import VisionTransformer
 
 # Width, depth and heads of DINOv2's family; vit_tiny is DeiT's, and vit_nano learns small images in
 # minutes on a laptop.

@@ -9,9 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError, did_you_mean
-
-from .attention import SelfAttention
-from .stochastic_depth import Crops, Subsets, add_to_images, draw_subsets, seqlens_of, take_images
+from franca_fast.models.attention import SelfAttention
+from franca_fast.models.stochastic_depth import (
+    Crops,
+    Subsets,
+    add_to_images,
+    draw_subsets,
+    seqlens_of,
+    take_images,
+)
 
 # Below this rate dropping images from the batch saves less than gathering them costs.
 _SUBSET_THRESHOLD = 0.1

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-
-from .block import Block
-from .stochastic_depth import draw_subsets
+from franca_fast.models.block import Block
+from franca_fast.models.stochastic_depth import draw_subsets
 
 
 class PatchEmbed(nn.Module):

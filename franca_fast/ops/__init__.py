@@ -6,12 +6,17 @@ documentation. The implementations are in `franca_fast.backends`.
 
 from __future__ import annotations
 
-from .clustering_cross_entropy import clustering_cross_entropy
-from .factored_scores import FactoredScores
-from .prototype_scores import prototype_scores
-from .sinkhorn import SinkhornPotentials, row_potentials, sinkhorn_knopp, sinkhorn_potentials
-from .split_rows import split_rows
-from .varlen_attention import varlen_attention, varlen_attention_qkv
+from franca_fast.ops.clustering_cross_entropy import clustering_cross_entropy
+from franca_fast.ops.factored_scores import FactoredScores
+from franca_fast.ops.prototype_scores import prototype_scores
+from franca_fast.ops.sinkhorn import (
+    SinkhornPotentials,
+    row_potentials,
+    sinkhorn_knopp,
+    sinkhorn_potentials,
+)
+from franca_fast.ops.split_rows import split_rows
+from franca_fast.ops.varlen_attention import varlen_attention, varlen_attention_qkv
 
 __all__ = [
     "FactoredScores",

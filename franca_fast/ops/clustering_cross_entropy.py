@@ -22,12 +22,11 @@ from torch import Tensor
 
 from franca_fast.backends import choose
 from franca_fast.errors import InputError
-
-from . import _checks
-from ._library import define
-from .factored_scores import FactoredScores, lists
-from .sinkhorn import SinkhornPotentials
-from .split_rows import are_free, origin_of
+from franca_fast.ops import _checks
+from franca_fast.ops._library import define
+from franca_fast.ops.factored_scores import FactoredScores, lists
+from franca_fast.ops.sinkhorn import SinkhornPotentials
+from franca_fast.ops.split_rows import are_free, origin_of
 
 
 def clustering_cross_entropy(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from . import _checks
-from .prototype_scores import prototype_scores
+from franca_fast.ops import _checks
+from franca_fast.ops.prototype_scores import prototype_scores
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from franca_fast.backends import choose
-
-from . import _checks
-from ._library import define
+from franca_fast.ops import _checks
+from franca_fast.ops._library import define
 
 
 def prototype_scores(

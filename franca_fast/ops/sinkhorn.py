@@ -29,10 +29,9 @@ from torch.distributed.distributed_c10d import _resolve_process_group
 
 from franca_fast.backends import choose
 from franca_fast.errors import InputError
-
-from . import _checks
-from ._library import define
-from .factored_scores import FactoredScores, lists
+from franca_fast.ops import _checks
+from franca_fast.ops._library import define
+from franca_fast.ops.factored_scores import FactoredScores, lists
 
 
 class SinkhornPotentials(NamedTuple):

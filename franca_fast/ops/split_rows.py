@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-
-from . import _checks
+from franca_fast.ops import _checks
 
 
 def split_rows(matrix: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from franca_fast.backends import choose
 from franca_fast.errors import InputError
-
-from . import _checks
-from ._library import define
+from franca_fast.ops import _checks
+from franca_fast.ops._library import define
 
 
 def varlen_attention(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from franca_fast.hub.projector import PositionProjector, RemovePositions
+from franca_fast.models.position_removal import ProjectedBackbone
 from franca_fast.rasa.fit import FitSettings
-from franca_fast.rasa.project import PositionProjector, RemovePositions
-from franca_fast.rasa.projected import ProjectedBackbone
 from franca_fast.rasa.report import PositionReport, position_report
 
 __all__ = [

@@ -17,12 +17,12 @@ from tqdm import tqdm
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.evaluation.encoders import Encoder, image_size_of
 from franca_fast.hub import load_model
+from franca_fast.hub.projector import PositionProjector
+from franca_fast.hub.projector_files import check_projector_output
 from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
-from franca_fast.rasa.crops import ImageCrops, check_crops
-from franca_fast.rasa.features import PatchFeatures, open_features
-from franca_fast.rasa.files import check_projector_output
-from franca_fast.rasa.project import PositionProjector
-from franca_fast.rasa.projected import ProjectedBackbone
+from franca_fast.models.position_removal import ProjectedBackbone
+from franca_fast.rasa.image_crops import ImageCrops, check_crops
+from franca_fast.rasa.patch_tokens import PatchFeatures, open_features
 from franca_fast.rasa.readout import READOUTS, Readout
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def fit_features(
         InputError: too few tokens, a width too small for the iterations, or no position in them.
 
     Example:
-        >>> from franca_fast.rasa.features import CachedFeatures
+        >>> from franca_fast.rasa.patch_tokens import CachedFeatures
         >>> tokens = CachedFeatures(torch.randn(64, 4, 4, 16) + torch.randn(4, 4, 16))
         >>> fit_features(tokens, FitSettings(iterations=1, epochs=40)).rank
         2

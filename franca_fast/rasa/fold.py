@@ -11,7 +11,7 @@ from torch import nn
 from franca_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from franca_fast.rasa.project import PositionProjector
+    from franca_fast.hub.projector import PositionProjector
 
 
 def fold_linear(layer: nn.Linear, projector: PositionProjector) -> nn.Linear:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.data.randomness import Purpose, permutation
-from franca_fast.rasa.features import PatchFeatures
+from franca_fast.rasa.patch_tokens import PatchFeatures
 from franca_fast.rasa.positions import Moments, chance_error, patch_positions
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.pca import as_picture
 from franca_fast.evaluation.pictures import sheet
 from franca_fast.hub import load_model
-from franca_fast.rasa.features import open_features, tokens_of
+from franca_fast.hub.projector import PositionProjector
 from franca_fast.rasa.fit import TOKENS_PER_DIMENSION, FitSettings, crops_of
+from franca_fast.rasa.patch_tokens import open_features, tokens_of
 from franca_fast.rasa.positions import Moments, chance_error, patch_positions
-from franca_fast.rasa.project import PositionProjector
 from franca_fast.rasa.readout import Readout
 
 if TYPE_CHECKING:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from .config import Config
-from .config_files import list_recipes, load_config, to_yaml
-from .finetune import finetune
-from .loop import PretrainResult, pretrain
-from .plan import plan_training
+from franca_fast.config.files import list_recipes, load_config, to_yaml
+from franca_fast.config.schema import Config
+from franca_fast.training.finetune import finetune
+from franca_fast.training.loop import PretrainResult, pretrain
 
 __all__ = [
     "Config",
@@ -14,7 +13,6 @@ __all__ = [
     "finetune",
     "list_recipes",
     "load_config",
-    "plan_training",
     "pretrain",
     "to_yaml",
 ]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from franca_fast.training.config import Config
-from franca_fast.training.config_files import load_config
+from franca_fast.config.files import load_config
+from franca_fast.config.schema import Config
 from franca_fast.training.loop import Evaluate, PretrainResult, pretrain
 
 

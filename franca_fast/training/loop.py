@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
+from franca_fast.config.files import load_config, to_yaml
+from franca_fast.config.schema import Config
 from franca_fast.errors import FrancaError
 from franca_fast.models import VisionTransformer
-from franca_fast.training.checkpoint import load_newest
-from franca_fast.training.checkpoint_writer import CheckpointWriter, remove_leftovers
-from franca_fast.training.config import Config
-from franca_fast.training.config_files import load_config, to_yaml
+from franca_fast.training.checkpoints.format import load_newest
+from franca_fast.training.checkpoints.writer import CheckpointWriter, remove_leftovers
+from franca_fast.training.distributed.world import World
 from franca_fast.training.online_knn import OnlineKnn
-from franca_fast.training.progress import Progress, run_log
-from franca_fast.training.recorder import Recorder
+from franca_fast.training.reporting.progress import Progress, run_log
+from franca_fast.training.reporting.recorder import Recorder
 from franca_fast.training.run import Run
 from franca_fast.training.run_directory import RunDirectory
 from franca_fast.training.signals import StopSignals
-from franca_fast.training.world import World
 
 Evaluate = Callable[[int, VisionTransformer], Mapping[str, float]]
 

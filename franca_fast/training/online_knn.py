@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from franca_fast.config.checks import nesting_dims
+from franca_fast.config.schema import Config
 from franca_fast.models import VisionTransformer
-from franca_fast.training.config import Config
-from franca_fast.training.config_checks import nesting_dims
 
 
 class OnlineKnn:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from franca_fast.training.config import OptimConfig
-from franca_fast.training.parallelize import local
+from franca_fast.config.schema import OptimConfig
+from franca_fast.training.distributed.parallelize import local
 from franca_fast.training.schedules import StepValues
 
 _EMBEDDINGS = ("pos_embed", "patch_embed", "mask_token", "cls_token", "register_tokens")

@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from franca_fast.backends import backend_table
+from franca_fast.config.data import build_loader
+from franca_fast.config.files import to_yaml
+from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.models import VisionTransformer
-from franca_fast.training.checkpoint import Checkpoint
-from franca_fast.training.checkpoint_writer import CheckpointWriter
-from franca_fast.training.config import Config
-from franca_fast.training.config_files import to_yaml
-from franca_fast.training.data_settings import build_loader
-from franca_fast.training.optimizer import LocalOptimizer
-from franca_fast.training.parallelize import parallelize, whole
-from franca_fast.training.precision import choose_device, choose_precision
-from franca_fast.training.schedules import Schedules, StepValues
-from franca_fast.training.score_memory import choose_score_memory
-from franca_fast.training.state import (
+from franca_fast.training.checkpoints.format import Checkpoint
+from franca_fast.training.checkpoints.state import (
     checkpoint_tensors,
     load_checkpoint,
     random_state,
     set_random_state,
 )
+from franca_fast.training.checkpoints.writer import CheckpointWriter
+from franca_fast.training.distributed.parallelize import parallelize, whole
+from franca_fast.training.distributed.world import World
+from franca_fast.training.initial_weights import load_initial_weights
+from franca_fast.training.optimizer import LocalOptimizer
+from franca_fast.training.precision import choose_device, choose_precision
+from franca_fast.training.reporting.stopwatch import Stopwatch
+from franca_fast.training.schedules import Schedules, StepValues
+from franca_fast.training.score_memory import choose_score_memory
 from franca_fast.training.step import StepOutput, TrainStep
-from franca_fast.training.stopwatch import Stopwatch
 from franca_fast.training.student_teacher import StudentTeacher, build_student_backbone
-from franca_fast.training.weights import load_initial_weights
-from franca_fast.training.world import World
 
 if TYPE_CHECKING:
     from franca_fast.data import Batch

@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 from typing import IO
 
+from franca_fast.config.files import differing_keys, load_config, to_yaml
+from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path
-from franca_fast.training.checkpoint import steps_in
-from franca_fast.training.config import Config
-from franca_fast.training.config_files import differing_keys, load_config, to_yaml
+from franca_fast.training.checkpoints.format import steps_in
 
 _LOCK = ".lock"
 _CONTENTS = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
-from franca_fast.training.config import Config
 
 
 @dataclass(frozen=True)

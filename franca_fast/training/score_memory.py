@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from franca_fast.config.data import mask_settings
+from franca_fast.config.schema import Config
 from franca_fast.data.settings import MaskSettings
 from franca_fast.models import NestedPrototypeHead
-from franca_fast.training.config import Config
-from franca_fast.training.data_settings import mask_settings
 
 # Beside the scores there must be room for networks, optimizer and activations.
 _LARGEST_SHARE = 0.25

@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from franca_fast.training.world import World
+from franca_fast.training.distributed.world import World
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

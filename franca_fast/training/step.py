@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.losses import ClusteringTargets
-from franca_fast.training.diagnostics import assignment_statistics
+from franca_fast.training.distributed.parallelize import Layout, local_tensors
 from franca_fast.training.optimizer import (
     LocalOptimizer,
     apply_step,
@@ -21,8 +21,8 @@ from franca_fast.training.optimizer import (
     squared_norms,
     update_teacher,
 )
-from franca_fast.training.parallelize import Layout, local_tensors
 from franca_fast.training.precision import Precision
+from franca_fast.training.reporting.diagnostics import assignment_statistics
 from franca_fast.training.schedules import StepValues
 from franca_fast.training.student_teacher import Losses, StudentTeacher
 

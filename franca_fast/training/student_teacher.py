@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from franca_fast.config.checks import nesting_dims
+from franca_fast.config.schema import Config, DinoConfig, IbotConfig
 from franca_fast.losses import ClusteringTargets, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
 from franca_fast.ops import FactoredScores, split_rows
-from franca_fast.training.config import Config, DinoConfig, IbotConfig
-from franca_fast.training.config_checks import nesting_dims
 
 if TYPE_CHECKING:
     from franca_fast.data import Batch

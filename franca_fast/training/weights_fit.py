@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from franca_fast.config.checks import nesting_dims
+from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.hub.infer import infer_backbone, infer_head
 from franca_fast.models import ARCHITECTURES, NestedPrototypeHead
-from franca_fast.training.config import Config
-from franca_fast.training.config_checks import nesting_dims
 
 _HEADS = {
     "dino_head": "dino.loss_weight, and ibot.separate_head",

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import franca_fast as ff
-from franca_fast.backends import choices, fused_attention, registry
+from franca_fast.backends import _fused_attention as fused_attention
+from franca_fast.backends import choices, registry
 from franca_fast.backends.torch.varlen_attention import Run, runs_of
 from franca_fast.errors import InputError
 

@@ -16,8 +16,7 @@ import torch
 from bench.gpu import demo, measure, record
 from bench.gpu.folder import TEMPORARY, taken
 from bench.gpu.parts import ROOT, SESSIONS
-
-from .test_gpu_session import logs, states, until
+from python_tests.bench.test_gpu_session import logs, states, until
 
 PARTS = [part for stages in SESSIONS.values() for stage in stages for part in stage]
 # What a part adds to the record in a dry run, by its module.

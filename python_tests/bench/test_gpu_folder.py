@@ -13,8 +13,7 @@ import bench.gpu.__main__ as program
 from bench.gpu import record, report
 from bench.gpu.folder import taken
 from bench.gpu.runner import Session
-
-from .test_gpu_session import is_over, logs, python, run, states, until
+from python_tests.bench.test_gpu_session import is_over, logs, python, run, states, until
 
 
 def refused(monkeypatch, capsys, out, *arguments):

@@ -17,8 +17,7 @@ from bench.gpu import record, timings
 from bench.gpu.__main__ import main
 from bench.gpu.parts import ROOT
 from bench.gpu.runner import Session
-
-from .stand_ins import STAGES, StandIn
+from python_tests.bench.stand_ins import STAGES, StandIn
 
 NAMES = [part.name for stage in STAGES for part in stage]
 

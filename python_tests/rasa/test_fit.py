@@ -14,12 +14,11 @@ from franca_fast.evaluation.knn import knn_predict
 from franca_fast.models import VisionTransformer, build_backbone
 from franca_fast.rasa import FitSettings, PositionProjector
 from franca_fast.rasa import fit as fit_module
-from franca_fast.rasa.features import CachedFeatures
 from franca_fast.rasa.fit import fit_features
+from franca_fast.rasa.patch_tokens import CachedFeatures
 from franca_fast.rasa.positions import Moments, patch_positions
 from franca_fast.rasa.readout import READOUTS
-
-from .tokens import GRID, planted, shares_of
+from python_tests.rasa.tokens import GRID, planted, shares_of
 
 QUICK = FitSettings(iterations=2, epochs=2, num_workers=0)
 

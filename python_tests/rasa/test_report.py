@@ -12,8 +12,8 @@ from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.errors import InputError
 from franca_fast.models import VisionTransformer, build_backbone
 from franca_fast.rasa import FitSettings, PositionProjector, position_report
-from franca_fast.rasa.features import open_features
 from franca_fast.rasa.fit import crops_of
+from franca_fast.rasa.patch_tokens import open_features
 
 TRAIN, TEST = fashion_mnist_shards("train")[0], "FashionMNIST:split=TEST"
 SETTINGS = FitSettings(readout="covariance", epochs=10, num_workers=0)

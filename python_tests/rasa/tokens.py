@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from franca_fast.rasa.features import CachedFeatures
+from franca_fast.rasa.patch_tokens import CachedFeatures
 from franca_fast.rasa.positions import patch_positions
 
 GRID = (5, 6)

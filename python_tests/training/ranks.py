@@ -20,7 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from franca_fast.cli.main import entry
-from franca_fast.training import checkpoint_writer
+from franca_fast.training.checkpoints import writer as checkpoint_writer
 from franca_fast.training.run import Run
 from python_tests.training.tiny import TINY
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from franca_fast.losses import nested_dino
 from franca_fast.models import ARCHITECTURES
 from franca_fast.training import pretrain
+from franca_fast.training.distributed.parallelize import parallelize
+from franca_fast.training.distributed.world import World
 from franca_fast.training.optimizer import LocalOptimizer
-from franca_fast.training.parallelize import parallelize
 from franca_fast.training.precision import choose_device, choose_precision
 from franca_fast.training.step import StepOutput, TrainStep
 from franca_fast.training.student_teacher import StudentTeacher
-from franca_fast.training.world import World
 from python_tests.data.files import write_folder
 from python_tests.fake_gpu import MixedDevices
 from python_tests.fake_gpu_waits import NeedlessWait

@@ -12,10 +12,10 @@ import franca_fast
 from franca_fast.errors import InputError
 from franca_fast.hub import load_model
 from franca_fast.training import finetune, load_config, pretrain
-from franca_fast.training.checkpoint import read_checkpoint
+from franca_fast.training.checkpoints.format import read_checkpoint
+from franca_fast.training.initial_weights import load_initial_weights
 from franca_fast.training.run import Run
 from franca_fast.training.student_teacher import StudentTeacher
-from franca_fast.training.weights import load_initial_weights
 from python_tests.training.test_kill import assert_same
 from python_tests.training.tiny import TINY, losses_of, start
 

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from franca_fast.training.checkpoint import read_checkpoint
+from franca_fast.training.checkpoints.format import read_checkpoint
 from python_tests.training.tiny import losses_of, start
 
 # Starts one run again and again, each time in a fork that kills itself: before a step, or while
 # its first checkpoint is being written. The parent only imports, so a fork is like a new process.
 RUNS = """
 import signal, sys
-from franca_fast.training import checkpoint_writer, pretrain
+from franca_fast.training import pretrain
+from franca_fast.training.checkpoints import writer as checkpoint_writer
 from franca_fast.training.run import Run
 
 killed, undisturbed = sys.argv[1:]

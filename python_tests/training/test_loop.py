@@ -17,7 +17,7 @@ from PIL import Image
 from franca_fast.errors import FrancaError, InputError
 from franca_fast.hub import load_model
 from franca_fast.training import PretrainResult, pretrain
-from franca_fast.training.checkpoint import read_checkpoint, steps_in
+from franca_fast.training.checkpoints.format import read_checkpoint, steps_in
 from franca_fast.training.run import Run
 from python_tests.training.tiny import TINY, losses_of
 

@@ -11,8 +11,8 @@ from python_tests.training.tiny import start
 # ViT-B/14, 131,072 prototypes, five nested heads of both kinds, as the released recipe trains it.
 STEP = """
 import json, time
-from franca_fast.training.config_files import load_config
-from franca_fast.training.metrics import peak_memory_gb
+from franca_fast.config.files import load_config
+from franca_fast.training.reporting.metrics import peak_memory_gb
 from franca_fast.training.run import Run
 
 overrides = ["train.batch_size_per_gpu=2", "train.num_workers=0", "train.device=cpu",

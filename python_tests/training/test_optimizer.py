@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from franca_fast.config.schema import OptimConfig
 from franca_fast.models import NestedPrototypeHead, VisionTransformer
-from franca_fast.training.config import OptimConfig
 from franca_fast.training.optimizer import (
     LocalOptimizer,
     apply_step,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.training import precision as module
-from franca_fast.training.config import Config
 from franca_fast.training.precision import choose_device, choose_precision
 
 CPU = torch.device("cpu")

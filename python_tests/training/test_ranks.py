@@ -22,11 +22,16 @@ import torch
 from franca_fast.errors import InputError
 from franca_fast.hub import load_model
 from franca_fast.training import load_config, pretrain
-from franca_fast.training.checkpoint import Checkpoint, load_newest, read_checkpoint, steps_in
-from franca_fast.training.checkpoint_writer import CheckpointWriter
+from franca_fast.training.checkpoints.format import (
+    Checkpoint,
+    load_newest,
+    read_checkpoint,
+    steps_in,
+)
+from franca_fast.training.checkpoints.writer import CheckpointWriter
+from franca_fast.training.distributed.world import World
 from franca_fast.training.run import Run
 from franca_fast.training.run_directory import RunDirectory
-from franca_fast.training.world import World
 from python_tests.helpers import run_ranks
 from python_tests.training.test_kill import assert_same
 from python_tests.training.tiny import TINY, losses_of

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from franca_fast.config.files import load_config
+from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
-from franca_fast.training.config import Config
-from franca_fast.training.config_files import load_config
 from franca_fast.training.run_directory import RunDirectory
 
 
@@ -98,7 +98,7 @@ def test_a_folder_in_use_by_this_process_is_refused(tmp_path: Path) -> None:
 def test_a_folder_in_use_by_another_process_is_refused_until_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import time
-from franca_fast.training.config import Config
+from franca_fast.config.schema import Config
 from franca_fast.training.run_directory import RunDirectory
 directory = RunDirectory({str(tmp_path / "run")!r}, Config(), resume=True)
 directory.create()

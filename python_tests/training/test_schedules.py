@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
-from franca_fast.training.config import Config
 from franca_fast.training.schedules import CosineSchedule, Schedules, peak_lr
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from franca_fast.data import Batch
+from franca_fast.training.distributed.parallelize import Layout
+from franca_fast.training.distributed.world import World
 from franca_fast.training.optimizer import LocalOptimizer
-from franca_fast.training.parallelize import Layout
 from franca_fast.training.precision import choose_precision
 from franca_fast.training.schedules import StepValues
 from franca_fast.training.step import StepOutput, TrainStep, seed_step
 from franca_fast.training.student_teacher import StudentTeacher
-from franca_fast.training.world import World
 from python_tests.training.tiny import random_batch, tiny_config
 
 VALUES = StepValues(lr=1e-3, last_layer_lr=1e-3, weight_decay=0.04, momentum=0.9, teacher_temp=0.05)

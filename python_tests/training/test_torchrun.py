@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from franca_fast.training.checkpoint import read_checkpoint
+from franca_fast.training.checkpoints.format import read_checkpoint
 from python_tests.training.test_kill import assert_same
 from python_tests.training.tiny import ROOT, losses_of
 

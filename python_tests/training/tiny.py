@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from franca_fast.config.files import load_config
+from franca_fast.config.schema import Config
 from franca_fast.data import Batch
 from franca_fast.models import ARCHITECTURES
-from franca_fast.training.config import Config
-from franca_fast.training.config_files import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 

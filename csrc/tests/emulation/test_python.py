@@ -34,7 +34,7 @@ def install(path: Path) -> None:
 
 def backends(operator: str) -> tuple[ModuleType, ModuleType]:
     """The wrappers under test and the reference."""
-    own = importlib.import_module(f"franca_fast.backends.compiled.cuda.{operator}")
+    own = importlib.import_module(f"franca_fast.backends.cuda.{operator}")
     return own, importlib.import_module(f"franca_fast.backends.torch.{operator}")
 
 
@@ -45,7 +45,7 @@ def close(value: Tensor, expected: Tensor, tolerance: float = 2e-4) -> None:
 
 def check_devices() -> None:
     """Matrices of the expected device are taken, wherever that is, and others refused."""
-    from franca_fast.backends.compiled.views import pack_heads
+    from franca_fast.backends._core import pack_heads
     from franca_fast.errors import InputError
 
     # A device without memory stands for one that is not the CPU.
@@ -128,7 +128,7 @@ def make_side(n_rows: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tenso
 def check_scores() -> None:
     """Scores with and without scales, in both forms in which tiles are multiplied."""
     from franca_fast import _C
-    from franca_fast.backends.compiled.cuda import _factors
+    from franca_fast.backends.cuda import _factors
 
     assert _C.cuda.offers_warpgroups()
     own, reference = backends("prototype_scores")
@@ -214,7 +214,7 @@ def check_attention() -> None:
 def check_shared_attention() -> None:
     """A batch of which PyTorch's kernels have a part."""
     own, reference = backends("varlen_attention")
-    from franca_fast.backends import fused_attention
+    from franca_fast.backends import _fused_attention as fused_attention
 
     qkv = torch.randn(60, 3, 2, 64).to(torch.float16)
     grad = torch.randn(60, 2, 64).to(torch.float16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .sinkhorn import accumulation_dtype, row_blocks
+from franca_fast.backends.torch.sinkhorn import accumulation_dtype, row_blocks
 
 
 def _assignments(z: Tensor, temperature: float, prototype: Tensor, row: Tensor) -> Tensor:

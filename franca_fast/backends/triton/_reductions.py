@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._heads import LOWEST, head_units, merge_exponentials
+from franca_fast.backends.triton._heads import LOWEST, head_units, merge_exponentials
 
 _ROWS = 64
 _COLUMNS = 512

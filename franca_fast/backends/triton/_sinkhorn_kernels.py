@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._heads import LOWEST, add_exponentials, locate, pick
+from franca_fast.backends.triton._heads import LOWEST, add_exponentials, locate, pick
 
 
 @triton.jit(do_not_specialize=["n_all", "n_valid", "split_rows", "inverse_temperature"])

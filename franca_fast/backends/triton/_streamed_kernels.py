@@ -14,8 +14,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import interpreted
-from ._heads import LOWEST, add_exponentials, locate, pick, teacher_potentials
+from franca_fast.backends.triton import interpreted
+from franca_fast.backends.triton._heads import (
+    LOWEST,
+    add_exponentials,
+    locate,
+    pick,
+    teacher_potentials,
+)
 
 INTERPRETED = tl.constexpr(interpreted())
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._heads import (
+from franca_fast.backends.triton._heads import (
     LOWEST,
     count_units,
     locate,
@@ -23,7 +23,7 @@ from ._heads import (
     teacher_potentials,
     unit_width,
 )
-from ._reductions import RowSums, combine_losses
+from franca_fast.backends.triton._reductions import RowSums, combine_losses
 
 _TILE = (4, 1024)  # rows and columns; a row of 4 values of a thread is one vector load
 _WARPS = 8

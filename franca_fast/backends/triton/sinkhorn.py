@@ -11,9 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
-from . import _sinkhorn_kernels as kernels
-from ._heads import Heads, count_units, on_device_of, pack, unit_width
-from ._reductions import (
+from franca_fast.backends.triton import _sinkhorn_kernels as kernels
+from franca_fast.backends.triton._heads import Heads, count_units, on_device_of, pack, unit_width
+from franca_fast.backends.triton._reductions import (
     RowSums,
     combine_columns,
     combine_rows,

@@ -13,11 +13,15 @@ from torch import Tensor
 
 from franca_fast.backends._streamed_backward import Gradients, Side, padded
 from franca_fast.backends._streamed_backward import backward as chunked_backward
-
-from . import _streamed_kernels as kernels
-from ._heads import Heads, count_units, on_device_of, pack, unit_width
-from ._reductions import RowSums, combine_columns, combine_losses, combine_rows
-from .sinkhorn import split_rows_of
+from franca_fast.backends.triton import _streamed_kernels as kernels
+from franca_fast.backends.triton._heads import Heads, count_units, on_device_of, pack, unit_width
+from franca_fast.backends.triton._reductions import (
+    RowSums,
+    combine_columns,
+    combine_losses,
+    combine_rows,
+)
+from franca_fast.backends.triton.sinkhorn import split_rows_of
 
 _PROGRAMS = 512  # a program here is several times the work of one that reads stored logits
 

@@ -17,11 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from franca_fast.backends import fused_attention
+from franca_fast.backends import _fused_attention as fused_attention
 from franca_fast.backends.torch.varlen_attention import Run
-
-from . import interpreted
-from ._heads import on_device_of
+from franca_fast.backends.triton import interpreted
+from franca_fast.backends.triton._heads import on_device_of
 
 INTERPRETED = tl.constexpr(interpreted())
 LOG2E = tl.constexpr(1.44269504)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ._shared import Mutation
-from .attention import VARLEN_ATTENTION
-from .clustering import CLUSTERING_LOSS
-from .sinkhorn import SINKHORN
-from .streamed import STREAMED_CLUSTERING
+from csrc.tests.emulation.mutations._shared import Mutation
+from csrc.tests.emulation.mutations.attention import VARLEN_ATTENTION
+from csrc.tests.emulation.mutations.clustering import CLUSTERING_LOSS
+from csrc.tests.emulation.mutations.sinkhorn import SINKHORN
+from csrc.tests.emulation.mutations.streamed import STREAMED_CLUSTERING
 
 __all__ = ["BY_TEST", "Mutation"]
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ._shared import BARRIER, LAUNCH, MATRIX, WARP, WARP_BARRIER, Mutation
+from csrc.tests.emulation.mutations._shared import (
+    BARRIER,
+    LAUNCH,
+    MATRIX,
+    WARP,
+    WARP_BARRIER,
+    Mutation,
+)
 
 TASKS = "attention_tasks.cuh"
 HEADS = "attention_tile.cuh"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from ._shared import BARRIER, CLUSTER_BARRIER, LAUNCH, LOGITS, MERGES, OF_LOGITS, Mutation
+from csrc.tests.emulation.mutations._shared import (
+    BARRIER,
+    CLUSTER_BARRIER,
+    LAUNCH,
+    LOGITS,
+    MERGES,
+    OF_LOGITS,
+    Mutation,
+)
 
 SINKHORN_HOST = "sinkhorn.cu"
 KERNELS = "sinkhorn_kernels.cuh"

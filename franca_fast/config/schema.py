@@ -1,0 +1,376 @@
+"""The training configuration: every key, its default and what it means.
+
+The names are those that users of DINOv2 and Franca already write, so their YAML files load
+unchanged; keys that are ours say so. Loading, overriding and checking live in
+`config/files.py`. Values are plain, so a configuration is also easily built in Python:
+
+    >>> config = Config()
+    >>> config.student.arch = "vit_small"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from franca_fast.data.settings import CropSettings
+
+
+@dataclass
+class ModelConfig:
+    """Where a run starts from."""
+
+    # What this run starts from, at step 0 and with a fresh optimizer: an earlier run (its folder,
+    # or one of its checkpoints/<step> folders), of which it takes student, teacher and heads; or a
+    # file of weights (.pth, .safetensors), whose network both become. A file may hold no heads;
+    # they are random then.
+    WEIGHTS: str = ""
+
+
+@dataclass
+class MixedPrecisionConfig:
+    """Types in which one sharded module travels between processes: fp32, fp16 or bf16.
+
+    The type of the computation is `autocast`'s. A 16-bit param_dtype means that 16-bit type, and a
+    16-bit reduce_dtype other than it means fp32; without a 16-bit autocast all is fp32.
+    """
+
+    # Gathered parameters; reduced gradients; there are no buffers to send.
+    param_dtype: str = "fp16"
+    reduce_dtype: str = "fp16"
+    buffer_dtype: str = "fp32"
+
+
+@dataclass
+class ShardedModuleConfig:
+    """How one module is sharded over processes, where `train.parallel` shards at all."""
+
+    # SHARD_GRAD_OP keeps gathered parameters from the forward to the backward pass; FULL_SHARD
+    # frees them and gathers them twice (prototypes stay in both; the teacher's backbone never).
+    sharding_strategy: str = "SHARD_GRAD_OP"
+    mixed_precision: MixedPrecisionConfig = field(default_factory=MixedPrecisionConfig)
+
+
+def _head_sharding() -> ShardedModuleConfig:
+    return ShardedModuleConfig(mixed_precision=MixedPrecisionConfig(reduce_dtype="fp32"))
+
+
+@dataclass
+class TeacherPrecisionConfig:
+    """Sharding of the teacher's modules."""
+
+    backbone: ShardedModuleConfig = field(default_factory=ShardedModuleConfig)
+    dino_head: ShardedModuleConfig = field(default_factory=ShardedModuleConfig)
+    ibot_head: ShardedModuleConfig = field(default_factory=ShardedModuleConfig)
+
+
+@dataclass
+class StudentPrecisionConfig:
+    """Sharding of the student's modules; the heads' gradients are reduced in fp32."""
+
+    backbone: ShardedModuleConfig = field(default_factory=ShardedModuleConfig)
+    dino_head: ShardedModuleConfig = field(default_factory=_head_sharding)
+    ibot_head: ShardedModuleConfig = field(default_factory=_head_sharding)
+
+
+@dataclass
+class PrecisionConfig:
+    """Number formats. Parameters, optimizer and EMA are always float32."""
+
+    # Scale the loss while the forward pass runs in fp16; bf16 and fp32 need no scaler.
+    grad_scaler: bool = True
+    # Ours: type of the matrix products, auto, bf16, fp16 or fp32. "auto" is bf16 on GPUs that have
+    # it (fp16 on those that do not) and on CPUs with bf16 matrix units (AMX), fp32 elsewhere.
+    autocast: str = "auto"
+    teacher: TeacherPrecisionConfig = field(default_factory=TeacherPrecisionConfig)
+    student: StudentPrecisionConfig = field(default_factory=StudentPrecisionConfig)
+
+
+@dataclass
+class DinoConfig:
+    """The image-level loss, its head, and the nesting of both heads."""
+
+    # Weight of the image-level loss; 0 leaves it and its head out.
+    loss_weight: float = 1.0
+    # Prototypes of the widest nested head; narrower ones have fewer in proportion.
+    head_n_prototypes: int = 65536
+    # Width of the features that meet the prototypes.
+    head_bottleneck_dim: int = 256
+    # Layers of the projection MLP, and their width.
+    head_nlayers: int = 3
+    head_hidden_dim: int = 2048
+    # Weight of the KoLeo regulariser on the global crops' CLS tokens; 0 leaves it out.
+    koleo_loss_weight: float = 0.1
+    # Ours: KoLeo seeks the nearest neighbour among the images of all ranks, so that the loss does
+    # not depend on their number; false takes each rank's own images, as DINOv2 and Franca do.
+    koleo_over_ranks: bool = True
+    # Nested (Matryoshka) heads; false is one head on the full width, as in DINOv2.
+    MRL: bool = True
+    # Ours: the nested widths, increasing, the last one the width of the backbone; null is
+    # d/16, d/8, d/4, d/2, d.
+    nesting_dims: list[int] | None = None
+    # Ours: what each nested head sees: the first m features ("slice", the paper) or all of them
+    # through a linear map to m ("full", the July 2025 release).
+    projection: str = "slice"
+    # Ours: L2-normalise the bottleneck, as DINOv2's head does and Franca's does not.
+    normalize_bottleneck: bool = False
+
+
+@dataclass
+class IbotConfig:
+    """The patch-level loss, its head, and how many patches are masked."""
+
+    # Weight of the patch-level loss; 0 leaves it and its head out.
+    loss_weight: float = 1.0
+    # Share of the global crops that are masked at all.
+    mask_sample_probability: float = 0.5
+    # Smallest and largest share of masked patches in a masked crop, spread evenly over the batch.
+    mask_ratio_min_max: list[float] = field(default_factory=lambda: [0.1, 0.65])
+    # A head of its own for patches; false shares the image-level head.
+    separate_head: bool = False
+    # As in `dino`, for the separate head.
+    head_n_prototypes: int = 65536
+    head_bottleneck_dim: int = 256
+    head_nlayers: int = 3
+    head_hidden_dim: int = 2048
+
+
+@dataclass
+class TrainConfig:
+    """Data, length, targets and the run itself."""
+
+    # Images per process and micro-batch; the images of a step are this times the number of
+    # processes times gradient_accumulation_steps, and the learning rate follows from them.
+    batch_size_per_gpu: int = 64
+    # Ours: micro-batches whose gradients are averaged before the optimizer steps. The assignments
+    # are balanced (Sinkhorn-Knopp), and KoLeo's neighbours sought, within each micro-batch, over
+    # all processes: memory does not grow, but it is not the loss of one large batch.
+    gradient_accumulation_steps: int = 1
+    # A folder of images, shards (path, brace range or glob), or a dataset string such as
+    # "ImageNet:split=TRAIN:root=PATH:extra=PATH", "LAION:root=PATH" or "FashionMNIST:split=TRAIN".
+    dataset_path: str = "ImageNet:split=TRAIN"
+    # Where the run is written, unless given on the command line.
+    output_dir: str = "."
+    # Epochs between checkpoints.
+    saveckp_freq: int = 20
+    # Seed of the weights, the data order, the augmentation and stochastic depth.
+    seed: int = 0
+    # Processes that decode images, at most one for each CPU; 0 decodes in the training process.
+    # The batches do not depend on it.
+    num_workers: int = 10
+    # Steps that count as one epoch, in every length given in epochs.
+    OFFICIAL_EPOCH_LENGTH: int = 1250
+    # Accepted for DINOv2's sake; there is no data set cache to switch off.
+    cache_dataset: bool = True
+    # Targets: sinkhorn_knopp, or centering (softmax minus a running mean).
+    centering: str = "centering"
+    # Ours: the prototype scores of a step are "stored", or "streamed": recomputed block by block,
+    # forward and backward, for little memory and more time. "auto" streams what would take more
+    # than a quarter of the device's memory.
+    scores: str = "auto"
+    # Which patches are masked. All three true is Franca's CyclicMask: everything but a block, and
+    # all rolled around the image. use_inverse_block false masks the block itself; use_block_masking
+    # false masks single patches at random.
+    use_block_masking: bool = True
+    use_inverse_block: bool = True
+    roll: bool = True
+    # Fine-tuning at a higher resolution. Starting from weights always means step 0 and a fresh
+    # optimizer here, so this only refuses to begin without MODEL.WEIGHTS or
+    # student.pretrained_weights; an interrupted run is resumed like any other.
+    high_resolution_finetune: bool = False
+    # Ours: length of the run in steps; null is optim.epochs * OFFICIAL_EPOCH_LENGTH.
+    total_steps: int | None = None
+    # Ours: auto (a GPU where there is one), cpu, cuda or cuda:<index>.
+    device: str = "auto"
+    # Ours: compile the student's and teacher's blocks with torch.compile.
+    compile: bool = False
+    # Ours: recompute the activations of the student's blocks in the backward pass, for less memory.
+    activation_checkpointing: bool = False
+    # Ours: how several processes share the work. "replicated": each holds everything and gradients
+    # are averaged. "sharded": each holds its rows of parameters, gradients, moments and teacher
+    # (FSDP2). "auto" shards students of more than 300 million parameters.
+    parallel: str = "auto"
+    # Ours: processes that share one sharded copy, for instance those of one machine (HSDP); it
+    # divides their number. null is all of them.
+    shard_ranks: int | None = None
+    # Ours: minutes after which a process that does not answer is given up and the run stops.
+    timeout_minutes: float = 10.0
+    # Ours: steps between checkpoints; null is saveckp_freq epochs. One is also written whenever
+    # checkpoint_minutes have passed since the last (0: never for that reason), on a signal, and at
+    # the end. The newest checkpoint_keep stay.
+    checkpoint_every: int | None = None
+    checkpoint_minutes: float = 15.0
+    checkpoint_keep: int = 3
+    # Ours: steps between progress lines, TensorBoard points and diagnostics of the targets.
+    log_every: int = 10
+    # Ours: also write TensorBoard files, where tensorboard is installed.
+    tensorboard: bool = True
+    # Ours: also send them to this project of Weights & Biases; empty sends nothing anywhere.
+    wandb: str = ""
+    # Ours: stop after this many steps in a row with a non-finite loss or gradient.
+    max_nonfinite_steps: int = 20
+    # Ours: samples of a stream of shards that are shuffled together, at least.
+    shuffle_buffer: int = 100_000
+    # Ours: stop when more than this share of the samples cannot be read.
+    max_bad_fraction: float = 0.1
+    # Ours: let `pipe:` in dataset_path run commands.
+    allow_pipe: bool = False
+
+
+@dataclass
+class StudentConfig:
+    """The backbone; the teacher has the same, without stochastic depth."""
+
+    # Name of the architecture, see `franca-fast models`.
+    arch: str = "vit_large"
+    # Side of a patch in pixels; the crop sizes are multiples of it.
+    patch_size: int = 16
+    # Stochastic depth: probability that a residual branch is left out; the same in all blocks, or
+    # growing linearly from 0 in the first to this rate in the last.
+    drop_path_rate: float = 0.3
+    drop_path_uniform: bool = True
+    # Initial LayerScale.
+    layerscale: float = 1.0e-5
+    # Backbone weights that student and teacher start from (.pth or .safetensors), the heads random
+    # as in the released code; the names must all match.
+    pretrained_weights: str = ""
+    # mlp, swiglu or swiglufused (the last two are the same here).
+    ffn_layer: str = "mlp"
+    # Accepted for DINOv2's sake; blocks are never chunked here.
+    block_chunks: int = 0
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    ffn_bias: bool = True
+    num_register_tokens: int = 0
+    # How position embeddings are resampled to another grid.
+    interpolate_antialias: bool = False
+    interpolate_offset: float = 0.1
+
+
+@dataclass
+class TeacherConfig:
+    """The teacher: an exponential moving average, and the temperature of its targets."""
+
+    # EMA momentum, from the first value to the second by a cosine.
+    momentum_teacher: float = 0.992
+    final_momentum_teacher: float = 1.0
+    # Temperature of the targets, from the first value to the second over the warm-up epochs.
+    warmup_teacher_temp: float = 0.04
+    teacher_temp: float = 0.07
+    warmup_teacher_temp_epochs: int = 30
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedules."""
+
+    epochs: int = 100
+    # Weight decay, from the first value to the second by a cosine.
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    # Peak learning rate at the batch size that scaling_rule names.
+    base_lr: float = 0.004
+    # Peak learning rate as it is; 0 takes base_lr and scaling_rule.
+    lr: float = 0.0
+    # sqrt_wrt_1024: base_lr * sqrt(global batch / 1024). linear_wrt_256: base_lr * batch / 256.
+    scaling_rule: str = "sqrt_wrt_1024"
+    # Linear warm-up from 0, then a cosine to min_lr.
+    warmup_epochs: int = 10
+    min_lr: float = 1.0e-6
+    # Largest gradient norm of the backbone and of each head, each on its own; 0 does not clip.
+    clip_grad: float = 3.0
+    # The prototypes keep their initial values for this long.
+    freeze_last_layer_epochs: int = 1
+    # Learning-rate factors of the patch embedding and, to the power of the depth, of the layers.
+    patch_embed_lr_mult: float = 0.2
+    layerwise_decay: float = 0.9
+    adamw_beta1: float = 0.9
+    adamw_beta2: float = 0.999
+
+
+@dataclass
+class CropsConfig:
+    """Crops of an image: two global ones, and local ones that only the student sees."""
+
+    # Range of the share of the image that a crop covers.
+    global_crops_scale: list[float] = field(default_factory=lambda: [0.32, 1.0])
+    local_crops_number: int = 8
+    local_crops_scale: list[float] = field(default_factory=lambda: [0.05, 0.32])
+    # Sides in pixels.
+    global_crops_size: int = 224
+    local_crops_size: int = 96
+
+
+@dataclass
+class AugmentationConfig:
+    """Ours: what happens to a crop. The defaults are DINOv2's, see `data.CropSettings`."""
+
+    # Range of width / height of the region that is cut out.
+    aspect_ratio: list[float] = field(default_factory=lambda: list(CropSettings.aspect_ratio))
+    # Probability of a mirror image.
+    flip_probability: float = CropSettings.flip_probability
+    # Colour jitter: its probability, and how far its four parts go.
+    jitter_probability: float = CropSettings.jitter_probability
+    brightness: float = CropSettings.brightness
+    contrast: float = CropSettings.contrast
+    saturation: float = CropSettings.saturation
+    hue: float = CropSettings.hue
+    # Probability of dropping all colour.
+    greyscale_probability: float = CropSettings.greyscale_probability
+    # Gaussian blur: range of its standard deviation in pixels, and its probability in the first
+    # and the second global crop and in local crops.
+    blur_sigma: list[float] = field(default_factory=lambda: list(CropSettings.blur_sigma))
+    blur_probability_global: list[float] = field(
+        default_factory=lambda: list(CropSettings.blur_probability_global)
+    )
+    blur_probability_local: float = CropSettings.blur_probability_local
+    # Probability of inverting the bright pixels of the first and the second global crop, and from
+    # which value on (of 255) a pixel is bright.
+    solarize_probability_global: list[float] = field(
+        default_factory=lambda: list(CropSettings.solarize_probability_global)
+    )
+    solarize_threshold: int = CropSettings.solarize_threshold
+
+
+@dataclass
+class EvaluationConfig:
+    """Work at intervals during training."""
+
+    # Steps between exports of the teacher, with the caller's evaluation of it if one was given;
+    # 0 leaves both to the end.
+    eval_period_iterations: int = 12500
+    # Ours: labelled images (a folder of class folders, shards, a dataset string) on which the
+    # teacher is then evaluated by kNN, at every nested width: those to learn from, and those to
+    # classify. Empty evaluates nothing.
+    knn_train: str = ""
+    knn_test: str = ""
+
+
+@dataclass
+class Config:
+    """The whole configuration of a pretraining run."""
+
+    MODEL: ModelConfig = field(default_factory=ModelConfig)
+    compute_precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    dino: DinoConfig = field(default_factory=DinoConfig)
+    ibot: IbotConfig = field(default_factory=IbotConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    crops: CropsConfig = field(default_factory=CropsConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run in steps."""
+        if self.train.total_steps is not None:
+            return self.train.total_steps
+        return self.optim.epochs * self.train.OFFICIAL_EPOCH_LENGTH
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between regular checkpoints."""
+        if self.train.checkpoint_every is not None:
+            return self.train.checkpoint_every
+        return self.train.saveckp_freq * self.train.OFFICIAL_EPOCH_LENGTH

@@ -1,0 +1,1 @@
+"""Several processes training one model: who they are, and how they share the work."""

@@ -1,0 +1,169 @@
+"""Starting a run from the weights of another, or from a file."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from franca_fast.config.schema import Config
+from franca_fast.errors import InputError
+from franca_fast.hub.save import backbone_files
+from franca_fast.hub.state_dict import (
+    head_keys,
+    load_strict,
+    normalize_backbone_keys,
+    read_state_dict,
+)
+from franca_fast.models import NestedPrototypeHead
+from franca_fast.training.checkpoints.format import Checkpoint, load_newest, read_checkpoint
+from franca_fast.training.student_teacher import Network, StudentTeacher, build_student_backbone
+from franca_fast.training.weights_fit import check_backbone_fits, check_heads_fit
+
+_HEADS = ("dino_head", "ibot_head")
+
+logger = logging.getLogger(__name__)
+
+
+def load_initial_weights(model: StudentTeacher, config: Config) -> str | None:
+    """Loads what MODEL.WEIGHTS or student.pretrained_weights names; every key must match.
+
+    A position embedding for another image size is resampled to that of the run, here and once, as
+    the weights' network would do at every step.
+
+    Returns:
+        what was loaded, for the log; None when nothing is asked for. That a file has no heads is
+        also a warning.
+
+    Raises:
+        InputError: no such file, weights of another network (the keys of the configuration that
+            differ are named), or none although `train.high_resolution_finetune` asks for some.
+    """
+    if config.MODEL.WEIGHTS:
+        path = _expand(config.MODEL.WEIGHTS)
+        file = _find_file(path)
+        return _load_file(model, file, config) if file else _load_run(model, path, config)
+    if config.student.pretrained_weights:
+        path = _expand(config.student.pretrained_weights)
+        state = normalize_backbone_keys(read_state_dict(path))
+        resized = [
+            _load_backbone(network, state, str(path), config)
+            for network in (model.student, model.teacher)
+        ]
+        return f"the backbone of '{path}'{resized[0]}"
+    if config.train.high_resolution_finetune:
+        raise InputError(
+            "train.high_resolution_finetune: there are no weights to fine-tune; use franca-fast "
+            "finetune WEIGHTS, or set MODEL.WEIGHTS or student.pretrained_weights"
+        )
+    return None
+
+
+def _expand(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def _find_file(path: Path) -> Path | None:
+    """The file of weights that a path means, or None for a run with checkpoints."""
+    if path.is_dir():
+        exported = backbone_files(path / "exported" / "teacher")[0]
+        checkpoints = path / "checkpoints"
+        has_run = checkpoints.is_dir() and any(checkpoints.iterdir())
+        return exported if exported.is_file() and not has_run else None
+    stem = backbone_files(path)[0]
+    if path.is_file() and path.suffix != ".json":
+        return path
+    if stem.is_file():
+        return stem
+    raise InputError(f"weights '{path}': no such file or folder")
+
+
+def _load_run(model: StudentTeacher, path: Path, config: Config) -> str:
+    checkpoint = _find_checkpoint(path)
+    networks = checkpoint.model
+    resized = [
+        _load_network(network, networks[name], f"{checkpoint.path}:{name}", config)
+        for name, network in (("student", model.student), ("teacher", model.teacher))
+    ]
+    return f"student, teacher and heads of '{checkpoint.path}'{resized[0]}"
+
+
+def _load_file(model: StudentTeacher, path: Path, config: Config) -> str:
+    state = read_state_dict(path)
+    resized = [
+        _load_network(network, state, str(path), config)
+        for network in (model.student, model.teacher)
+    ]
+    if any(head_keys(state, head) for head in _HEADS):
+        return f"backbone and heads of '{path}'{resized[0]}"
+    logger.warning("'%s' holds no heads: they and their prototypes start at random", path)
+    return f"the backbone of '{path}' (heads at random){resized[0]}"
+
+
+def _find_checkpoint(path: Path) -> Checkpoint:
+    if (path / "manifest.json").is_file():
+        return read_checkpoint(path)
+    for folder in (path / "checkpoints", path):
+        found = load_newest(folder)
+        if found is not None:
+            return found
+    raise InputError(
+        f"weights '{path}': the folder holds neither a checkpoint nor an exported model; expected "
+        "a run's folder, one of its checkpoints, or a file of weights"
+    )
+
+
+def _load_network(
+    network: Network, state: Mapping[str, Tensor], source: str, config: Config
+) -> str:
+    """Fills a network, as `_load_backbone`; heads stay random where there are none in `state`."""
+    resized = _load_backbone(network, normalize_backbone_keys(state), source, config)
+    found = {head: keys for head in _HEADS if (keys := head_keys(state, head))}
+    if not found:
+        return resized
+    wanted = {
+        name: cast("NestedPrototypeHead", module)
+        for name, module in network.named_children()
+        if name != "backbone"
+    }
+    check_heads_fit(found, wanted, source, config)
+    for name, keys in found.items():
+        load_strict(wanted[name], _copies(keys), f"{source}:{name}")
+    return resized
+
+
+def _load_backbone(
+    network: Network, state: Mapping[str, Tensor], source: str, config: Config
+) -> str:
+    """Fills the backbone; returns what the log says of a position embedding that was resized."""
+    check_backbone_fits(state, source, config)
+    position, fitting = state["pos_embed"], network.backbone.pos_embed.shape
+    resized = ""
+    if position.shape != fitting:
+        state = {**state, "pos_embed": _resample(position, config)}
+        before, after = (math.isqrt(shape[1]) for shape in (position.shape, fitting))
+        resized = f", positions resized from {before} x {before} to {after} x {after}"
+    load_strict(network.backbone, _copies(state), source)
+    return resized
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that a module can take over: student and teacher must not share storage."""
+    return {key: tensor.clone() for key, tensor in state.items()}
+
+
+def _resample(position: Tensor, config: Config) -> Tensor:
+    """Position embedding [1, 1 + n, d] of square images, for the size of the run's crops."""
+    side = math.isqrt(position.shape[1] - 1)
+    size, patch = config.crops.global_crops_size, config.student.patch_size
+    with torch.device("meta"):
+        other = build_student_backbone(config, img_size=side * patch)
+    other.pos_embed = nn.Parameter(position.float())
+    with torch.no_grad():
+        return other.position_embedding(size, size)
