@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
 
 
 class FrancaError(Exception):
@@ -21,3 +22,30 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Returns `" (did you mean 'x'?)"` for the nearest known name, or an empty string."""
     nearest = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
+
+
+class RenamedError(FrancaError, ImportError):
+    """A name that an earlier version had."""
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` that tells the new names of old ones.
+
+    Args:
+        module: the module's `__name__`.
+        names: old name -> what stands in its place, in words that end the message.
+
+    Example:
+        >>> renamed("franca_fast.ops", {"old": "franca_fast.ops.new"})("old")
+        Traceback (most recent call last):
+        ...
+        franca_fast.errors.RenamedError: franca_fast.ops.old: since 0.2 it is franca_fast.ops.new
+    """
+
+    def getattr_(name: str) -> NoReturn:
+        # Not an AttributeError, whose words `from module import name` would replace by its own.
+        if name in names:
+            raise RenamedError(f"{module}.{name}: since 0.2 it is {names[name]}")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return getattr_
