@@ -22,7 +22,7 @@ from franca_fast.files import atomic_path, cache_folder
 
 OFF_VARIABLE = "FRANCA_FAST_INDEX_CACHE"  # 0 turns the cache off
 SMALLEST_SHARD = 16 << 20  # bytes; smaller shards are read as fast as the cache
-_MAGIC = b"franca_fast index 1\n"
+_MAGIC = b"franca_fast index 2\n"
 _SETTLED = 2.0  # seconds; a shard changed later than this ago may be changing still
 
 

@@ -7,7 +7,6 @@ in a tar have no meaning here: nothing is ever written.
 
 from __future__ import annotations
 
-import posixpath
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -61,8 +60,9 @@ def tar_samples(read: Read, total: int) -> Iterator[TarSample]:
     """Finds the samples of a tar, in order.
 
     As in WebDataset, neighbouring members whose names agree up to the first dot of the last part
-    form one sample. Its image is the member `key.jpg` (or another image extension), else the
-    first one such as `key.something.jpg`; its label is `key.cls` or `key.json`.
+    form one sample; names without an extension, and hidden ones, belong to none. Its image is the
+    member `key.jpg` (or another image extension), else the first one such as `key.something.jpg`;
+    its label is `key.cls` or `key.json`.
 
     Args:
         read: reads pieces of the tar.
@@ -71,15 +71,22 @@ def tar_samples(read: Read, total: int) -> Iterator[TarSample]:
     Raises:
         TarDamage: at the end, after all samples that can be read.
     """
+    from webdataset.tariterators import base_plus_ext
+
     key, group = "", list[tuple[str, Member]]()
     damage: TarDamage | None = None
     try:
         for member in tar_members(read, total):
-            member_key, extension = _split_name(member.name)
-            if member_key != key:
+            # WebDataset's rule takes seconds for a long path, and in folders makes one sample of
+            # all hidden files there, so it gets the last part alone.
+            folder, slash, base = member.name.rpartition("/")
+            stem, extension = base_plus_ext(base)
+            if stem is None:
+                continue
+            if folder + slash + stem != key:
                 yield from _sample_of(group)
-                key, group = member_key, []
-            group.append((extension, member))
+                key, group = folder + slash + stem, []
+            group.append((extension.lower(), member))
     except TarDamage as error:
         damage = error
     yield from _sample_of(group)
@@ -256,13 +263,6 @@ def _pax_records(data: bytes) -> dict[str, str]:
         records[_text(name)] = _text(value)
         data = data[length:]
     return records
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """A member's key and its extension: 'a/b.seg.png' -> ('a/b', 'seg.png')."""
-    folder, base = posixpath.split(name)
-    stem, _, extension = base.partition(".")
-    return f"{folder}/{stem}", extension.lower()
 
 
 def _sample_of(group: list[tuple[str, Member]]) -> Iterator[TarSample]:

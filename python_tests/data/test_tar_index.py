@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import io
+import posixpath
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 
+from franca_fast.data.decoding import is_image_name
 from franca_fast.data.tar_index import Member, Read, TarDamage, tar_members, tar_samples
 from python_tests.data.files import tar_bytes
 
@@ -91,6 +96,57 @@ def test_samples_are_neighbours_with_one_key() -> None:
         ("d/e.x.jpg", None),
         ("d/f.webp", None),
     ]
+
+
+ODD_NAMES = {
+    "no extension": ("a.jpg README a.cls LICENSE b.png", 2),
+    "hidden": (".a.jpg a.jpg .b.cls d/.c.jpg d/c.jpg d/.c.cls d/c.cls", 2),
+    "apple double": ("./._a.jpg ./a.jpg ./._a.cls ./a.cls __MACOSX/._a.jpg m/._b.jpg m/b.jpg", 2),
+    "several dots": ("a.seg.png a.jpg a..jpg b.x.y.png b.cls .. d.e/f.jpg d.e/f.cls d.e/g", 3),
+    "folders": ("a/b.jpg a/b.cls a//b.cls /c.jpg c.jpg c.cls ../../d.jpg e.f/../g.png", 5),
+    "case": ("A.JPG a.jpg a.CLS b.Jpeg b.cls", 3),
+    "letters": ("a\nb.jpg a\nb.cls d.e\n/f.jpg %s.png ~/g.png ..\\h.png \u4f60.jpg \u4f60.cls", 5),
+    "metadata": ("__key__ __x__.json a.jpg a.cls", 1),
+    "label first": ("a.cls a.json a.txt a.jpg b.json c.png c.cls", 2),
+    "apart": ("a.jpg b.jpg a.cls", 2),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("names", "expected"), ODD_NAMES.values(), ids=ODD_NAMES)
+def test_samples_are_those_of_the_webdataset_library(
+    names: str, expected: int, format: int, tmp_path: Path
+) -> None:
+    members = [(name, name.encode()) for name in names.split(" ")]
+    data = tar_bytes(members, format=format)
+    (tmp_path / "s.tar").write_bytes(data)
+    # It makes one sample of all hidden files of a folder, which are none of ours.
+    library = webdataset.WebDataset(
+        str(tmp_path / "s.tar"),
+        shardshuffle=False,
+        select_files=lambda name: not posixpath.basename(name).startswith("."),
+    )
+    theirs = []
+    for sample in library:
+        images = [name for name in sample if is_image_name(f"x.{name}")]
+        if images:
+            image = sample[min(images, key=lambda name: "." in name)]
+            theirs.append((sample["__key__"], image, sample.get("cls")))
+    ours = []
+    for sample in tar_samples(reader(data), len(data)):
+        image, label = (m and data[m.offset : m.offset + m.size] for m in sample)
+        folder, slash, base = sample.image.name.rpartition("/")
+        ours.append((folder + slash + base.partition(".")[0], image, label))
+    # It loses what lies in a folder with a dot and a line feed in its name.
+    assert [one for one in ours if one[0] != "d.e\n/f"] == theirs
+    assert len(ours) == expected
+
+
+def test_a_path_of_many_folders_takes_no_time() -> None:
+    data = tar_bytes([("a/" * 30_000 + "b.jpg", b""), ("a/" * 30_000 + "b", b"")])
+    began = time.process_time()
+    assert len(sample_names(data)) == 1
+    assert time.process_time() - began < 1  # WebDataset's own rule takes six seconds for one name
 
 
 def test_truncation_keeps_the_samples_before_it() -> None:
