@@ -1,4 +1,4 @@
-"""The parts of a data set: tar shards, compressed or piped ones, and lists of image files.
+"""The parts of a data set: tar shards, compressed or not, and lists of image files.
 
 A shard is indexed by reading names and places only.
 """
@@ -6,10 +6,8 @@ A shard is indexed by reading names and places only.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
-import subprocess
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -31,13 +29,13 @@ from franca_fast.data.samples import (
 )
 from franca_fast.data.tar_index import Member, Read, TarDamage, TarSample, tar_samples
 
-# Compressed and piped shards cannot be read at a place, so they are held in memory whole.
+# Compressed and streamed shards cannot be read at a place, so they are held in memory whole.
 MAX_SHARD_BYTES_IN_MEMORY = 1 << 30
 MISSING_SHARD, UNREADABLE_SHARD = "missing shard", "unreadable shard"  # nothing to be had from it
 DAMAGED_SHARD = "damaged shard"  # the samples before the damage are used
 _MAX_LABEL_BYTES = 1 << 20
 _CHUNK = 1 << 20
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"
 
 
 class ShardIndex:
@@ -179,7 +177,7 @@ class TarShard(Shard):
         """Whether there is no image before the first damage."""
         try:
             with open_file(self._path) as file:
-                if file.read(len(_GZIP)) != _GZIP:
+                if file.read(len(GZIP)) != GZIP:
                     read = _HeaderReader(file.fileno()).read
                     size = os.fstat(file.fileno()).st_size
                     return next(tar_samples(read, size), None) is None
@@ -191,8 +189,8 @@ class TarShard(Shard):
         """Reads the headers of the tar; the whole of it when it is compressed."""
         try:
             with open_file(self._path) as file:
-                if file.read(len(_GZIP)) == _GZIP:
-                    return self._index_memory(*_gunzip(self._path))
+                if file.read(len(GZIP)) == GZIP:
+                    return self._index_memory(*gunzip(self._path))
                 status = os.fstat(file.fileno())
                 contents = load_contents(self._path, status)
                 if contents is None:
@@ -269,37 +267,6 @@ class TarShard(Shard):
         )
 
 
-class PipeShard(TarShard):
-    """A tar that a shell command writes to its output; only made when the user allows commands.
-
-    Args:
-        command: for the shell, without "pipe:".
-    """
-
-    def __init__(self, command: str) -> None:
-        super().__init__(f"pipe:{command}")
-        self._command = command
-        self.early = False
-
-    def seems_empty(self) -> bool:
-        """Never: the command is not run to look."""
-        return False
-
-    def index(self) -> ShardIndex:
-        """Runs the command and keeps its output in memory."""
-        with subprocess.Popen(self._command, shell=True, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            data, problem = _read_limited(process.stdout.read)
-            if problem:
-                process.kill()
-        if process.returncode and not problem:
-            problem = f"the command ended with {process.returncode}"
-        if data.startswith(_GZIP):
-            data, unzip_problem = _gunzip(io.BytesIO(data))
-            problem = problem or unzip_problem
-        return self._index_memory(data, problem)
-
-
 class _HeaderReader:
     """Reads small pieces of a file, mostly forwards, with fewer system calls."""
 
@@ -342,13 +309,13 @@ def _places(members: list[Member]) -> NDArray[np.int64]:
     return np.array([member[1:] for member in members], np.int64).reshape(-1, 2)
 
 
-def _gunzip(file: str | BinaryIO) -> tuple[bytes | bytearray, str]:
+def gunzip(file: str | BinaryIO) -> tuple[bytes | bytearray, str]:
     """Decompresses a file as far as it goes, up to the limit; and what is wrong with it."""
     with gzip.open(file) as stream:
-        return _read_limited(stream.read1)
+        return read_limited(stream.read1)
 
 
-def _read_limited(read: Callable[[int], bytes]) -> tuple[bytes | bytearray, str]:
+def read_limited(read: Callable[[int], bytes]) -> tuple[bytes | bytearray, str]:
     """All that `read` gives, up to the limit, and what is wrong with it ("" when nothing is)."""
     data = bytearray()
     try:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from franca_fast.data.decoding import IMAGE_EXTENSIONS, BadSample, is_image_name
-from franca_fast.data.shards import ImageFiles, PipeShard, Shard, TarShard
+from franca_fast.data.remote import RemoteShard, is_remote
+from franca_fast.data.shards import ImageFiles, Shard, TarShard
 from franca_fast.errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -52,14 +53,18 @@ def open_source(
 
     - an image file, or a folder of images; the first level of sub-folders are classes;
     - a shard (`.tar`, `.tar.gz`, `.tgz`), or a folder of shards;
-    - brace ranges and wildcards of either: `shards/{00000..00127}.tar`, `photos/*.jpg`;
+    - brace ranges and wildcards of either: `shards/{00000..00127}.tar`, `photos/*.jpg`; and, as
+      in WebDataset, several with `::` between them;
+    - a shard elsewhere: `https://host/{000..127}.tar` (needs curl), `s3://bucket/a.tar` (aws),
+      `gs://bucket/a.tar` (gsutil);
     - `FashionMNIST:split=TRAIN` (or TEST), bundled with the package;
     - `ImageNet:split=TRAIN:root=PATH` (folders PATH/train/nXXXXXXXX);
     - `ImageNet22k:root=PATH` (one tar per class); `LAION:root=PATH` (img2dataset's shards);
       `extra=PATH` is accepted and not needed;
     - `pipe:COMMAND`, if `allow_pipe`: a shell command that writes a tar.
 
-    `~` and environment variables in paths are expanded.
+    `~` and environment variables in paths and URLs are expanded. Shards that come from elsewhere
+    or from a command are held in memory while they are used.
 
     Args:
         source: what to open.
@@ -85,7 +90,7 @@ def open_source(
         return Source(description, [ImageFiles(description, "", [os.fspath(one) for one in given])])
     parts = [_open_one(os.fspath(one), allow_pipe, max_missing_fraction) for one in given]
     if not parts:
-        raise InputError("no images: the list of paths is empty")
+        raise InputError("source: [], no images; accepted: at least one path")
     whole = Source(
         ", ".join(part.description for part in parts),
         [shard for part in parts for shard in part.shards],
@@ -113,41 +118,36 @@ def fashion_mnist_shards(split: str) -> list[str]:
 
 
 def _open_one(spec: str, allow_pipe: bool, max_missing_fraction: float) -> Source:
-    if spec.startswith("pipe:"):
-        if not allow_pipe:
-            raise InputError(f"'{spec}': running commands was not asked for (allow_pipe)")
-        commands = _expand_braces(spec[len("pipe:") :])
-        return Source(spec, [PipeShard(command) for command in commands])
-    if re.match(r"[a-z][a-z0-9+.-]*://", spec, re.IGNORECASE):
-        raise InputError(f"'{spec}': only local paths are read; copy the data, or use pipe:")
     name, _, rest = spec.partition(":")
     if name in _DATASETS:
         return _open_dataset(spec, name, rest)
-    if re.fullmatch(r"[A-Za-z0-9_-]+(:\w+=.*)+", spec):
-        raise InputError(
-            f"dataset '{name}'{did_you_mean(name, _DATASETS)}; known are {', '.join(_DATASETS)}"
-        )
-    return _open_path(spec, max_missing_fraction)
+    if not is_remote(spec) and re.fullmatch(r"[A-Za-z0-9_-]+(:\w+=.*)+", spec):
+        _check_choice("dataset", name, tuple(_DATASETS))
+    return _open_path(spec, max_missing_fraction, allow_pipe)
 
 
-def _open_path(spec: str, max_missing_fraction: float = 0.1) -> Source:
+def _open_path(spec: str, max_missing_fraction: float = 0.1, allow_pipe: bool = False) -> Source:
     paths = _expand_path(spec)
     folders = [path for path in paths if os.path.isdir(path)]
     if folders:
         if len(paths) > 1:
-            raise InputError(f"'{spec}' names several folders; give them as a list, or their root")
+            raise InputError(f"source: {spec}; accepted: one folder (or a list, or their root)")
         return _open_folder(folders[0], spec)
-    shards = [path for path in paths if path.lower().endswith(SHARD_EXTENSIONS)]
+    shards: list[Shard] = [
+        RemoteShard(path, allow_pipe=allow_pipe) if is_remote(path) else TarShard(path)
+        for path in paths
+        if is_remote(path) or path.lower().endswith(SHARD_EXTENSIONS)
+    ]
     if shards:
-        _check_missing(spec, shards, max_missing_fraction)
-        return Source(spec, [TarShard(path) for path in shards])
+        _check_missing(spec, [shard.name for shard in shards], max_missing_fraction)
+        return Source(spec, shards)
     images = [path for path in paths if is_image_name(path) and os.path.isfile(path)]
     if images:
         return Source(spec, [ImageFiles(spec, "", images)])
     if any(os.path.exists(path) for path in paths):
         accepted = ", ".join((*IMAGE_EXTENSIONS, *SHARD_EXTENSIONS))
-        raise InputError(f"'{spec}' is neither an image nor a shard; accepted are {accepted}")
-    raise InputError(f"'{spec}': no such file or folder{_hint(spec)}")
+        raise InputError(f"source: '{spec}', neither an image nor a shard; accepted: {accepted}")
+    raise _missing(spec)
 
 
 def _open_folder(folder: str, spec: str) -> Source:
@@ -155,14 +155,15 @@ def _open_folder(folder: str, spec: str) -> Source:
     images, shards, others = _list_files(folder)
     if images and shards:
         raise InputError(
-            f"'{spec}' holds both images and shards; name the shards as {folder}/**/*.tar"
+            f"source: '{spec}' holds both images and shards; accepted: one of the two, such as "
+            f"{folder}/**/*.tar"
         )
     if shards:
         tars: list[Shard] = [TarShard(os.path.join(folder, path)) for path in shards]
         return Source(spec, tars, class_names=_packed_classes(folder))
     if not images:
         found = f"{others} other files" if others else "it is empty"
-        raise InputError(f"no images in folder '{spec}' ({found})")
+        raise InputError(f"source: no images in '{spec}' ({found}); accepted: a folder with images")
     classes = sorted({PurePath(path).parts[0] for path in images if os.path.dirname(path)})
     numbers = {name: i for i, name in enumerate(classes)}
     labels = [numbers.get(PurePath(path).parts[0], -1) for path in images] if classes else None
@@ -205,7 +206,9 @@ def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
                 (entry.name, entry.is_dir()) for entry in entries if entry.name[0] != "."
             )
     except OSError as error:
-        raise InputError(f"folder '{folder}' cannot be read: {error.strerror}") from None
+        raise InputError(
+            f"source: '{folder}', {error.strerror}; accepted: readable folders"
+        ) from None
     for name, is_folder in found:
         if is_folder:
             yield from _walk(root, os.path.join(below, name), seen)
@@ -221,12 +224,11 @@ def _open_dataset(spec: str, name: str, rest: str) -> Source:
         key, equals, value = item.partition("=")
         if not equals or key not in known:
             raise InputError(
-                f"'{spec}': unknown option '{key}'{did_you_mean(key, known)}; "
-                f"{name} takes {', '.join(known)}"
+                f"option of {name}: {key}{did_you_mean(key, known)}; accepted: {', '.join(known)}"
             )
         options[key] = value
     if "root" in known and not options.get("root"):
-        raise InputError(f"'{spec}': {name} needs root=PATH")
+        raise InputError(f"source: '{spec}' needs root=PATH; accepted: {name}:root=PATH")
     source = opener(options)
     source.description = spec
     return source
@@ -242,7 +244,7 @@ def _open_imagenet22k(options: dict[str, str]) -> Source:
     root = _existing_folder(options["root"])
     _, shards, _ = _list_files(root)
     if not shards:
-        raise InputError(f"no class tars (nXXXXXXXX.tar) in folder '{root}'")
+        raise InputError(f"root: '{root}'; accepted: a folder of class tars (nXXXXXXXX.tar)")
     classes = [PurePath(path).name.split(".", 1)[0] for path in shards]
     tars: list[Shard] = [TarShard(os.path.join(root, path), i) for i, path in enumerate(shards)]
     return Source("", tars, shuffle_whole=True, class_names=classes)
@@ -267,41 +269,53 @@ _DATASETS: dict[str, tuple[Callable[[dict[str, str]], Source], tuple[str, ...]]]
 
 
 def _expand_path(spec: str) -> list[str]:
-    """A path as it is, or the paths that braces and wildcards in it stand for."""
-    path = os.path.expanduser(os.path.expandvars(spec))
+    """A path as it is, or the paths, URLs and commands that a list of shards stands for."""
+    path = spec
+    if not spec.startswith("pipe:"):  # in a command the shell does it
+        path = os.path.expanduser(os.path.expandvars(spec))
     if os.path.exists(path):
         return [path]
     found = list[str]()
-    for one in _expand_braces(path):
-        found.extend(sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one])
+    for one in _expand_list(path):
+        if is_remote(one):
+            found.append(one)
+        else:
+            one = os.path.expanduser(one)
+            found.extend(sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one])
     return found
 
 
-def _expand_braces(text: str) -> list[str]:
-    if "{" not in text:
+def _expand_list(text: str) -> list[str]:
+    """What WebDataset makes of braces, of `::` and of `${NAME}` where WDS_NAME is set."""
+    if "{" not in text and "::" not in text:
         return [text]
-    from braceexpand import braceexpand  # comes with webdataset
+    from webdataset.shardlists import expand_urls
 
+    # It refuses names that are not set; in a command they may be the shell's.
+    hidden = re.sub(
+        r"\$(?=\{(\w+)\})", lambda name: "$" if f"WDS_{name[1]}" in os.environ else "$\0", text
+    )
     try:
-        return list(braceexpand(text))
-    except ValueError:
-        raise InputError(f"'{text}': unbalanced braces") from None
+        return [one.replace("$\0", "$") for one in expand_urls(hidden)]
+    except (ValueError, AssertionError, KeyError) as error:
+        raise InputError(f"source: '{text}', {error}; accepted: balanced braces") from None
 
 
 def _existing_folder(path: str) -> str:
     folder = os.path.expanduser(os.path.expandvars(path))
     if not os.path.isdir(folder):
-        raise InputError(f"'{path}': no such folder{_hint(path)}")
+        raise _missing(path)
     return folder
 
 
 def _check_missing(spec: str, shards: list[str], max_missing_fraction: float) -> None:
-    missing = [path for path in shards if not os.path.isfile(path)]
+    missing = [path for path in shards if not is_remote(path) and not os.path.isfile(path)]
     if len(missing) == len(shards):
-        raise InputError(f"'{spec}': no such file{_hint(spec)}")
+        raise _missing(spec)
     if len(missing) > max(1, max_missing_fraction * len(shards)):
         raise InputError(
-            f"'{spec}': {len(missing)} of {len(shards)} shards are missing, '{missing[0]}' first"
+            f"source: '{spec}', {len(missing)} of {len(shards)} shards are missing, "
+            f"'{missing[0]}' first; accepted: at most {max_missing_fraction:.0%} of them"
         )
     if missing:
         logger.warning(
@@ -312,7 +326,7 @@ def _check_missing(spec: str, shards: list[str], max_missing_fraction: float) ->
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         accepted = ", ".join(choices)
-        raise InputError(f"{name} '{value}'{did_you_mean(value, choices)}; accepted: {accepted}")
+        raise InputError(f"{name}: {value}{did_you_mean(value, choices)}; accepted: {accepted}")
 
 
 def _check_images(source: Source) -> None:
@@ -326,13 +340,18 @@ def _check_images(source: Source) -> None:
             return
         found += [index.damage] if index.damage else []
     why = f" ({found[0].location}: {found[0].reason}, {found[0].detail})" if found else ""
-    raise InputError(f"no images in '{source.description}'{why}")
+    raise InputError(
+        f"source: no images in '{source.description}'{why}; accepted: at least one image"
+    )
 
 
-def _hint(spec: str) -> str:
-    """What may be wrong with a path that leads nowhere."""
+def _missing(spec: str) -> InputError:
+    """The error for a path that leads nowhere, and what may be wrong with it."""
     unset = re.findall(r"\$\{?(\w+)", os.path.expandvars(spec))
+    hint = "" if ":" in spec or os.sep in spec else did_you_mean(spec, _DATASETS)
     if unset:
-        return f" (the environment variable {unset[0]} is not set)"
-    suggestion = did_you_mean(spec, _DATASETS)
-    return suggestion if ":" not in spec and os.sep not in spec else ""
+        hint = f" (the environment variable {unset[0]} is not set)"
+    return InputError(
+        f"source: '{spec}': no such file or folder{hint}; "
+        f"accepted: what exists, a URL, or a dataset ({', '.join(_DATASETS)})"
+    )

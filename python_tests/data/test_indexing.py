@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from franca_fast.data.indexing import ShardIndexes
-from franca_fast.data.shards import PipeShard, Shard, ShardIndex, TarShard
+from franca_fast.data.remote import RemoteShard
+from franca_fast.data.shards import Shard, ShardIndex, TarShard
 from python_tests.data.files import write_shards
 
 
@@ -32,7 +33,8 @@ def test_few_are_kept(shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_must_stay_in_memory_is_not_made_early(tmp_path: Path) -> None:
     compressed = TarShard(str(tmp_path / "s.tar.gz"))
-    indexes = ShardIndexes([compressed, PipeShard(f"touch {tmp_path}/ran"), TarShard("gone.tar")])
+    command = RemoteShard(f"pipe:touch {tmp_path}/ran", allow_pipe=True)
+    indexes = ShardIndexes([compressed, command, TarShard("gone.tar")])
     indexes.prepare([0, 1, 2])
     assert len(indexes) == 1
     assert len(indexes[2]) == 0 and not (tmp_path / "ran").exists()

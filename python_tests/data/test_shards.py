@@ -9,7 +9,7 @@ import pytest
 from franca_fast.data import shards
 from franca_fast.data.decoding import BadImage
 from franca_fast.data.samples import read_sample
-from franca_fast.data.shards import ImageFiles, PipeShard, TarShard
+from franca_fast.data.shards import ImageFiles, TarShard
 from python_tests.data.files import tar_bytes
 
 MEMBERS = [("a.jpg", b"first"), ("a.cls", b"4"), ("b.jpg", b"second"), ("b.json", b'{"label": 2}')]
@@ -40,18 +40,6 @@ def test_a_compressed_tar_is_held_in_memory(tmp_path: Path, padding: bytes) -> N
     shard = TarShard(str(path))
     assert contents(shard) == EXPECTED
     assert shard.index().data == [b"first", b"second"]  # and no more than that
-
-
-def test_a_command_gives_a_tar_compressed_or_not(tmp_path: Path) -> None:
-    path = tmp_path / "s.tar"
-    path.write_bytes(tar_bytes(MEMBERS))
-    assert contents(PipeShard(f"cat {path}")) == EXPECTED
-    assert contents(PipeShard(f"gzip -c {path}")) == EXPECTED
-
-
-def test_a_failing_command_is_damage(tmp_path: Path) -> None:
-    damage = PipeShard("exit 3").index().damage
-    assert damage and damage.reason == "unreadable shard" and "ended with 3" in damage.detail
 
 
 def test_image_files_are_read_whole(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from franca_fast.data import fashion_mnist_shards, open_source
-from franca_fast.data.shards import ImageFiles, PipeShard, TarShard
+from franca_fast.data.remote import RemoteShard
+from franca_fast.data.shards import ImageFiles, TarShard
 from franca_fast.data.sources import Source
 from franca_fast.errors import InputError
 from python_tests.data.files import png, tar_bytes, write_folder, write_shards
@@ -71,6 +72,32 @@ def test_braces_wildcards_folders_and_lists_of_shards(tmp_path: Path) -> None:
     assert names(open_source(f"LAION:root={pattern}")) == expected
 
 
+def test_lists_as_webdataset_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, 4, 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    listed = f"{tmp_path}/s-3.tar::~/s-{{0..1}}.tar::{tmp_path}/s-[2].tar"
+    assert names(open_source(listed)) == ["0003.png", "0000.png", "0001.png", "0002.png"]
+    assert names(open_source(f"LAION:root={tmp_path}/s-1.tar::~/s-0.tar")) == [
+        "0001.png",
+        "0000.png",
+    ]
+    monkeypatch.setenv("WDS_WHERE", str(tmp_path))
+    assert names(open_source("${WHERE}/s-{0..1}.tar")) == ["0000.png", "0001.png"]
+    with pytest.raises(InputError, match=r"2 of 3 shards are missing, '.*s-8.tar' first"):
+        open_source(f"{tmp_path}/s-0.tar::{tmp_path}/s-{{8..9}}.tar")
+
+
+def test_variables_in_a_command_are_the_shells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, 2, 1)
+    monkeypatch.setenv("WDS_WHERE", str(tmp_path))
+    command = "pipe:n=1; cat ${WHERE}/s-${n}.tar"
+    assert names(open_source(command, allow_pipe=True)) == ["0001.png"]
+    commands = f"pipe:n=0; cat {tmp_path}/s-${{n}}.tar::pipe:cat {tmp_path}/s-1.tar"
+    assert names(open_source(commands, allow_pipe=True)) == ["0000.png", "0001.png"]
+
+
 def test_image_files_and_wildcards_of_them(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "c.txt"):
         (tmp_path / name).write_bytes(png(0))
@@ -132,7 +159,7 @@ def test_commands_only_when_allowed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="allow_pipe"):
         open_source(command)
     source = open_source(command, allow_pipe=True)
-    assert all(isinstance(shard, PipeShard) for shard in source.shards)
+    assert all(isinstance(shard, RemoteShard) for shard in source.shards)
     assert names(source) == ["0000.png", "0001.png"]
 
 
@@ -142,7 +169,7 @@ def test_commands_only_when_allowed(tmp_path: Path) -> None:
         ("/nowhere/at/all", "no such file or folder"),
         ("/nowhere/{0..3}.tar", "no such file"),
         ("/nowhere/*.tar", "no such file"),
-        ("s3://bucket/a.tar", "only local paths"),
+        ("hdfs://host/a.tar", "accepted: local paths, http://, https://, s3://, gs://"),
         ("ImagNet:split=TRAIN:root=/x", "did you mean 'ImageNet'"),
         ("Fashion_MNIST", "did you mean 'FashionMNIST'"),
         ("ImageNet:split=TRAIN", "needs root=PATH"),
@@ -150,9 +177,9 @@ def test_commands_only_when_allowed(tmp_path: Path) -> None:
         ("LAION:rot=/x", "did you mean 'root'"),
         ("ImageNet:split=TRIAN:root=/tmp", "did you mean 'train'"),
         ("FashionMNIST:split=val", "accepted: train, test"),
-        ("ImageNet22k:root=/nowhere", "no such folder"),
+        ("ImageNet22k:root=/nowhere", "no such file or folder"),
         ("$NOT_SET_ANYWHERE/x", "NOT_SET_ANYWHERE is not set"),
-        ("a{b", "unbalanced|no such"),
+        ("a{b", "accepted: balanced braces"),
         ("pipe:cat x", "allow_pipe"),
     ],
 )
@@ -169,7 +196,7 @@ def test_nothing_usable_is_an_error_at_once(tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(InputError, match="neither an image nor a shard"):
         open_source(tmp_path / "a.txt")
-    with pytest.raises(InputError, match="list of paths is empty"):
+    with pytest.raises(InputError, match="accepted: at least one path"):
         open_source([])
     (tmp_path / "empty.tar").write_bytes(tar_bytes([("a.txt", b"1")]))
     with pytest.raises(InputError, match="no images in"):
