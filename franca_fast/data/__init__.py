@@ -14,6 +14,7 @@ from franca_fast.data.inspection import (
 from franca_fast.data.loader import TrainLoader, build_train_loader
 from franca_fast.data.masking import BlockMask, CyclicMask, InverseBlockMask, RandomMask
 from franca_fast.data.packing import PackedShards, PackSettings, pack_shards
+from franca_fast.data.pipeline import multi_crop
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.sources import Source, fashion_mnist_shards, open_source
 
@@ -38,6 +39,7 @@ __all__ = [
     "decode_rgb",
     "eval_transform",
     "fashion_mnist_shards",
+    "multi_crop",
     "open_images",
     "open_source",
     "pack_shards",

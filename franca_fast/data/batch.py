@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from franca_fast.data.crops import CropBuffer, crop_regions
@@ -18,6 +19,7 @@ from franca_fast.data.photometry import PhotometricParameters, draw_parameters, 
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.stream import Draw
+from franca_fast.errors import InputError
 
 
 @dataclass
@@ -105,6 +107,9 @@ class BatchPlan:
         max_image_pixels: larger images are skipped.
         photometric_here: whether the maker also changes colours, blurs and normalises; otherwise
             `MadeBatch.finish` does.
+
+    Raises:
+        InputError: a value outside its range, or a crop that is no multiple of the patch.
     """
 
     batch_size: int
@@ -116,6 +121,17 @@ class BatchPlan:
     world_size: int
     max_image_pixels: int
     photometric_here: bool
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "patch_size", "max_image_pixels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}: {value!r}; accepted: a whole number from 1 on")
+        if not 0 <= self.rank < self.world_size:
+            raise InputError(
+                f"rank: {self.rank}; accepted: from 0 to world_size - 1 = {self.world_size - 1}"
+            )
+        self.crops.check_patch_size(self.patch_size)
 
     @property
     def whole_batch_size(self) -> int:
@@ -137,15 +153,40 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
 
     def __getitem__(self, draw: Draw) -> MadeBatch:
         """Decodes, crops and collates the samples of a draw."""
-        plan = self._plan
-        buffer = CropBuffer(plan.crops, plan.batch_size)
+        buffer = self.buffer()
         with without_remarks():
             keys, bad, unfilled = self._fill(buffer, draw)
+        return self.collate(buffer, draw.first, draw.numbers, keys, bad, unfilled)
+
+    def buffer(self) -> CropBuffer:
+        """Room for the crops of one batch."""
+        return CropBuffer(self._plan.crops, self._plan.batch_size)
+
+    def collate(
+        self,
+        buffer: CropBuffer,
+        first: int,
+        numbers: NDArray[np.int64],
+        keys: list[str],
+        bad: list[BadSample],
+        unfilled: int = 0,
+    ) -> MadeBatch:
+        """Makes the batch of crops that have been cut: adds masks and the drawn colours.
+
+        Args:
+            buffer: the crops.
+            first: number of samples drawn before the batch, by all ranks.
+            numbers: int64 [b], the place of each sample in the sequence.
+            keys: names of the images.
+            bad: as in `MadeBatch`.
+            unfilled: the same.
+        """
+        plan = self._plan
         masks = sample_masks(
             self._mask,
             plan.masking,
             plan.seed,
-            draw.first,
+            first,
             plan.whole_batch_size,
             plan.rank,
             plan.world_size,
@@ -160,8 +201,8 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
             keys=keys,
         )
         parameters = (
-            draw_parameters(plan.crops, plan.seed, draw.numbers, local=False),
-            draw_parameters(plan.crops, plan.seed, draw.numbers, local=True),
+            draw_parameters(plan.crops, plan.seed, numbers, local=False),
+            draw_parameters(plan.crops, plan.seed, numbers, local=True),
         )
         made = MadeBatch(batch, parameters, bad, unfilled)
         if plan.photometric_here and not unfilled:
@@ -180,7 +221,7 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
         todo = list(enumerate(draw.refs))
         unfilled = attempt = 0
         while todo:
-            failed = self._cut(buffer, todo, draw.numbers)
+            failed = self.cut(buffer, todo, draw.numbers)
             for slot, ref in todo:
                 if slot not in failed:
                     keys[slot] = ref.name
@@ -192,18 +233,18 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
             attempt += 1
         return keys, bad, unfilled
 
-    def _cut(
+    def cut(
         self,
         buffer: CropBuffer,
-        samples: list[tuple[int, SampleRef]],
+        samples: Sequence[tuple[int, SampleRef | bytes | Image.Image]],
         numbers: NDArray[np.int64],
     ) -> dict[int, BadImage]:
         """Reads and crops (slot, sample) pairs; returns the slots that failed, and why."""
         opened = list[tuple[int, LazyImage]]()
         failed = dict[int, BadImage]()
-        for slot, ref in samples:
+        for slot, sample in samples:
             try:
-                data = read_sample(ref, self._files)
+                data = read_sample(sample, self._files) if isinstance(sample, SampleRef) else sample
                 opened.append((slot, LazyImage(data, self._plan.max_image_pixels)))
             except BadImage as error:
                 failed[slot] = error

@@ -10,14 +10,14 @@ import io
 import logging
 import posixpath
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from franca_fast.errors import FrancaError
+from franca_fast.errors import FrancaError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ MAX_IMAGE_PIXELS = 64_000_000
 # Only formats whose decoders are part of Pillow; EPS, for one, would start another program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MOST_NAMED = 10_000
+_RECENT_SAMPLES = 10_000  # the rate of bad samples is taken over about this many
+_FEWEST_SAMPLES = 1_000  # so that a few bad ones at the beginning stop nothing
 _named: set[int] = set()  # hashes of what the log has named
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange width and height
 
@@ -57,7 +59,7 @@ class LazyImage:
     """An image whose header has been read and whose pixels have not.
 
     Args:
-        data: the bytes of the file.
+        data: the bytes of the file; or an image that Pillow has opened or decoded already.
         max_pixels: refuse images of more pixels than this.
 
     Attributes:
@@ -68,11 +70,15 @@ class LazyImage:
         BadImage: not an image, too many pixels, or a damaged header.
     """
 
-    def __init__(self, data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
-        if not data:
+    def __init__(self, data: bytes | Image.Image, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+        if data == b"":
             raise BadImage("empty file")
+        self._image: Image.Image
         try:
-            self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if isinstance(data, Image.Image):
+                self._image = data
+            else:
+                self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise BadImage("too many pixels", str(error)) from None
         except Image.UnidentifiedImageError:
@@ -99,7 +105,7 @@ class LazyImage:
         Raises:
             BadImage: damaged or truncated pixels, or a mode that has no colours.
         """
-        image: Image.Image = self._image
+        image = self._image
         try:
             if least_size is not None and self.format == "JPEG":
                 exchanged = self._orientation >= 5
@@ -154,6 +160,9 @@ class BadSample:
     count: int = 1
     of: int = 1
 
+    def __str__(self) -> str:
+        return f"'{self.location}' ({self.reason})"
+
 
 class SkipCounter(Counter[str]):
     """Counts what was skipped, by reason, and names it in the log.
@@ -184,6 +193,44 @@ class SkipCounter(Counter[str]):
         """One line such as "3 skipped: 2 damaged image, 1 not an image"; empty when none was."""
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.most_common())
         return f"{self.total()} skipped: {reasons}" if reasons else ""
+
+
+class BadRate:
+    """Ends the work when too many of the last samples could not be used.
+
+    Args:
+        most: the largest share that is borne, over about 10,000 samples and at least 1,000.
+
+    Raises:
+        InputError: a share outside 0..1.
+    """
+
+    def __init__(self, most: float) -> None:
+        if not 0 <= most <= 1:
+            raise InputError(f"max_bad_fraction: {most}; accepted: from 0 to 1")
+        self.most = most
+        self._recent: deque[tuple[int, int]] = deque()  # (samples, bad ones)
+
+    def add(self, samples: int, bad: Sequence[BadSample], *, enough: bool = True) -> None:
+        """Counts some more samples.
+
+        Args:
+            samples: how many, bad ones included.
+            bad: which of them could not be used.
+            enough: whether something stood in for each of these.
+
+        Raises:
+            InputError: too many were bad, or nothing stood in for them.
+        """
+        self._recent.append((samples, len(bad)))
+        while sum(n for n, _ in self._recent) - self._recent[0][0] >= _RECENT_SAMPLES:
+            self._recent.popleft()
+        total, n_bad = (sum(column) for column in zip(*self._recent, strict=True))
+        if bad and (n_bad > self.most * max(total, _FEWEST_SAMPLES) or not enough):
+            raise InputError(
+                f"{n_bad} of the last {total} samples cannot be used, more than "
+                f"{self.most:.0%}; the last is {bad[-1]}"
+            )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan, MadeBatch
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadSample, SkipCounter
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadRate, BadSample, SkipCounter
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.sources import open_source
 from franca_fast.data.stream import Draw, Position, SampleStream
@@ -29,8 +29,6 @@ from franca_fast.errors import FrancaError, InputError
 
 logger = logging.getLogger(__name__)
 
-_RECENT_SAMPLES = 10_000  # the rate of bad samples is taken over about this many
-_FEWEST_SAMPLES = 1_000  # so that a few bad ones at the beginning stop nothing
 _SPARES = 64  # tried in place of a bad sample, before a batch counts as not to be had
 _VERSION = 1
 
@@ -49,15 +47,14 @@ class TrainLoader(Iterator[Batch]):
         *,
         num_workers: int,
         device: torch.device | None,
-        max_bad_fraction: float,
+        bad_rate: BadRate,
     ) -> None:
         self.skipped = SkipCounter()
         self._stream, self._plan = stream, plan
         self._num_workers, self._device = num_workers, device
-        self._max_bad_fraction = max_bad_fraction
+        self._bad_rate = bad_rate
         self._position = stream.position
         self._ahead: deque[tuple[Draw, Position]] = deque()
-        self._recent: deque[tuple[int, int]] = deque()  # (samples, bad ones) of the last batches
         self._lost_shares: dict[str, float] = {}  # of each damaged shard
         self._batches: Iterator[MadeBatch] | None = None
         self._end_workers: Finalize | None = None
@@ -113,11 +110,12 @@ class TrainLoader(Iterator[Batch]):
             InputError: the state is not one of this loader, or of another seed.
         """
         if not isinstance(state, dict) or state.get("version") != _VERSION:
-            raise InputError(f"state of the data loader: version {_VERSION} expected")
+            given = state.get("version") if isinstance(state, dict) else state
+            raise InputError(f"state of the data loader: version {given!r}; accepted: {_VERSION}")
         if state.get("seed") != self._plan.seed:
             raise InputError(
-                f"state of the data loader: made with seed {state.get('seed')}, "
-                f"the loader has {self._plan.seed}"
+                f"state of the data loader: seed {state.get('seed')}; "
+                f"accepted: the loader's, {self._plan.seed}"
             )
         position = Position.from_dict(state.get("position"))
         self.close()
@@ -179,7 +177,7 @@ class TrainLoader(Iterator[Batch]):
         for bad in (*(draw.damage if self._plan.rank == 0 else []), *made.bad):
             skipped.add(bad)
         self.skipped.update(skipped)
-        self._check_samples(made)
+        self._bad_rate.add(len(made.batch.keys), made.bad, enough=not made.unfilled)
         self._check_shards(draw.damage)
         return skipped
 
@@ -187,22 +185,10 @@ class TrainLoader(Iterator[Batch]):
         # By place, because the same shard is met again in the next epoch.
         self._lost_shares.update((bad.location, bad.count / bad.of) for bad in damage)
         lost, shards = sum(self._lost_shares.values()), len(self._stream.source.shards)
-        if damage and lost > max(1, self._max_bad_fraction * shards):
+        if damage and lost > max(1, self._bad_rate.most * shards):
             raise InputError(
                 f"{lost:.3g} of {shards} shards cannot be read, more than "
-                f"{self._max_bad_fraction:.0%}; the last is {_named(damage[-1])}"
-            )
-
-    def _check_samples(self, made: MadeBatch) -> None:
-        self._recent.append((len(made.batch.keys), len(made.bad)))
-        while sum(n for n, _ in self._recent) - self._recent[0][0] >= _RECENT_SAMPLES:
-            self._recent.popleft()
-        samples, bad = (sum(column) for column in zip(*self._recent, strict=True))
-        too_many = bad > self._max_bad_fraction * max(samples, _FEWEST_SAMPLES)
-        if made.bad and (made.unfilled or too_many):
-            raise InputError(
-                f"{bad} of the last {samples} samples cannot be used, more than "
-                f"{self._max_bad_fraction:.0%}; the last is {_named(made.bad[-1])}"
+                f"{self._bad_rate.most:.0%}; the last is {damage[-1]}"
             )
 
 
@@ -272,16 +258,9 @@ def build_train_loader(
         >>> next(loader).global_crops.shape
         torch.Size([8, 3, 28, 28])
     """
-    _check_at_least("batch_size", batch_size, 1)
-    _check_at_least("patch_size", patch_size, 1)
-    _check_at_least("num_workers", num_workers, 0)
-    _check_at_least("max_image_pixels", max_image_pixels, 1)
-    if not 0 <= rank < world_size:
-        raise InputError(f"rank {rank}: from 0 to world_size - 1 = {world_size - 1}")
-    if not 0 <= max_bad_fraction <= 1:
-        raise InputError(f"max_bad_fraction {max_bad_fraction}: from 0 to 1")
-    crops.check_patch_size(patch_size)
-    source = open_source(dataset_path, allow_pipe=allow_pipe, max_missing_fraction=max_bad_fraction)
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise InputError(f"num_workers: {num_workers!r}; accepted: a whole number from 0 on")
+    bad_rate = BadRate(max_bad_fraction)
     plan = BatchPlan(
         batch_size=batch_size,
         crops=crops,
@@ -293,22 +272,14 @@ def build_train_loader(
         max_image_pixels=max_image_pixels,
         photometric_here=device is None,
     )
+    source = open_source(dataset_path, allow_pipe=allow_pipe, max_missing_fraction=max_bad_fraction)
     return TrainLoader(
         SampleStream(source, seed=seed, shuffle_buffer=shuffle_buffer),
         plan,
         num_workers=num_workers,
         device=None if device is None else torch.device(device),
-        max_bad_fraction=max_bad_fraction,
+        bad_rate=bad_rate,
     )
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise InputError(f"{name} {value!r}: a whole number from {least} on")
-
-
-def _named(bad: BadSample) -> str:
-    return f"'{bad.location}' ({bad.reason})"
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     MASK_ORDER = 7
     MASK_SHAPES = 8
     PACKING = 9
+    PIPELINE = 10
 
 
 def uniforms(
@@ -62,6 +63,16 @@ def permutation(seed: int, purpose: Purpose, counters: tuple[int, ...], n: int) 
     """
     keys = _hashes(seed, purpose, np.array([counters]), n)[0]
     return np.argsort(keys, kind="stable")
+
+
+def derived_seed(seed: int, purpose: Purpose, *parts: int) -> int:
+    """Another seed, a function of the arguments alone.
+
+    Example:
+        >>> derived_seed(0, Purpose.PIPELINE, 1) == derived_seed(0, Purpose.PIPELINE, 2)
+        False
+    """
+    return int(_hashes(seed, purpose, np.array([parts]), 1)[0, 0])
 
 
 def _hashes(

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from franca_fast.data import SkipCounter, decode_rgb
-from franca_fast.data.decoding import BadImage, BadSample, LazyImage, is_image_name
+from franca_fast.data.decoding import BadImage, BadRate, BadSample, LazyImage, is_image_name
+from franca_fast.errors import InputError
 from python_tests.data.files import encoded, picture, png
 
 
@@ -163,3 +164,30 @@ def test_skips_are_counted_by_reason_and_named_in_the_log(
 def test_which_names_are_images() -> None:
     assert is_image_name("a/b.JPEG") and is_image_name("x.webp")
     assert not any(map(is_image_name, ["a.txt", "jpg", "a/._b.jpg", "a.jpg/b"]))
+
+
+def test_the_rate_of_bad_samples_is_that_of_the_last_ones() -> None:
+    bad = [BadSample("a.png", "not an image")]
+    rate = BadRate(0.01)
+    for _ in range(300):  # one in a hundred, for ever
+        rate.add(100, bad)
+    with pytest.raises(InputError, match=r"10\d of the last \d+ samples .*'a.png' \(not"):
+        for _ in range(9):
+            rate.add(100, bad * 2)
+    with pytest.raises(InputError, match="1 of the last 4 samples"):
+        BadRate(0.5).add(4, bad, enough=False)
+    BadRate(0.01).add(4, bad * 4)  # so few say nothing yet
+    with pytest.raises(InputError, match="max_bad_fraction: -1; accepted: from 0 to 1"):
+        BadRate(-1)
+
+
+def test_an_image_that_pillow_has_opened_is_taken_as_it_is() -> None:
+    image = picture(1, mode="L")
+    assert LazyImage(image).load() is image
+    assert LazyImage(picture(1, mode="RGBA")).load().mode == "RGB"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    opened = Image.open(io.BytesIO(encoded(picture(1, (20, 16)), "JPEG", exif=turned)))
+    assert LazyImage(opened.convert("RGB")).size == (16, 20)
+    with pytest.raises(BadImage, match="too many pixels"):
+        LazyImage(image, max_pixels=9)

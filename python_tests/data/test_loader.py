@@ -283,10 +283,10 @@ def test_a_wrong_state_is_refused_and_changes_nothing(shards: str, state: Any) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"num_workers": -1}, "num_workers -1"),
-        ({"patch_size": 5}, "global_crops_size 16 is not a multiple"),
-        ({"rank": 2, "world_size": 2}, "rank 2"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"num_workers": -1}, "num_workers: -1"),
+        ({"patch_size": 5}, "global_crops_size: 16 is not a multiple"),
+        ({"rank": 2, "world_size": 2}, "rank: 2"),
         ({"max_bad_fraction": 1.5}, "max_bad_fraction"),
         ({"max_image_pixels": 0}, "max_image_pixels"),
         ({"shuffle_buffer": 0}, "shuffle_buffer"),
