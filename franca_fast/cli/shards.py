@@ -86,7 +86,7 @@ def _pack(args: argparse.Namespace) -> int:
 
     sources = args.source + (_listed(args.list) if args.list else [])
     if not sources:
-        raise InputError("nothing to pack: SOURCE or --list is needed")
+        raise InputError("SOURCE: nothing to pack; accepted: at least one SOURCE, or --list")
     with warnings_at_the_end():
         packed = pack_shards(
             sources,
@@ -196,7 +196,7 @@ def _size(text: str) -> int:
     """A number of bytes such as 500M or 1G."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size such as 500M or 1G")
+        raise argparse.ArgumentTypeError(f"{text}; accepted: a size such as 500M or 1G")
     return max(1, int(float(match[1]) * _UNITS[match[2].upper()]))
 
 

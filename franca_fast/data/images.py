@@ -124,7 +124,9 @@ def eval_transform(img_size: int, resize: int | None = None) -> Callable[[Image.
     """
     shorter = img_size if resize is None else resize
     if not 1 <= img_size <= shorter:
-        raise InputError(f"img_size {img_size}, resize {resize}: 1 <= img_size <= resize expected")
+        raise InputError(
+            f"img_size: {img_size} with resize {resize}; accepted: 1 <= img_size <= resize"
+        )
     mean, std = (torch.tensor(v)[:, None, None] for v in (CropSettings.mean, CropSettings.std))
 
     def transform(image: Image.Image) -> Tensor:

@@ -31,7 +31,9 @@ class Mask(ABC):
     def __init__(self, grid_size: int | tuple[int, int]) -> None:
         grid = (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
         if len(grid) != 2 or min(grid) < 1:
-            raise InputError(f"grid_size {grid_size!r}: rows and columns of patches, 1 or more")
+            raise InputError(
+                f"grid_size: {grid_size!r}; accepted: rows and columns of patches, 1 or more"
+            )
         self.height, self.width = grid
 
     def __call__(
@@ -74,7 +76,7 @@ class Mask(ABC):
         patches = self.height * self.width
         if n_masked.numel() and not 0 <= int(n_masked.min()) <= int(n_masked.max()) <= patches:
             given = n_masked.tolist()
-            raise InputError(f"n_masked {given}: from 0 to {patches} patches")
+            raise InputError(f"n_masked: {given}; accepted: from 0 to {patches} patches")
         return self._masks(n_masked, numbers)
 
     @abstractmethod
@@ -128,7 +130,7 @@ class BlockMask(Mask):
     ) -> None:
         super().__init__(grid_size)
         if not 0 < aspect[0] <= aspect[1]:
-            raise InputError(f"aspect {aspect}: 0 < min <= max")
+            raise InputError(f"aspect: {aspect}; accepted: 0 < min <= max")
         self.aspect, self.roll = tuple(aspect), roll
 
     def _masks(self, n_masked: Tensor, numbers: Tensor) -> Tensor:

@@ -64,15 +64,17 @@ class PackSettings:
             not re.fullmatch(r"[^%/\\]*%\d{0,2}d[^%/\\]*\.tar", self.pattern)
             or self.pattern[0] == "."
         ):
-            raise InputError(f"pattern '{self.pattern}': a name such as 'shard-%06d.tar' expected")
+            raise InputError(f"pattern: {self.pattern}; accepted: a name such as shard-%06d.tar")
         for name in ("max_size", "max_count", "max_side", "quality"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"{name} {value!r}: a whole number from 1 on")
+                raise InputError(f"{name}: {value!r}; accepted: a whole number from 1 on")
         if self.seed is not None and type(self.seed) is not int:
-            raise InputError(f"seed {self.seed!r}: a whole number, or none for no shuffle")
+            raise InputError(
+                f"seed: {self.seed!r}; accepted: a whole number, or None for no shuffle"
+            )
         if self.quality > 100:
-            raise InputError(f"quality {self.quality}: from 1 to 100")
+            raise InputError(f"quality: {self.quality}; accepted: from 1 to 100")
 
 
 @dataclass
@@ -132,7 +134,8 @@ def pack_shards(
     """
     unknown = settings.keys() - PackSettings.__dataclass_fields__.keys()
     if unknown:
-        raise InputError(f"unknown setting of packing '{min(unknown)}'")
+        accepted = ", ".join(PackSettings.__dataclass_fields__)
+        raise InputError(f"setting of packing: {min(unknown)}; accepted: {accepted}")
     chosen = PackSettings(**settings)
     folder = Path(output)
     _check_apart(source, folder)
@@ -179,7 +182,8 @@ class _Plan:
             self._indexes.append(shard.index())
             if sum(sum(map(len, index.data or ())) for index in self._indexes) > _MOST_COMPRESSED:
                 raise InputError(
-                    f"'{opened.description}': compressed shards cannot be packed; unpack them first"
+                    f"source: '{opened.description}', compressed or from elsewhere; "
+                    "accepted: plain shards and image files, or less of it"
                 )
         self.damage = [index.damage for index in self._indexes if index.damage is not None]
         self._starts = np.cumsum([0, *(len(index) for index in self._indexes)])
@@ -317,7 +321,9 @@ def _check_apart(source: Any, output: Path) -> None:
     given = [source] if isinstance(source, (str, os.PathLike)) else source
     for one in map(os.path.realpath, given):
         if os.path.isdir(one) and output.resolve().is_relative_to(one):
-            raise InputError(f"output '{output}' lies in the folder that is packed, '{one}'")
+            raise InputError(
+                f"output: '{output}' lies in the folder that is packed; accepted: not in '{one}'"
+            )
 
 
 @contextmanager
@@ -328,7 +334,7 @@ def _claimed(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         InputError: it holds something else, or another process is at work there.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"output '{folder}' is a file; a folder is expected")
+        raise InputError(f"output: '{folder}' is a file; accepted: a folder")
     folder.mkdir(parents=True, exist_ok=True)
     file, lock = folder / PACKING_FILE, os.open(folder, os.O_RDONLY)
     try:
@@ -336,11 +342,11 @@ def _claimed(folder: Path, description: dict[str, Any]) -> Iterator[None]:
         if file.exists():
             if _read_json(file) != description:
                 raise InputError(
-                    f"output '{folder}' holds shards of other images or settings (see "
-                    f"{PACKING_FILE} there); name another folder, or delete it"
+                    f"output: '{folder}' holds shards of other images or settings (see "
+                    f"{PACKING_FILE} there); accepted: the same, or a new folder"
                 )
         elif any(folder.iterdir()):
-            raise InputError(f"output '{folder}' is in use; name another folder")
+            raise InputError(f"output: '{folder}' is in use; accepted: a new or empty folder")
         else:
             write_json(file, description)
         yield
@@ -354,7 +360,9 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"another process is packing into '{folder}'") from None
+        raise InputError(
+            f"output: another process is packing into '{folder}'; accepted: another folder"
+        ) from None
     except OSError:
         pass  # a file system without locks
 

@@ -71,9 +71,11 @@ class CropSettings:
         for name in ("global_crops_size", "local_crops_size"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < _SMALLEST_CROP:
-                raise InputError(f"{name} {size!r}: a whole number from {_SMALLEST_CROP} on")
+                raise InputError(
+                    f"{name}: {size!r}; accepted: a whole number from {_SMALLEST_CROP} on"
+                )
         if self.local_crops_number < 0:
-            raise InputError(f"local_crops_number {self.local_crops_number}: 0 or more")
+            raise InputError(f"local_crops_number: {self.local_crops_number}; accepted: 0 or more")
         for name in ("global_crops_scale", "local_crops_scale"):
             _check_interval(name, getattr(self, name), above=0.0, highest=1.0)
         _check_interval("aspect_ratio", self.aspect_ratio, above=0.0)
@@ -83,9 +85,9 @@ class CropSettings:
                 _check_probability(field.name, getattr(self, field.name))
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self, name) < 0:
-                raise InputError(f"{name} {getattr(self, name)}: 0 or more")
+                raise InputError(f"{name}: {getattr(self, name)}; accepted: 0 or more")
         if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue {self.hue}: from 0 to 0.5")
+            raise InputError(f"hue: {self.hue}; accepted: from 0 to 0.5")
 
     def check_patch_size(self, patch_size: int) -> None:
         """Refuses crops that a patch embedding would not cover exactly.
@@ -100,8 +102,8 @@ class CropSettings:
             if size % patch_size:
                 below = max(1, size // patch_size) * patch_size
                 raise InputError(
-                    f"{name} {size} is not a multiple of the patch size {patch_size}; "
-                    f"the nearest are {below} and {below + patch_size}"
+                    f"{name}: {size} is not a multiple of the patch size {patch_size}; "
+                    f"accepted: the nearest are {below} and {below + patch_size}"
                 )
 
 
@@ -136,12 +138,13 @@ class MaskSettings:
         low, high = self.mask_ratio_min_max
         if not 0 <= low <= high <= 1:
             raise InputError(
-                f"mask_ratio_min_max {self.mask_ratio_min_max}: two shares, 0 <= min <= max <= 1"
+                f"mask_ratio_min_max: {self.mask_ratio_min_max}; "
+                "accepted: two shares, 0 <= min <= max <= 1"
             )
         if self.kind not in MASK_KINDS:
             raise InputError(
-                f"kind of mask '{self.kind}'{did_you_mean(self.kind, MASK_KINDS)}; "
-                f"accepted are {', '.join(MASK_KINDS)}"
+                f"kind of mask: {self.kind}{did_you_mean(self.kind, MASK_KINDS)}; "
+                f"accepted: {', '.join(MASK_KINDS)}"
             )
 
 
@@ -154,7 +157,7 @@ def _freeze_lists(settings: Any) -> None:
         value = getattr(settings, field.name)
         if isinstance(field.default, tuple):
             if not isinstance(value, (list, tuple)) or len(value) != len(field.default):
-                raise InputError(f"{field.name} {value!r}: {len(field.default)} numbers expected")
+                raise InputError(f"{field.name}: {value!r}; accepted: {len(field.default)} numbers")
             object.__setattr__(settings, field.name, tuple(value))
 
 
@@ -164,10 +167,10 @@ def _check_interval(
     low, high = value
     if not above < low <= high <= highest:
         limit = f" and at most {highest:g}" if highest != float("inf") else ""
-        raise InputError(f"{name} {value}: min <= max, above {above:g}{limit}")
+        raise InputError(f"{name}: {value}; accepted: min <= max, above {above:g}{limit}")
 
 
 def _check_probability(name: str, value: float | tuple[float, ...]) -> None:
     for probability in value if isinstance(value, tuple) else (value,):
         if not 0 <= probability <= 1:
-            raise InputError(f"{name} {value}: from 0 to 1")
+            raise InputError(f"{name}: {value}; accepted: from 0 to 1")

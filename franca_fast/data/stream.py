@@ -71,9 +71,9 @@ class Position:
         """
         names = [field.name for field in fields(cls)]
         if not isinstance(state, dict) or sorted(state) != sorted(names):
-            raise InputError(f"position in the data {state!r}: {', '.join(names)} expected")
+            raise InputError(f"position in the data: {state!r}; accepted: {', '.join(names)}")
         if any(type(value) is not int for value in state.values()):
-            raise InputError(f"position in the data {state!r}: whole numbers expected")
+            raise InputError(f"position in the data: {state!r}; accepted: whole numbers")
         return cls(**state)
 
 
@@ -160,7 +160,7 @@ class SampleStream:
 
     def __init__(self, source: Source, *, seed: int, shuffle_buffer: int = 100_000) -> None:
         if shuffle_buffer < 1:
-            raise InputError(f"shuffle_buffer {shuffle_buffer}: 1 or more samples")
+            raise InputError(f"shuffle_buffer: {shuffle_buffer}; accepted: 1 or more samples")
         self.source, self._seed = source, seed
         self._shuffle_buffer = shuffle_buffer
         self._indexes = ShardIndexes(source.shards)

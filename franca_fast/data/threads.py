@@ -25,7 +25,7 @@ def in_threads(
     at, and waits for the threads.
     """
     if num_workers < 1:
-        raise InputError(f"num_workers {num_workers}: 1 or more")
+        raise InputError(f"num_workers: {num_workers}; accepted: 1 or more")
     with ThreadPoolExecutor(num_workers) as threads:
         running = set[Future[_Result]]()
         try:

@@ -49,7 +49,7 @@ def test_a_list_of_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["pack", "--output", "x"], "nothing to pack"),
         (["pack", "gone", "--output", "x"], "'gone': no such file"),
-        (["pack", "gone", "--output", "x", "--max-size", "1Q"], "'1Q' is no size"),
+        (["pack", "gone", "--output", "x", "--max-size", "1Q"], "1Q; accepted: a size"),
         (["pack", "gone", "--output", "x", "--list", "gone.txt"], "gone.txt"),
         (["chek", "x"], "chek"),
         (["check"], "SOURCE"),

@@ -19,7 +19,7 @@ from franca_fast.errors import InputError
         (["student.drop_path_rate=1.0"], "student.drop_path_rate"),
         (["train.total_steps=0"], "train.total_steps"),
         (["student.arch=vit_bass"], "did you mean 'vit_base'"),
-        (["student.patch_size=14"], "local_crops_size 96 is not a multiple of the patch size 14"),
+        (["student.patch_size=14"], "local_crops_size: 96 is not a multiple of the patch size 14"),
         (["crops.global_crops_scale=[0.9,0.1]"], "global_crops_scale"),
         (["ibot.mask_ratio_min_max=[0.5,0.1]"], "mask_ratio_min_max"),
         (["dino.nesting_dims=[64,32,1024]"], "dino.nesting_dims: [64, 32, 1024]"),

@@ -72,5 +72,5 @@ def test_the_colours_are_those_of_the_pixels(tmp_path: Path) -> None:
 def test_nothing_there_is_an_error(tmp_path: Path, function: object) -> None:
     with pytest.raises(InputError, match="it is empty"):
         function(tmp_path)  # type: ignore[operator]
-    with pytest.raises(InputError, match="num_workers 0"):
+    with pytest.raises(InputError, match="num_workers: 0"):
         function(write_folder(tmp_path, ["a"], 1), num_workers=0)  # type: ignore[operator]

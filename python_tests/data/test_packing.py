@@ -213,18 +213,18 @@ def test_two_processes_do_not_pack_into_one_folder(photos: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pattern": "a.tar"}, "pattern 'a.tar'"),
+        ({"pattern": "a.tar"}, "pattern: a.tar"),
         ({"pattern": "../%d.tar"}, "pattern"),
         ({"pattern": "%d%d.tar"}, "pattern"),
         ({"pattern": "%s.tar"}, "pattern"),
         ({"pattern": ""}, "pattern"),
-        ({"max_size": 0}, "max_size 0"),
-        ({"max_count": 1.5}, "max_count 1.5"),
-        ({"max_side": -1}, "max_side -1"),
-        ({"quality": 101}, "quality 101"),
-        ({"seed": "x"}, "seed 'x'"),
-        ({"num_workers": 0}, "num_workers 0"),
-        ({"shuffle": True}, "unknown setting of packing 'shuffle'"),
+        ({"max_size": 0}, "max_size: 0"),
+        ({"max_count": 1.5}, "max_count: 1.5"),
+        ({"max_side": -1}, "max_side: -1"),
+        ({"quality": 101}, "quality: 101"),
+        ({"seed": "x"}, "seed: 'x'"),
+        ({"num_workers": 0}, "num_workers: 0"),
+        ({"shuffle": True}, "setting of packing: shuffle; accepted: pattern"),
     ],
 )
 def test_wrong_settings_are_refused(

@@ -41,7 +41,7 @@ def test_wrong_crops_are_refused_by_name(name: str, value: object) -> None:
 
 
 def test_a_crop_that_patches_do_not_cover_is_refused_with_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"local_crops_size 96 .* patch size 14.* 84 and 98"):
+    with pytest.raises(InputError, match=r"local_crops_size: 96 .* patch size 14.* 84 and 98"):
         CropSettings().check_patch_size(14)
     CropSettings(local_crops_number=0).check_patch_size(14)
 

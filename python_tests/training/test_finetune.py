@@ -142,7 +142,7 @@ def test_weights_of_another_network_leave_no_folder(pretrained: Path, tmp_path: 
 
 
 def test_a_size_that_does_not_fit_is_refused(pretrained: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="global_crops_size 50 is not a multiple"):
+    with pytest.raises(InputError, match="global_crops_size: 50 is not a multiple"):
         finetune(pretrained, STAGE, tmp_path / "run", img_size=50, verbose=False)
 
 
