@@ -23,7 +23,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
-	$(PIP) install --quiet -c constraints.txt --editable .
+	$(PIP) install --quiet -c constraints.txt --editable '.[plots]'
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.torch $(NATIVE)

@@ -31,7 +31,6 @@ from franca_fast.data import fashion_mnist_shards
 from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import inference, patch_token_grid
 from franca_fast.evaluation.knn import knn, knn_predict
-from franca_fast.evaluation.pictures import save_png
 from franca_fast.files import write_json, write_text
 from franca_fast.rasa import FitSettings, PositionProjector, position_report
 
@@ -79,7 +78,7 @@ def accuracies(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dic
 
 
 def measure(model: Any) -> tuple[dict[str, Any], Any]:
-    """All figures, and the picture of the last variant."""
+    """All figures, and the report whose picture is kept."""
     train, test = (tokens_and_labels(model, split) for split in ("train", "test"))
     lines: dict[str, Any] = {"none": {"accuracies": accuracies(train, test)}}
     for name, settings in VARIANTS.items():
@@ -104,8 +103,8 @@ def measure(model: Any) -> tuple[dict[str, Any], Any]:
         }
         print(name, lines[name]["accuracies"], flush=True)
         if name == "covariance":
-            picture = reports["random"].picture
-    return lines, picture
+            pictured = reports["random"]
+    return lines, pictured
 
 
 def summary(lines: dict[str, Any]) -> str:
@@ -137,14 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="the folder of a demo")
     args = parser.parse_args()
-    lines, picture = measure(ff.load_model(args.model))
+    lines, pictured = measure(ff.load_model(args.model))
     command = " ".join(("python", "bench/rasa.py", Path(args.model).name))
     machine = {"processor": platform.machine(), "torch": torch.__version__}
     threads = torch.get_num_threads()
     content = {"command": command, "machine": machine, "threads": threads, "variants": lines}
     write_json(RESULTS / "results.json", content)
     write_text(RESULTS / "results.md", f"`{command}`\n\n{summary(lines)}\n")
-    save_png(picture, RESULTS / "positions.png")
+    pictured.save_picture(RESULTS / "positions.png")
     sys.stdout.write(summary(lines) + "\n")
 
 

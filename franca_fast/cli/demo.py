@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,10 @@ _RECIPE = "demo"
 _K = 20  # of the table; results.json has the other k too
 _SMOOTHING = 30  # the drawn mean of the loss covers one part in so many of the steps
 _UNTRAINED = "untrained/backbone"
+_TRAIN, _TEST = "FashionMNIST:split=TRAIN", "FashionMNIST:split=TEST"
+# After the overrides: the table is one of Fashion-MNIST, whatever the model was trained on.
+_KNN = (f"evaluation.knn_train={_TRAIN}", f"evaluation.knn_test={_TEST}")
+_CLASSES = "T-shirt,trousers,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
 _METRIC = "evaluation/knn/"  # then <dimension>/<k>
 _FILES = {
     "results.md": "this table",
@@ -57,61 +62,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
+    from franca_fast.evaluation.pictures import NO_PICTURES, can_draw
+    from franca_fast.hub import save_backbone
     from franca_fast.training import load_config, pretrain
 
-    config = load_config(_RECIPE, args.overrides)
+    config = load_config(_RECIPE, [*args.overrides, *_KNN])
     folder = Path(args.output_dir)
-    evaluation = Evaluation(config, folder)
-    result = pretrain(config, folder, resume=not args.no_resume, evaluate=evaluation)
+    evaluated: list[int] = []  # after so many steps, in this process
+
+    def keep_untrained(step: int, backbone: VisionTransformer) -> dict[str, float]:
+        """Keeps the network as it was before the first step, for the pictures."""
+        evaluated.append(step)
+        if step == 0:
+            save_backbone(backbone, folder / _UNTRAINED)
+        return {}
+
+    result = pretrain(config, folder, resume=not args.no_resume, evaluate=keep_untrained)
     if result.exported is None:
         print(f"Stopped after step {result.steps}; the same command continues.")
         return 0
-    if not evaluation.was_called:
+    if not evaluated:
         print(f"This demo was complete ({result.steps} steps); nothing was trained again.")
     results = collect(config, result)
     write_json(folder / "results.json", results)
     write_text(folder / "results.md", summary(results, markdown=True) + "\n")
-    draw_loss(folder)
-    draw_patches(folder, result.exported)
+    if can_draw():
+        draw_loss(folder)
+        draw_patches(folder, result.exported)
+    else:
+        print(f"warning: {NO_PICTURES}; then the same command draws them", file=sys.stderr)
     print(f"\n{summary(results)}\n\nWritten:")
-    print(
-        table(("file", "what it holds"), [(folder / name, what) for name, what in _FILES.items()])
-    )
+    files = {folder / name: what for name, what in _FILES.items() if (folder / name).exists()}
+    print(table(("file", "what it holds"), list(files.items())))
     return 0
-
-
-class Evaluation:
-    """What `pretrain` calls before the first step and after the last: kNN at every dimension.
-
-    The accuracies go to metrics.jsonl, so an interrupted demo keeps them. The network as it was
-    before the first step is kept too, for the pictures.
-
-    Attributes:
-        was_called: whether anything was evaluated, and so trained, in this process.
-    """
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        self._nesting_dims = config.dino.nesting_dims
-        self._folder = folder
-        self.was_called = False
-
-    def __call__(self, step: int, backbone: VisionTransformer) -> dict[str, float]:
-        """Returns {"knn/<dimension>/<k>": accuracy in per cent} of the CLS features."""
-        from franca_fast.data import fashion_mnist_shards
-        from franca_fast.evaluation import embed, knn
-        from franca_fast.hub import save_backbone
-        from franca_fast.models import default_nesting_dims
-
-        self.was_called = True
-        if step == 0:
-            save_backbone(backbone, self._folder / _UNTRAINED)
-        train, test = (embed(backbone, fashion_mnist_shards(split)) for split in ("train", "test"))
-        dims = self._nesting_dims or default_nesting_dims(backbone.embed_dim)
-        return {
-            f"knn/{m}/{k}": accuracy
-            for m, at_k in knn(train, test, nesting_dims=dims).items()
-            for k, accuracy in at_k.items()
-        }
 
 
 def collect(config: Config, result: PretrainResult) -> dict[str, Any]:
@@ -152,27 +135,27 @@ def summary(results: dict[str, Any], *, markdown: bool = False) -> str:
 
 def draw_loss(folder: Path) -> None:
     """Draws the loss of every step, and its mean over the last ones, into loss.png."""
-    from franca_fast.evaluation.pictures import curves, moving_average, save_png
+    from franca_fast.evaluation.pictures import curve, save_png
 
     finite = [line for line in _metrics(folder) if line.get("loss") is not None]
     steps, losses = [line["step"] for line in finite], [line["loss"] for line in finite]
     window = max(1, len(steps) // _SMOOTHING)
-    mean = (steps, moving_average(losses, window))
-    series = {"each step": (steps, losses), f"mean of {window} steps": mean}
-    save_png(curves(series, "Training loss", "step"), folder / "loss.png")
+    figure = curve(steps, losses, window, "Pretraining on Fashion-MNIST", "total loss (nats)")
+    save_png(figure, folder / "loss.png")
 
 
 def draw_patches(folder: Path, exported: Path) -> None:
     """Draws patch features of one test image per class, before and after, into pca.png."""
-    from franca_fast.data import fashion_mnist_shards, open_images
-    from franca_fast.evaluation.pca import as_seen, pca_pictures
+    from franca_fast.data import open_images
+    from franca_fast.evaluation.pca import PCA_TITLE, as_seen, pca_pictures
     from franca_fast.evaluation.pictures import save_png, sheet
     from franca_fast.hub import load_model
 
     one_of_each: dict[int, Image.Image] = {}
-    for _, image, label in open_images(fashion_mnist_shards("test")):
+    for _, image, label in open_images(_TEST):
         one_of_each.setdefault(label or 0, image)
-    images = [one_of_each[label] for label in sorted(one_of_each)]
+    labels = sorted(one_of_each)
+    images = [one_of_each[label] for label in labels]
     before, after = load_model(folder / _UNTRAINED), load_model(exported)
     size = after.config["img_size"]
     rows = {
@@ -180,7 +163,8 @@ def draw_patches(folder: Path, exported: Path) -> None:
         "before": pca_pictures(before, images, size),
         "after": pca_pictures(after, images, size),
     }
-    save_png(sheet(rows, cell=84), folder / "pca.png")
+    captions = [_CLASSES.split(",")[label] for label in labels]
+    save_png(sheet(rows, PCA_TITLE, captions), folder / "pca.png")
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ _REQUIRED = ("torch", "numpy", "pillow", "safetensors", "webdataset", "omegaconf
 _OPTIONAL = {
     "tensorboard": "curves of the pretraining",
     "pyarrow": ".parquet files of features",
+    "matplotlib": "pictures",
     "triton": "torch.compile on GPUs",
 }
 

@@ -10,6 +10,7 @@ For instance:
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,7 +194,7 @@ def _apply(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from franca_fast.evaluation.pictures import save_png
+    from franca_fast.evaluation.pictures import NO_PICTURES, can_draw
     from franca_fast.files import check_folder, write_json
     from franca_fast.rasa import PositionProjector, position_report
 
@@ -202,10 +203,15 @@ def _report(args: argparse.Namespace) -> int:
     projector = PositionProjector.from_files(args.projector, compatible=args.compatible)
     with warnings_at_the_end():
         report = position_report(load_model(args), args.source, projector, settings)
-    save_png(report.picture, folder / "positions.png")
+    written = ["report.json"]
     write_json(folder / "report.json", report.as_dict())
+    if can_draw():
+        report.save_picture(folder / "positions.png")
+        written.append("positions.png")
+    else:
+        print(f"warning: {NO_PICTURES}", file=sys.stderr)
     print(_summary(report))
-    print(f"\n{Path(args.output)}: report.json, positions.png")
+    print(f"\n{Path(args.output)}: {', '.join(written)}")
     return 0
 
 

@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     from franca_fast.evaluation import visualize_pca
+    from franca_fast.evaluation.pictures import check_can_draw
     from franca_fast.files import check_folder
 
+    check_can_draw()
     check_folder(args.output, overwrite=args.overwrite)
     with warnings_at_the_end():
         paths = visualize_pca(

@@ -14,9 +14,10 @@ from torch import Tensor
 from franca_fast.data import CropSettings, eval_transform, open_images
 from franca_fast.evaluation.encoders import Encoder, image_size_of, inference, patch_token_grid
 from franca_fast.evaluation.features import Source, check_any
-from franca_fast.evaluation.pictures import save_png, sheet
+from franca_fast.evaluation.pictures import check_can_draw, save_png, sheet
 from franca_fast.files import check_folder
 
+PCA_TITLE = "Three principal components of patch tokens as red, green and blue"
 _COLOUR_QUANTILES = (0.01, 0.99)  # what maps to 0 and 255; the rest of the range saturates
 
 
@@ -46,7 +47,8 @@ def visualize_pca(
         paths of the PNG files, `<index>_<name>.png`.
 
     Raises:
-        InputError: no readable images, a folder in use, or an image size that does not fit.
+        InputError: no readable images, a folder in use, an image size that does not fit, or
+            matplotlib is not installed.
 
     Example:
         >>> from franca_fast.models import build_backbone
@@ -54,6 +56,7 @@ def visualize_pca(
         >>> len(visualize_pca(model, "FashionMNIST:split=TEST", "pca", limit=2))
         2
     """
+    check_can_draw()
     folder = check_folder(output, overwrite=overwrite)
     size = image_size_of(model, img_size)
     opened = open_images(images)
@@ -63,7 +66,9 @@ def visualize_pca(
     paths = []
     for i, ((name, image, _), colours) in enumerate(zip(chosen, coloured, strict=True)):
         path = folder / f"{i:03d}_{Path(name).stem}.png"
-        save_png(sheet({"": [as_seen(image, size), colours]}, cell=max(size, 224)), path)
+        pair = {"": [as_seen(image, size), colours]}
+        columns = (f"image, {size} × {size} pixels", "{} × {} patches".format(*colours.size))
+        save_png(sheet(pair, PCA_TITLE, columns, cell=3), path)
         paths.append(path)
     return paths
 

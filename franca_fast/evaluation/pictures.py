@@ -1,174 +1,143 @@
-"""The two kinds of picture that are written: sheets of images, and curves."""
+"""The two kinds of picture that are written: sheets of images, and a curve; needs matplotlib."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from franca_fast.errors import InputError
 from franca_fast.files import atomic_path
 
-_INK, _FAINT, _PAPER = (34, 34, 34), (225, 225, 225), (255, 255, 255)
-_COLOURS = ((31, 119, 180), (214, 82, 40), (44, 140, 70), (130, 90, 170), (120, 120, 120))
-_SCALE = 2  # curves are drawn this much larger, then reduced, so that lines are smooth
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NO_PICTURES = (
+    "pictures need matplotlib, which is not installed; pip install 'franca-fast[plots]' brings it"
+)
+_DPI = 144  # twice the size at which the text is read: sharp on fine screens and on paper
+_GAP = 0.06  # between the images of a sheet, as a share of their side
 
 
-def sheet(rows: Mapping[str, Sequence[Image.Image]], cell: int = 112, gap: int = 6) -> Image.Image:
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def check_can_draw() -> None:
+    """Refuses to go on without matplotlib, before the work whose result is a picture.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    if not can_draw():
+        raise InputError(NO_PICTURES)
+
+
+def sheet(
+    rows: Mapping[str, Sequence[Image.Image]],
+    title: str,
+    columns: Sequence[str] = (),
+    cell: float = 0.8,
+) -> Figure:
     """Lays images out in labelled rows.
 
     Args:
-        rows: label of the row -> its images; all are scaled to squares.
-        cell: side of a square, in pixels.
-        gap: white space between squares, in pixels.
+        rows: label of the row -> its images, equally many; all are scaled to one size.
+        title: written above.
+        columns: captions of the columns.
+        cell: side of an image, in inches; one has 144 pixels.
 
     Returns:
-        an RGB image.
+        a figure for `save_png`, which grows it by what is written beside the images.
+
+    Raises:
+        InputError: matplotlib is not installed.
+
+    Example:
+        >>> sheet({"red": [Image.new("RGB", (4, 4), "red")]}, "Colours").axes[0].get_ylabel()
+        'red'
     """
-    font = ImageFont.load_default(13)
-    margin = gap + max(_text_size(label, font)[0] for label in rows) + gap
-    columns = max(len(images) for images in rows.values())
-    pitch = cell + gap
-    canvas = Image.new("RGB", (margin + columns * pitch, gap + len(rows) * pitch), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for r, (label, images) in enumerate(rows.items()):
-        top = gap + r * pitch
-        _, height = _text_size(label, font)
-        draw.text((gap, top + (cell - height) // 2), label, _INK, font)
-        for c, image in enumerate(images):
-            scaled = image.convert("RGB").resize((cell, cell), _resampling(image, cell))
-            canvas.paste(scaled, (margin + c * pitch, top))
-    return canvas
+    n_columns = len(next(iter(rows.values())))
+    figure = _figure(n_columns * cell, len(rows) * cell)
+    edges = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": _GAP, "hspace": _GAP}
+    axes = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw=edges)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for axis, image in zip(line, images, strict=True):
+            # The edges of patches stay sharp when enlarged; larger images are reduced smoothly.
+            enlarged = image.width < cell * _DPI
+            axis.imshow(image, interpolation="nearest" if enlarged else "antialiased")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis, caption in zip(axes[0], columns, strict=False):
+        axis.set_title(caption, fontsize="small")
+    above = 0.3 if columns else 0.1  # inches
+    figure.suptitle(title, y=1 + above / (len(rows) * cell), va="bottom", fontsize="medium")
+    return figure
 
 
-def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Writes a PNG, complete or not at all."""
-    with atomic_path(path) as temporary:
-        image.save(temporary, "PNG")
-
-
-def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    title: str,
-    x_label: str,
-    size: tuple[int, int] = (720, 420),
-) -> Image.Image:
-    """Draws lines over a common axis; values that are not finite are left out.
+def curve(
+    steps: Sequence[int], values: Sequence[float], window: int, title: str, y_label: str
+) -> Figure:
+    """Draws what was measured at every step faintly, and its moving average over it.
 
     Args:
-        series: label -> (x, y), equally long.
+        steps: where it was measured.
+        values: as many; those that are not finite are left out.
+        window: number of values in each average.
         title: written above.
-        x_label: written below.
-        size: width and height in pixels.
+        y_label: what the values are, with their unit.
 
     Returns:
-        an RGB image.
+        a figure for `save_png`.
+
+    Raises:
+        InputError: matplotlib is not installed.
 
     Example:
-        >>> curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.5])}, "Training", "step").size
-        (720, 420)
+        >>> curve([1, 2], [3.0, 2.0], 2, "Training", "loss (nats)").axes[0].get_ylabel()
+        'loss (nats)'
     """
-    points = {
-        label: [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x + y)]
-        for label, (xs, ys) in series.items()
-    }
-    width, height = size[0] * _SCALE, size[1] * _SCALE
-    canvas = Image.new("RGB", (width, height), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13 * _SCALE)
-    axes = _Axes.around([p for line in points.values() for p in line], width, height)
-    _draw_axes(draw, axes, font)
-    for i, (label, line) in enumerate(points.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
-        if len(line) > 1:
-            draw.line([axes.place(*p) for p in line], colour, 2 * _SCALE, joint="curve")
-        y = axes.top + (8 + 18 * i) * _SCALE
-        left = axes.right - 8 * _SCALE - _text_size(label, font)[0]
-        draw.text((left, y), label, colour, font)
-        draw.line(
-            [(left - 26 * _SCALE, y + 8 * _SCALE), (left - 6 * _SCALE, y + 8 * _SCALE)],
-            colour,
-            3 * _SCALE,
+    points = [(x, y) for x, y in zip(steps, values, strict=True) if math.isfinite(y)]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    means = [fmean(ys[max(0, i - window) : i]) for i in range(1, len(ys) + 1)]
+    figure = _figure(7.2, 4.2)
+    axis = figure.subplots()
+    axis.plot(xs, ys, color="tab:blue", alpha=0.35, linewidth=0.8, label="each step")
+    label = f"mean of the last {window} steps"
+    axis.plot(xs, means, color="tab:blue", linewidth=1.8, label=label)
+    axis.set(title=title, xlabel="step", ylabel=y_label)
+    axis.margins(x=0.01)
+    axis.grid(axis="y", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure
+
+
+def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a PNG, complete or not at all; equal figures give equal bytes."""
+    with atomic_path(path) as temporary:
+        figure.savefig(
+            temporary,
+            format="png",
+            bbox_inches="tight",
+            pad_inches=0.1,
+            metadata={"Software": None},  # matplotlib's version
         )
-    draw.text((axes.left, 12 * _SCALE), title, _INK, ImageFont.load_default(16 * _SCALE))
-    middle = (axes.left + axes.right - _text_size(x_label, font)[0]) // 2
-    draw.text((middle, height - 24 * _SCALE), x_label, _INK, font)
-    return canvas.resize(size, Image.Resampling.LANCZOS)
 
 
-def moving_average(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value with up to `window - 1` before it."""
-    return [
-        sum(part) / len(part)
-        for part in (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
-    ]
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, unknown to pyplot, whose state is the user's."""
+    check_can_draw()
+    from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class _Axes:
-    """Where the plot lies on the canvas, and which values its edges stand for."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    x_ticks: list[float]
-    y_ticks: list[float]
-    x_range: tuple[float, float]
-
-    @classmethod
-    def around(cls, points: Sequence[tuple[float, float]], width: int, height: int) -> _Axes:
-        xs, ys = zip(*points, strict=True) if points else ((0.0, 1.0), (0.0, 1.0))
-        left, right = 58 * _SCALE, width - 18 * _SCALE
-        top, bottom = 42 * _SCALE, height - 52 * _SCALE
-        x_range = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
-        inside = [t for t in nice_ticks(*x_range) if x_range[0] <= t <= x_range[1]]
-        return cls(left, top, right, bottom, inside, nice_ticks(min(ys), max(ys)), x_range)
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        x0, x1 = self.x_range
-        y0, y1 = self.y_ticks[0], self.y_ticks[-1]
-        across = self.left + (x - x0) / (x1 - x0) * (self.right - self.left)
-        return across, self.bottom - (y - y0) / (y1 - y0) * (self.bottom - self.top)
-
-
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that enclose [low, high], about so many steps apart.
-
-    Example:
-        >>> nice_ticks(0.3, 9.2)
-        [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-    """
-    if high <= low:
-        high = low + (abs(low) or 1.0)
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def _draw_axes(draw: ImageDraw.ImageDraw, axes: _Axes, font: _Font) -> None:
-    for tick in axes.y_ticks:
-        _, y = axes.place(axes.x_range[0], tick)
-        draw.line([(axes.left, y), (axes.right, y)], _FAINT, _SCALE)
-        wide, high = _text_size(f"{tick:g}", font)
-        draw.text((axes.left - wide - 6 * _SCALE, y - high * 0.75), f"{tick:g}", _INK, font)
-    for tick in axes.x_ticks:
-        x, _ = axes.place(tick, axes.y_ticks[0])
-        draw.line([(x, axes.bottom), (x, axes.bottom + 4 * _SCALE)], _INK, _SCALE)
-        wide, _ = _text_size(f"{tick:g}", font)
-        draw.text((x - wide / 2, axes.bottom + 7 * _SCALE), f"{tick:g}", _INK, font)
-    draw.line([(axes.left, axes.bottom), (axes.right, axes.bottom)], _INK, _SCALE)
-
-
-def _text_size(text: str, font: _Font) -> tuple[int, int]:
-    left, top, right, bottom = font.getbbox(text)
-    return math.ceil(right - left), math.ceil(bottom - top)
-
-
-def _resampling(image: Image.Image, cell: int) -> Image.Resampling:
-    """Keeps the edges of patches sharp when enlarging, and is smooth when reducing."""
-    return Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
+    return Figure(figsize=(width, height), dpi=_DPI)

@@ -14,7 +14,7 @@ from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.pca import as_picture
-from franca_fast.evaluation.pictures import sheet
+from franca_fast.evaluation.pictures import save_png, sheet
 from franca_fast.hub import load_model
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.rasa.fit import TOKENS_PER_DIMENSION, FitSettings, crops_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from franca_fast.evaluation.features import Source
 
 _PICTURED = 8  # images
+_TITLE = "Positions that a ridge probe reads from patches: red grows downwards, green to the right"
 _BLUE = 0.5  # of the colours that stand for positions; red is the row, green the column
 
 
@@ -62,8 +63,9 @@ class PositionReport:
         grid: rows and columns of patches.
         probe_images, held_out_images: on how many the probes were fitted and measured.
         steps: before, and after each iteration.
-        picture: images, their patches' positions, and what the ridge probe reads before and
-            after; red is the row, green the column, even grey-blue is no knowledge.
+        pictures: rows of `save_picture`: images, their patches' positions, and what the ridge
+            probe reads before and after; red is the row, green the column, even grey is no
+            knowledge.
     """
 
     chance: float
@@ -71,7 +73,7 @@ class PositionReport:
     probe_images: int
     held_out_images: int
     steps: list[PositionError]
-    picture: Image.Image = field(repr=False, compare=False)
+    pictures: dict[str, list[Image.Image]] = field(repr=False, compare=False)
 
     @property
     def before(self) -> PositionError:
@@ -89,6 +91,14 @@ class PositionReport:
         return {name: getattr(self, name) for name in names} | {
             "steps": [asdict(step) for step in self.steps]
         }
+
+    def save_picture(self, path: str | os.PathLike[str]) -> None:
+        """Draws `pictures` into a PNG.
+
+        Raises:
+            InputError: matplotlib is not installed.
+        """
+        save_png(sheet(self.pictures, _TITLE), path)
 
 
 def position_report(
@@ -132,7 +142,7 @@ def position_report(
     )
     if features.width != projector.width:
         raise InputError(
-            f"rasa: the projector is for width {projector.width}, the model's is {features.width}"
+            f"rasa: a projector of width {projector.width}; accepted: the model's, {features.width}"
         )
     order = permutation(settings.seed, Purpose.SPARES, (), features.n_images).tolist()
     halves = order[: len(order) // 2], order[len(order) // 2 :]
@@ -140,8 +150,8 @@ def position_report(
     least = -(-TOKENS_PER_DIMENSION * features.width // len(positions))
     if features.n_readable < 2 * least:
         raise InputError(
-            f"images: {features.n_readable} are too few to fit and measure probes of width "
-            f"{features.width} on {len(positions)} patches each; at least {2 * least} are needed"
+            f"images: {features.n_readable}; accepted: at least {2 * least}, to fit and measure "
+            f"probes of width {features.width} on {len(positions)} patches each"
         )
     fitted, held_out = (
         Moments(features.batches(half, settings.batch_size), positions) for half in halves
@@ -154,9 +164,9 @@ def position_report(
         steps[i] = replace(steps[i], trained_mse=error, trained_r2=1 - error / readout.chance)
     shown = next(pixels for _, pixels in crops.batches(halves[1], _PICTURED))
     answers = [fitted.probe(m) for m in (torch.eye(projector.width).double(), projector.matrix())]
-    picture = _picture(shown, tokens_of(encoder, shown).double().cpu(), answers)
+    pictures = _pictures(shown, tokens_of(encoder, shown).double().cpu(), answers)
     counts = (fitted.count // len(positions), held_out.count // len(positions))
-    return PositionReport(chance_error(positions), features.grid, *counts, steps, picture)
+    return PositionReport(chance_error(positions), features.grid, *counts, steps, pictures)
 
 
 def _steps(projector: PositionProjector, fitted: Moments, held_out: Moments) -> list[PositionError]:
@@ -181,18 +191,18 @@ def _steps(projector: PositionProjector, fitted: Moments, held_out: Moments) -> 
     return steps
 
 
-def _picture(shown: Tensor, tokens: Tensor, probes: list[tuple[Tensor, Tensor]]) -> Image.Image:
+def _pictures(
+    shown: Tensor, tokens: Tensor, probes: list[tuple[Tensor, Tensor]]
+) -> dict[str, list[Image.Image]]:
     grid = (tokens.shape[1], tokens.shape[2])
     truth = patch_positions(grid).unflatten(0, grid).double()
     before, after = (tokens @ weights.T + bias + 0.5 for weights, bias in probes)
-    return sheet(
-        {
-            "image": [as_picture(pixels) for pixels in shown],
-            "position": [_colours(truth)] * len(shown),
-            "read before": [_colours(read) for read in before],
-            "read after": [_colours(read) for read in after],
-        }
-    )
+    return {
+        "image": [as_picture(pixels) for pixels in shown],
+        "position": [_colours(truth)] * len(shown),
+        "read before": [_colours(read) for read in before],
+        "read after": [_colours(read) for read in after],
+    }
 
 
 def _colours(positions: Tensor) -> Image.Image:

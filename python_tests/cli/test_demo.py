@@ -10,20 +10,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import franca_fast.data
 from franca_fast.cli import demo
 
 # The demo on a few images and a small recipe, in a process that is killed before its fourth step.
 SCRIPT = """
 import os, signal, sys
-import franca_fast.data
 from franca_fast.cli import demo
 from franca_fast.cli.main import main
 from franca_fast.models import ARCHITECTURES
 from franca_fast.training.run import Run
 shard, demo._RECIPE, folder = sys.argv[1:]
 ARCHITECTURES["vit_tiny"] = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-franca_fast.data.fashion_mnist_shards = lambda split: [shard]
+demo._TEST = shard
+demo._KNN = [f"evaluation.knn_{part}={shard}" for part in ("train", "test")]
 train_on = Run.train_on
 def deadly(self, batch, **options):
     if self.step == 3:
@@ -37,7 +36,8 @@ main(["demo", "--output-dir", folder, "train.total_steps=6"])
 @pytest.fixture
 def run_demo(run, shard: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     monkeypatch.setattr(demo, "_RECIPE", str(config_file))
-    monkeypatch.setattr(franca_fast.data, "fashion_mnist_shards", lambda split: [str(shard)])
+    monkeypatch.setattr(demo, "_TEST", str(shard))
+    monkeypatch.setattr(demo, "_KNN", [f"evaluation.knn_{p}={shard}" for p in ("train", "test")])
     return lambda folder, *more: run("demo", "--output-dir", folder, "train.total_steps=6", *more)
 
 
@@ -65,6 +65,29 @@ def test_table_pictures_and_model(run_demo, tmp_path: Path) -> None:
         assert (tmp_path / "demo" / name).is_file()
         assert str(tmp_path / "demo" / name) in outcome.out
     assert Image.open(tmp_path / "demo" / "pca.png").width > 10 * 84
+
+
+def test_without_matplotlib_all_but_the_pictures_is_there(
+    run_demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "matplotlib.figure", None)
+        outcome = run_demo(tmp_path / "demo")
+    assert outcome.code == 0
+    assert "warning: pictures need matplotlib" in outcome.err
+    assert "pip install 'franca-fast[plots]'" in outcome.err
+    for name in demo._FILES:
+        is_picture = name.endswith(".png")
+        assert (tmp_path / "demo" / name).exists() is not is_picture
+        assert (str(tmp_path / "demo" / name) in outcome.out) is not is_picture
+    run_demo(tmp_path / "demo")
+    assert (tmp_path / "demo" / "pca.png").is_file()
+
+
+def test_images_of_the_accuracies_are_not_overridden(run_demo, shard: Path, tmp_path: Path) -> None:
+    others = ("evaluation.knn_train=absent", "evaluation.knn_test=absent")
+    assert run_demo(tmp_path / "demo", *others).code == 0
+    assert str(shard) in (tmp_path / "demo" / "config.yaml").read_text()
 
 
 def test_finished_demo_is_shown_again(run_demo, tmp_path: Path) -> None:

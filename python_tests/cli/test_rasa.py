@@ -55,7 +55,21 @@ def test_report_writes_figures_and_a_picture(run, model_file, projector_file, tm
     assert "500 held-out images" in outcome.out
     content = json.loads((folder / "report.json").read_text())
     assert [step["directions"] for step in content["steps"]] == [0, 2, 4]
-    assert Image.open(folder / "positions.png").size[1] == 6 + 4 * 118
+    assert Image.open(folder / "positions.png").height > 4 * 115
+    assert outcome.out.endswith("report: report.json, positions.png\n")
+
+
+def test_report_without_matplotlib_leaves_the_picture_out(
+    run, model_file, projector_file, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    words = ("rasa", "report", model_file, SHARD, "--projector", projector_file)
+    outcome = run(*words, "--output", tmp_path / "report", "--num-workers", "0")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: pictures need matplotlib")
+    assert "pip install 'franca-fast[plots]'" in outcome.err
+    assert outcome.out.endswith("report: report.json\n")
+    assert [file.name for file in (tmp_path / "report").iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize("compatible", [(), ("--compatible",)])

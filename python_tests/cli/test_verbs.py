@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_visualize(run, model_file: Path, image_folder: Path, tmp_path: Path) ->
     outcome = run(*command, "--limit", 3)
     assert outcome.code == 0
     assert len(list((tmp_path / "pca").glob("*.png"))) == 3
+
+
+def test_visualize_without_matplotlib_fails_before_any_work(
+    fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    error = fails("visualize", "pca", "absent", "absent", "--output", tmp_path / "pca")
+    assert "pip install 'franca-fast[plots]'" in error
 
 
 def test_models(run) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -72,8 +74,18 @@ def test_one_picture_per_image(model: VisionTransformer, images: Path, tmp_path:
     paths = visualize_pca(model, images, tmp_path / "out")
     assert [path.name for path in paths] == ["000_a.png", "001_b.png", "002_c.png"]
     assert sorted((tmp_path / "out").iterdir()) == paths
-    picture = Image.open(paths[0])
-    assert picture.width > 1.9 * picture.height
+    pixels = np.asarray(Image.open(paths[0]).convert("RGB"))
+    ys, xs = (pixels == (255, 0, 0)).all(-1).nonzero()  # the image, at the left
+    assert xs.max() < pixels.shape[1] / 2 and min(np.ptp(xs), np.ptp(ys)) > 400
+    assert (pixels[ys.min() : ys.max(), pixels.shape[1] // 2 + 40] != 255).any(-1).all()
+
+
+def test_without_matplotlib_nothing_is_read(
+    model: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match=r"franca-fast\[plots\]"):
+        visualize_pca(model, tmp_path / "absent", tmp_path / "out")
 
 
 def test_limit(model: VisionTransformer, images: Path, tmp_path: Path) -> None:

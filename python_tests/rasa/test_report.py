@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from franca_fast.data import fashion_mnist_shards
 from franca_fast.data.randomness import Purpose, permutation
@@ -75,14 +77,27 @@ def test_figures_are_json(report):
     assert content["steps"][1]["ridge_mse"] == report.after.ridge_mse
 
 
-def test_picture_shows_positions_before_and_even_colour_after(report):
-    # Rows of the sheet: image, position, read before, read after; 8 columns of 112 pixels.
-    width, height = report.picture.size
-    assert height == 6 + 4 * 118
-    column = np.array(report.picture.crop((width - 118, 0, width - 6, height)))
-    pixels = torch.from_numpy(column).float()
-    spread = [pixels[6 + 118 * r : 118 * (r + 1), :, :2].std((0, 1)).min() for r in (1, 2, 3)]
+def test_pictures_show_positions_before_and_even_colour_after(report):
+    rows = [[np.asarray(image) for image in images] for images in report.pictures.values()]
+    assert list(report.pictures) == ["image", "position", "read before", "read after"]
+    assert [len(images) for images in rows] == [8] * 4
+    spread = [images[-1][..., :2].std((0, 1)).min() for images in rows[1:]]
     assert spread[0] > 60 and spread[1] > 40 and spread[2] < 25
+
+
+def test_picture_is_a_sheet_of_all_of_them(report, tmp_path):
+    report.save_picture(tmp_path / "positions.png")
+    with Image.open(tmp_path / "positions.png") as picture:
+        assert picture.width > 8 * 115 and picture.height > 4 * 115
+
+
+def test_figures_need_no_matplotlib(model, projector, report, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    same = position_report(model, TEST, projector, SETTINGS)
+    assert same == report
+    with pytest.raises(InputError, match=r"franca-fast\[plots\]"):
+        same.save_picture(tmp_path / "positions.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_projector_of_another_width_is_refused(model):
@@ -91,8 +106,6 @@ def test_projector_of_another_width_is_refused(model):
 
 
 def test_too_few_images_are_refused(model, tmp_path):
-    from PIL import Image
-
     for i in range(20):
         Image.new("RGB", (28, 28), (i, 0, 0)).save(tmp_path / f"{i}.png")
     with pytest.raises(InputError, match="at least 160"):
