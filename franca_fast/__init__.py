@@ -10,26 +10,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from franca_fast import backends, data, evaluation, hub, losses, models, ops, rasa, training
-    from franca_fast.backends import use_backend
+    from franca_fast import (
+        backends,
+        config,
+        data,
+        evaluation,
+        hub,
+        losses,
+        models,
+        ops,
+        planning,
+        rasa,
+        training,
+    )
+    from franca_fast.backends import backend_table, use_backend
     from franca_fast.evaluation import embed
     from franca_fast.hub import list_models, load_model
     from franca_fast.training import finetune, pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _FUNCTIONS = {
-    "use_backend": "backends",
+    "backend_table": "backends",
     "embed": "evaluation",
     "finetune": "training",
     "list_models": "hub",
     "load_model": "hub",
     "pretrain": "training",
+    "use_backend": "backends",
 }
 
 __all__ = [
     "__version__",
+    "backend_table",
     "backends",
+    "config",
     "data",
     "embed",
     "evaluation",
@@ -40,6 +55,7 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "planning",
     "pretrain",
     "rasa",
     "training",
@@ -49,9 +65,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     if name in __all__:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,10 +11,10 @@ from franca_fast.errors import InputError
 
 @pytest.mark.parametrize("name", ["gpu", "", None, 3])
 def test_unknown_names_are_refused_and_change_nothing(name):
-    before = ff.backends()
+    before = ff.backend_table()
     with pytest.raises(InputError, match=r"use_backend: unknown backend .*accepted: auto, cuda"):
         ff.use_backend(name)
-    assert ff.backends() == before
+    assert ff.backend_table() == before
 
 
 def test_an_unknown_name_in_the_environment_is_named(monkeypatch):

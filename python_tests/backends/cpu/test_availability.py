@@ -86,5 +86,5 @@ def test_unknown_instruction_set_is_refused():
 
 
 def test_is_chosen_for_cpu_tensors():
-    chosen = {row.backend for row in ff.backends() if row.device == "cpu" and row.chosen}
+    chosen = {row.backend for row in ff.backend_table() if row.device == "cpu" and row.chosen}
     assert "cpu" in chosen
