@@ -32,7 +32,7 @@ from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import inference, patch_token_grid
 from franca_fast.evaluation.knn import knn, knn_predict
 from franca_fast.files import write_json, write_text
-from franca_fast.rasa import FitSettings, PositionProjector, position_report
+from franca_fast.rasa import FitSettings, fit, position_report
 
 RESULTS = Path(__file__).parent / "results" / "rasa"
 K, TEMPERATURE, MEMORY_IMAGES = 20, 0.07, 1500
@@ -83,7 +83,7 @@ def measure(model: Any) -> tuple[dict[str, Any], Any]:
     lines: dict[str, Any] = {"none": {"accuracies": accuracies(train, test)}}
     for name, settings in VARIANTS.items():
         start = time.perf_counter()
-        projector = PositionProjector.fit(model, fashion_mnist_shards("train"), settings)
+        projector = fit(model, fashion_mnist_shards("train"), settings)
         seconds = time.perf_counter() - start
         matrix = projector.matrix().float()
         reports = {

@@ -27,6 +27,7 @@ from franca_fast.cli.common import (
 if TYPE_CHECKING:
     from franca_fast.rasa import FitSettings, PositionReport
 
+GROUP = "use"
 _WEIGHTS = "backbone"  # stem of the two files that `apply` writes
 
 
@@ -56,20 +57,15 @@ def _add_fit(kinds: argparse._SubParsersAction[Parser]) -> None:
     fit.add_argument(
         "--output", required=True, metavar="FILE", help=".safetensors, or .pth as released"
     )
-    fit.add_argument(
-        "--iterations", type=positive, default=8, metavar="N", help="at most (default: 8)"
-    )
+    fit.add_argument("--iterations", type=positive, metavar="N", help="at most (default: 8)")
     fit.add_argument(
         "--readout",
-        default="sigmoid",
         help="sigmoid (default, the paper's), linear, or covariance (one iteration is enough)",
     )
     fit.add_argument(
         "--epochs", type=positive, metavar="N", help="per iteration (default: 5, or 410 steps)"
     )
-    fit.add_argument(
-        "--batch-size", type=positive, default=128, metavar="N", help="images a step (128)"
-    )
+    fit.add_argument("--batch-size", type=positive, metavar="N", help="images a step (128)")
     fit.add_argument(
         "--compatible",
         action="store_true",
@@ -114,20 +110,18 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--crops",
-        default="random",
         help="random (default): crops, mirrored and turned, so that what photographs show where "
         "plays no part; or center",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of crops and order (default: 0)")
+    parser.add_argument("--seed", type=int, help="of crops and order (default: 0)")
     parser.add_argument(
         "--cache-gb",
         type=float,
-        default=4.0,
         metavar="GB",
         help="memory for patch tokens; computed again in every pass if they need more (4)",
     )
     parser.add_argument(
-        "--num-workers", type=int, default=2, metavar="N", help="threads that prepare images (2)"
+        "--num-workers", type=int, metavar="N", help="threads that prepare images (2)"
     )
 
 
@@ -155,12 +149,12 @@ def _settings(args: argparse.Namespace) -> FitSettings:
 
 def _fit(args: argparse.Namespace) -> int:
     from franca_fast.hub.projector_files import check_projector_output
-    from franca_fast.rasa import PositionProjector
+    from franca_fast.rasa import fit
 
     check_projector_output(args.output, overwrite=args.overwrite)
     settings = _settings(args)
     with warnings_at_the_end():
-        projector = PositionProjector.fit(
+        projector = fit(
             load_model(args),
             args.source,
             settings,

@@ -44,9 +44,9 @@ class Embeddings:
     def __post_init__(self) -> None:
         n = len(self.names)
         if self.features.dim() != 2 or self.features.shape[0] != n:
-            raise InputError(f"features {list(self.features.shape)}: [{n}, d] expected")
+            raise InputError(f"features: {tuple(self.features.shape)}; accepted: [{n}, d]")
         if self.labels is not None and self.labels.shape != (n,):
-            raise InputError(f"labels {list(self.labels.shape)}: [{n}] expected")
+            raise InputError(f"labels: {tuple(self.labels.shape)}; accepted: [{n}]")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -96,7 +96,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
 
 def _check_suffix(file: Path) -> None:
     if file.suffix not in _FORMATS:
-        raise InputError(f"embeddings '{file}': the suffix must be one of {', '.join(_FORMATS)}")
+        raise InputError(f"embeddings: '{file}'; accepted: a suffix of {', '.join(_FORMATS)}")
     if file.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError, did_you_mean
-from franca_fast.hub import check_img_size
+from franca_fast.hub import check_img_size, load_model
 
 # Any callable [B, 3, S, S] -> [B, d] can be evaluated by its output. A module with DINOv2's
 # `forward_features` (a dictionary of tokens) can also be pooled over patches and visualised.
@@ -23,6 +24,11 @@ _POOLINGS: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
     "cls_patch_mean": lambda tokens: torch.cat([tokens[_CLS], tokens[_PATCHES].mean(1)], 1),
 }
 POOLINGS = tuple(_POOLINGS)
+
+
+def as_encoder(model: Encoder | str | os.PathLike[str]) -> Encoder:
+    """An encoder as it is, or the model that `load_model` loads by its name or path."""
+    return load_model(model) if isinstance(model, (str, os.PathLike)) else model
 
 
 def pooled_features(encoder: Encoder, images: Tensor, pooling: str) -> Tensor:
@@ -44,10 +50,10 @@ def pooled_features(encoder: Encoder, images: Tensor, pooling: str) -> Tensor:
     if forward_features is not None:
         return _POOLINGS[pooling](forward_features(images)).float()
     if pooling != "cls":
-        raise InputError(f"pooling '{pooling}': the encoder has no forward_features")
+        raise InputError(f"pooling: '{pooling}', without forward_features; accepted: cls")
     features = encoder(images)
     if features.dim() != 2:
-        raise InputError(f"the encoder gave {list(features.shape)}; [B, d] expected")
+        raise InputError(f"encoder: gave {tuple(features.shape)}; accepted: [B, d]")
     return features.float()
 
 
@@ -67,7 +73,9 @@ def patch_token_grid(encoder: Encoder, images: Tensor) -> Tensor:
     forward_features = getattr(encoder, "forward_features", None)
     patch_size = getattr(encoder, "patch_size", None)
     if forward_features is None or patch_size is None:
-        raise InputError("the encoder has no patch tokens (forward_features and patch_size)")
+        raise InputError(
+            "encoder: no patch tokens; accepted: a module with forward_features and patch_size"
+        )
     tokens = forward_features(images)[_PATCHES].float()
     height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
     return tokens.reshape(len(tokens), height, width, -1)
@@ -81,7 +89,7 @@ def check_pooling(pooling: str) -> None:
     """
     if pooling not in _POOLINGS:
         raise InputError(
-            f"pooling '{pooling}'{did_you_mean(pooling, POOLINGS)}; accepted are "
+            f"pooling: '{pooling}'{did_you_mean(pooling, POOLINGS)}; accepted: "
             f"{', '.join(POOLINGS)}"
         )
 

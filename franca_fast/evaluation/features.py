@@ -16,12 +16,12 @@ from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings, check_output
 from franca_fast.evaluation.encoders import (
     Encoder,
+    as_encoder,
     check_pooling,
     image_size_of,
     inference,
     pooled_features,
 )
-from franca_fast.hub import load_model
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _NamedImage = tuple[str, Image.Image, int | None]
@@ -62,7 +62,8 @@ def embed(
         InputError: wrong arguments, a missing source, or not one readable image in it.
 
     Example:
-        >>> model = load_model("vit_tiny", weights="random", architecture={"patch_size": 7})
+        >>> from franca_fast.models import build_backbone
+        >>> model = build_backbone("vit_tiny", patch_size=7)
         >>> embed(model, "FashionMNIST:split=TEST", img_size=28).features.shape
         torch.Size([1000, 192])
     """
@@ -72,7 +73,7 @@ def embed(
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
             raise InputError(f"{name}: {value}; accepted: {least} or more")
-    encoder = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    encoder = as_encoder(model)
     transform = eval_transform(image_size_of(encoder, img_size))
     opened = open_images(source)
     prepared = _prepare(opened, transform, num_workers)

@@ -49,7 +49,7 @@ def knn(
     width = _check(train, test, ks, temperature)
     dims = (width,) if nesting_dims is None else tuple(nesting_dims)
     if not dims or not all(0 < m <= width for m in dims):
-        raise InputError(f"nesting_dims {dims}: each must lie between 1 and the width {width}")
+        raise InputError(f"nesting_dims: {dims}; accepted: each from 1 to the width {width}")
     labels = _labels(test)
     return {
         m: {
@@ -109,26 +109,26 @@ def _unit(features: Tensor) -> Tensor:
 
 def _labels(embeddings: Embeddings) -> Tensor:
     if embeddings.labels is None:
-        raise InputError("kNN needs a label for every image")
+        raise InputError("labels: None; accepted: one for every image")
     return embeddings.labels
 
 
 def _check(train: Embeddings, test: Embeddings, ks: Sequence[int], temperature: float) -> int:
     for role, part in (("train", train), ("test", test)):
         if len(part) == 0:
-            raise InputError(f"kNN: the {role} set holds no images")
+            raise InputError(f"{role}: no images; accepted: one or more")
         if part.labels is None or bool((part.labels < 0).any()):
             raise InputError(
-                f"kNN: the {role} set has images without a label "
-                "(labels come from class folders or from .cls members of shards)"
+                f"{role}: images without a label; accepted: labels of class folders or of .cls "
+                "members of shards"
             )
         if not bool(torch.isfinite(part.features).all()):
-            raise InputError(f"kNN: the {role} features are not all finite")
+            raise InputError(f"{role}: features that are not all finite; accepted: finite ones")
     width = train.features.shape[1]
     if test.features.shape[1] != width:
-        raise InputError(f"kNN: train width {width} but test width {test.features.shape[1]}")
+        raise InputError(f"test: width {test.features.shape[1]}; accepted: that of train, {width}")
     if not ks or min(ks) < 1:
-        raise InputError(f"ks {tuple(ks)}: positive numbers of neighbours expected")
+        raise InputError(f"ks: {tuple(ks)}; accepted: numbers of neighbours, each 1 or more")
     if not temperature > 0:
-        raise InputError(f"temperature {temperature}: a positive number expected")
+        raise InputError(f"temperature: {temperature}; accepted: a positive number")
     return width

@@ -112,13 +112,13 @@ def _extract(tar: tarfile.TarFile, target: Path, source: str) -> None:
             or found
         ):
             raise InputError(
-                f"{source}: refused, it holds '{member.name}'; accepted is one .pth file"
+                f"{source}: refused, it holds '{member.name}'; accepted: one .pth file"
             )
         free = shutil.disk_usage(target.parent).free
         if member.size > min(free, _LARGEST):
             raise NoSpaceError(
                 f"{source}: unpacks to {member.size} bytes; {free} are free in '{target.parent}' "
-                f"(TMPDIR or FRANCA_FAST_CACHE name another folder) and {_LARGEST} are accepted"
+                f"(TMPDIR or FRANCA_FAST_CACHE name another folder); accepted: up to {_LARGEST}"
             )
         content = tar.extractfile(member)
         assert content is not None  # only of what is no file

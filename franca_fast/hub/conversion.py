@@ -12,20 +12,18 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_file
-from franca_fast.hub.huggingface import position_removal
 from franca_fast.hub.infer import infer_backbone
 from franca_fast.hub.load import find_weights, load_model
 from franca_fast.hub.save import backbone_files, save_backbone
 from franca_fast.hub.state_dict import (
-    HEAD_PREFIXES,
+    HEADS,
+    RELEASED_SUFFIX,
     SAFETENSORS_SUFFIX,
     head_keys,
     read_state_dict,
     shorten,
 )
-from franca_fast.models import VisionTransformer
-
-_RELEASED_SUFFIX = ".pth"
+from franca_fast.models import ProjectedBackbone, VisionTransformer
 
 
 class Converted(NamedTuple):
@@ -79,19 +77,20 @@ def convert(
     target = check_file(destination, overwrite=overwrite)
     if target.suffix == SAFETENSORS_SUFFIX:
         check_file(backbone_files(target)[1], overwrite=overwrite)
-    elif target.suffix != _RELEASED_SUFFIX:
+    elif target.suffix != RELEASED_SUFFIX:
         raise InputError(
-            f"output '{target}': a name that ends in {SAFETENSORS_SUFFIX} or {_RELEASED_SUFFIX} "
-            "is expected"
+            f"output: '{target}'; accepted: a name that ends in {SAFETENSORS_SUFFIX} or "
+            f"{RELEASED_SUFFIX}"
         )
     model = load_model(source, architecture=architecture)
     heads = _read_heads(source) if keep_heads else {}
     names = tuple(dict.fromkeys(key.split(".", 1)[0] for key in heads))
     if target.suffix == SAFETENSORS_SUFFIX:
         return Converted(save_backbone(model, target, heads), names, {})
-    if position_removal(model) is not None:
+    if isinstance(model, ProjectedBackbone):
         raise InputError(
-            f"model '{source}' removes positions, which a {_RELEASED_SUFFIX} file has no place for"
+            f"output: '{target}', which has no place for a removal of positions as '{source}' has "
+            f"it; accepted: {SAFETENSORS_SUFFIX}"
         )
     backbone = {f"backbone.{key}": t.contiguous() for key, t in model.state_dict().items()}
     with atomic_path(target) as temporary:
@@ -102,12 +101,12 @@ def convert(
 def _read_heads(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     state = read_state_dict(find_weights(source))
     heads = {
-        f"{prefix}{key}": tensor.contiguous()
-        for prefix in HEAD_PREFIXES
-        for key, tensor in head_keys(state, prefix.removesuffix(".")).items()
+        f"{head}.{key}": tensor.contiguous()
+        for head in HEADS
+        for key, tensor in head_keys(state, head).items()
     }
     if not heads:
-        raise InputError(f"weights '{source}': no heads to keep ({shorten(HEAD_PREFIXES)})")
+        raise InputError(f"weights '{source}': no heads to keep ({shorten(HEADS)})")
     return heads
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from franca_fast.data.settings import CropSettings
 from franca_fast.errors import FrancaError, InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
-from franca_fast.hub.huggingface import position_removal
 from franca_fast.hub.save import backbone_files, save_backbone
-from franca_fast.models import VisionTransformer
+from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
+from franca_fast.models import ProjectedBackbone, VisionTransformer
 
 INPUT, OUTPUTS = "image", ("cls_token", "patch_tokens")
 _TOLERANCE = 1e-4  # of the largest feature, or absolute where that is below 1
@@ -49,7 +49,7 @@ class ImageFeatures(nn.Module):
         patch = model.patch_size
         if any(side < patch or side % patch for side in size):
             raise InputError(
-                f"image size {size[0]} x {size[1]}: both must be multiples of the patch, {patch}"
+                f"img_size: {size[0]} x {size[1]}; accepted: multiples of the patch size {patch}"
             )
         backbone = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         position = backbone.position_embedding(*size)
@@ -87,7 +87,7 @@ def export_safetensors(
     Raises:
         InputError: a path that is in use or of another kind.
     """
-    target = _check_target(path, ".safetensors", overwrite)
+    target = _check_target(path, SAFETENSORS_SUFFIX, overwrite)
     check_file(backbone_files(target)[1], overwrite=overwrite)
     return save_backbone(model, target)
 
@@ -215,19 +215,20 @@ def export_matrix(
     Raises:
         InputError: wrong arguments, or the model removes no positions.
     """
-    target = _check_target(path, ".safetensors", overwrite)
-    matrix = position_removal(model)
-    if matrix is None:
-        raise InputError("the model removes no positions; load it with a RASA file (rasa=, --rasa)")
+    target = _check_target(path, SAFETENSORS_SUFFIX, overwrite)
+    if not isinstance(model, ProjectedBackbone):
+        raise InputError(
+            "model: removes no positions; accepted: one loaded with a RASA file (rasa=, --rasa)"
+        )
     with atomic_path(target) as temporary:
-        save_safetensors({"matrix": matrix.float().cpu()}, temporary, {"format": "pt"})
+        save_safetensors({"matrix": model.rasa.matrix().cpu()}, temporary, {"format": "pt"})
     return target
 
 
 def _check_target(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Path:
     target = check_file(path, overwrite=overwrite)
     if target.suffix != suffix:
-        raise InputError(f"output '{target}': a name that ends in {suffix} is expected")
+        raise InputError(f"output: '{target}'; accepted: a name that ends in {suffix}")
     return target
 
 
@@ -236,7 +237,7 @@ def _prepare(
 ) -> tuple[ImageFeatures, tuple[int, int], int]:
     """The module to export, its image size, and how many images to trace it with."""
     if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size {batch_size}: at least 1, or None for any")
+        raise InputError(f"batch_size: {batch_size}; accepted: 1 or more, or None for any")
     side = model.config["img_size"] if img_size is None else img_size
     size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     return ImageFeatures(model, size), size, batch_size or 2  # 1 would be taken for a constant
@@ -260,7 +261,7 @@ def _facts(model: VisionTransformer, size: tuple[int, int]) -> dict[str, Any]:
         "patch_size": model.patch_size,
         "image_mean": list(CropSettings.mean),
         "image_std": list(CropSettings.std),
-        "positions_removed": position_removal(model) is not None,
+        "positions_removed": isinstance(model, ProjectedBackbone),
     }
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from franca_fast.data.settings import CropSettings
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_folder, save_safetensors, write_json
 from franca_fast.hub.infer import infer_backbone
 from franca_fast.hub.state_dict import read_state_dict
-from franca_fast.models import VisionTransformer
+from franca_fast.models import ProjectedBackbone, VisionTransformer
 
 CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
@@ -110,9 +110,9 @@ def huggingface_config(model: VisionTransformer, img_size: int) -> dict[str, Any
     ours = model.config
     ratio = float(ours["mlp_ratio"])
     if not ratio.is_integer():
-        raise InputError(f"mlp_ratio {ratio}: the Hugging Face layout takes whole numbers only")
+        raise InputError(f"mlp_ratio: {ratio}; accepted: whole numbers in the Hugging Face layout")
     with_registers = model.num_register_tokens > 0
-    removed = position_removal(model) is not None
+    removed = isinstance(model, ProjectedBackbone)
     suffix = "WithRegisters" if with_registers else ""
     config: dict[str, Any] = {
         "architectures": [f"Dinov2{suffix}Model"],
@@ -180,19 +180,9 @@ def huggingface_state(model: VisionTransformer, img_size: int) -> dict[str, Tens
             state.setdefault(f"{layer}.{name}", torch.zeros(size))
         for name in ("layer_scale1", "layer_scale2"):
             state.setdefault(f"{layer}.{name}.lambda1", torch.ones(width))
-    removal = position_removal(model)
-    if removal is not None:
-        state["position_removal.weight"] = removal
+    if isinstance(model, ProjectedBackbone):
+        state["position_removal.weight"] = model.rasa.matrix()
     return {key: t.detach().float().cpu().contiguous().clone() for key, t in state.items()}
-
-
-def position_removal(model: VisionTransformer) -> Tensor | None:
-    """The matrix M [d, d] that a model applies to its patch tokens (z -> M z), if it does."""
-    removal = getattr(model, "rasa", None)
-    if not isinstance(removal, nn.Module):
-        return None
-    with torch.no_grad():
-        return removal(torch.eye(model.embed_dim, device=model.cls_token.device)).T.contiguous()
 
 
 def huggingface_weights(folder: Path) -> Path:
@@ -246,7 +236,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type") if isinstance(config, Mapping) else None
     if kind not in ("dinov2", "dinov2_with_registers") or "num_attention_heads" not in config:
         raise InputError(
-            f"'{folder}': model type '{kind}'; accepted are dinov2 and dinov2_with_registers"
+            f"model: '{folder}' of type '{kind}'; accepted: dinov2 or dinov2_with_registers"
         )
     return dict(config)
 

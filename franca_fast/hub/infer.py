@@ -94,8 +94,8 @@ def check_architecture(
     for dimension, size in expected.items():
         if found[dimension] != size:
             raise InputError(
-                f"weights '{source}' are not of {architecture}: {dimension} is "
-                f"{found[dimension]} instead of {size}"
+                f"weights: '{source}' with {dimension} {found[dimension]}; accepted: "
+                f"{architecture}'s, {size}"
             )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,9 +14,11 @@ from franca_fast.errors import InputError, did_you_mean
 from franca_fast.hub.archive import is_archive
 from franca_fast.hub.huggingface import huggingface_weights, is_huggingface, read_huggingface
 from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
+from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
 from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
 from franca_fast.hub.state_dict import (
+    PROTOTYPE_HEADS,
     SAFETENSORS_SUFFIX,
     TORCH_SUFFIXES,
     head_keys,
@@ -26,11 +28,8 @@ from franca_fast.hub.state_dict import (
     shorten,
 )
 from franca_fast.hub.store import download_model
-from franca_fast.models import NestedPrototypeHead, VisionTransformer
+from franca_fast.models import NestedPrototypeHead, ProjectedBackbone, VisionTransformer
 from franca_fast.models.architectures import ARCHITECTURES, build_backbone
-
-if TYPE_CHECKING:
-    from franca_fast.rasa import PositionProjector
 
 RANDOM = "random"
 _FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".json", *TORCH_SUFFIXES)
@@ -90,8 +89,8 @@ def load_model(
         model = _load_named(name, weights, img_size, overrides)
     elif weights is not None:
         raise InputError(
-            f"weights '{os.fspath(weights)}' need the name of an architecture or of a released "
-            f"model, not '{name}'{did_you_mean(name, _known_names())}"
+            f"name_or_path: '{name}'{did_you_mean(name, _known_names())}, with weights "
+            f"'{os.fspath(weights)}'; accepted: the name of an architecture or a released model"
         )
     elif is_huggingface(Path(name)):
         state, config = read_huggingface(Path(name))
@@ -100,9 +99,9 @@ def load_model(
         model = _load_path(_find_file(name), overrides)
     check_img_size(img_size, model.patch_size)
     if rasa is not None:
-        from franca_fast.models.position_removal import as_projector
-
-        model = as_projector(rasa).attach(model)
+        if not isinstance(rasa, PositionProjector):
+            rasa = PositionProjector.from_files(rasa)
+        model = rasa.attach(model)
     return model.eval()
 
 
@@ -135,8 +134,8 @@ def load_head(
         >>> load_head("head.pth", "ibot_head").out_dims
         (32, 64, 128, 256, 512)
     """
-    if head not in ("dino_head", "ibot_head"):
-        raise InputError(f"head '{head}': accepted are dino_head and ibot_head")
+    if head not in PROTOTYPE_HEADS:
+        raise InputError(f"head: '{head}'; accepted: {' or '.join(PROTOTYPE_HEADS)}")
     state = head_keys(read_state_dict(path), head)
     if not state:
         raise InputError(f"weights '{os.fspath(path)}': no keys that start with {head}.")
@@ -170,7 +169,7 @@ def check_img_size(img_size: int | None, patch_size: int) -> None:
         return
     below = max(1, img_size // patch_size) * patch_size
     raise InputError(
-        f"image size {img_size} is not a positive multiple of the patch size {patch_size}; "
+        f"img_size: {img_size}; accepted: a positive multiple of the patch size {patch_size}, "
         f"the nearest are {below} and {below + patch_size}"
     )
 
@@ -205,7 +204,7 @@ def _weights_file(name: str, weights: str | os.PathLike[str] | None) -> Path:
         return download_model(name, None if weights is None else os.fspath(weights))
     if weights is None:
         raise InputError(
-            f"model '{name}' needs weights: a file, or '{RANDOM}' for an untrained network"
+            f"weights: None, for '{name}'; accepted: a file, or '{RANDOM}' for an untrained network"
         )
     if not Path(weights).is_file() and not is_archive(weights):
         given = os.fspath(weights)
@@ -222,8 +221,8 @@ def _find_file(name: str) -> Path:
         if len(found) == 1:
             return found[0]
         raise InputError(
-            f"model '{name}': the folder holds {len(found) or 'no'} exported models"
-            + (f" ({shorten(file.name for file in found)}); name one" if found else "")
+            f"model: '{name}', a folder with {len(found) or 'no'} exported models"
+            + (f"; accepted: one of {shorten(file.name for file in found)}" if found else "")
         )
     if is_archive(path):
         return path
@@ -235,7 +234,7 @@ def _find_file(name: str) -> Path:
     if path.suffix in _FILE_SUFFIXES or os.sep in name:
         raise InputError(f"model '{name}': no such file or folder")
     raise InputError(
-        f"unknown model '{name}'{did_you_mean(name, _known_names())}; accepted are "
+        f"model: unknown '{name}'{did_you_mean(name, _known_names())}; accepted: "
         f"{', '.join(_known_names())}, a weight file or a run directory"
     )
 
@@ -249,8 +248,8 @@ def _load_path(path: Path, overrides: dict[str, Any]) -> VisionTransformer:
     config |= overrides
     if "num_heads" not in config:
         raise InputError(
-            f"weights '{path}': width {config['embed_dim']} and depth {config['depth']} are no "
-            "known architecture's; pass architecture={'num_heads': ...}"
+            f"architecture: no num_heads for '{path}', whose width {config['embed_dim']} and depth "
+            f"{config['depth']} are no known architecture's; accepted: {{'num_heads': ...}}"
         )
     return _build(config, state, str(path))
 
@@ -266,28 +265,22 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"architecture '{path}': no JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != ARCHITECTURE_FORMAT:
-        raise InputError(f"architecture '{path}': \"format\" must be '{ARCHITECTURE_FORMAT}'")
+        raise InputError(
+            f"architecture: '{path}' of another format; accepted: '{ARCHITECTURE_FORMAT}'"
+        )
     if not isinstance(content.get("architecture"), dict):
         raise InputError(f"architecture '{path}': lacks the dictionary \"architecture\"")
     return content["architecture"]
 
 
-def _architecture(config: Mapping[str, Any]) -> type[VisionTransformer]:
-    """The class that a configuration is of; rasa builds on this package, so it comes late."""
-    if "rasa_directions" not in config:
-        return VisionTransformer
-    from franca_fast.models.position_removal import ProjectedBackbone
-
-    return ProjectedBackbone
-
-
 def _build(
     config: dict[str, Any], state: Mapping[str, torch.Tensor], source: str
 ) -> VisionTransformer:
+    kind = ProjectedBackbone if "rasa_directions" in config else VisionTransformer
     try:
         # Without storage: the weights are about to be assigned, and a large random init is slow.
         with torch.device("meta"):
-            model = _architecture(config)(**config)
+            model = kind(**config)
     except TypeError as error:
         raise InputError(f"architecture of '{source}': {error}") from error
     load_strict(model, state, source)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from franca_fast.errors import InputError
+from franca_fast.errors import InputError, RenamedError
 from franca_fast.hub import projector_files as files
-from franca_fast.rasa import fold
-
-if TYPE_CHECKING:
-    from franca_fast.evaluation.encoders import Encoder
-    from franca_fast.evaluation.features import Source
-    from franca_fast.models import VisionTransformer
-    from franca_fast.models.position_removal import ProjectedBackbone
-    from franca_fast.rasa.fit import FitSettings
+from franca_fast.models import ProjectedBackbone, RemovePositions, VisionTransformer
 
 # A direction that lies so nearly in the span of those before it (sine of the angle) adds nothing.
 _DEPENDENT = 1e-6
@@ -74,7 +68,8 @@ class PositionProjector:
         self.read, self.write = remove(self.weights.double())
         if len(self.read) >= self.width:
             raise InputError(
-                f"weights: {len(self.read)} directions of {self.width} leave nothing over"
+                f"weights: {len(self.read)} directions of {self.width} leave nothing over; "
+                f"accepted: at most {self.width - 1}"
             )
 
     @classmethod
@@ -102,14 +97,14 @@ class PositionProjector:
             2
         """
         if not paths:
-            raise InputError("rasa: no file given")
+            raise InputError("rasa: no file; accepted: one or more")
         read = [files.read_weights(path) for path in paths]
         widths = {file.weights.shape[2] for file in read}
         if len(widths) > 1:
-            raise InputError(f"rasa: the files are of different widths {sorted(widths)}")
+            raise InputError(f"rasa: files of widths {sorted(widths)}; accepted: one width")
         modes = {file.compatible for file in read}
         if compatible is None and len(modes) > 1:
-            raise InputError("rasa: the files are of both kinds; pass compatible=True or False")
+            raise InputError("compatible: None, for files of both kinds; accepted: True or False")
         return cls(
             torch.cat([file.weights for file in read]),
             compatible=modes.pop() if compatible is None else compatible,
@@ -117,46 +112,9 @@ class PositionProjector:
         )
 
     @classmethod
-    def fit(
-        cls,
-        model: Encoder | str | os.PathLike[str],
-        images: Source,
-        settings: FitSettings | None = None,
-        *,
-        output: str | os.PathLike[str] | None = None,
-        overwrite: bool = False,
-        progress: bool = False,
-    ) -> PositionProjector:
-        """Finds the directions of position in a model's patch tokens; the model is not changed.
-
-        The same model, images and settings give the same projector, bit for bit on the CPU.
-
-        Args:
-            model: an encoder with patch tokens (`forward_features` and `patch_size`), used on the
-                device it is on; or what `load_model` takes.
-            images: image files, folders or shards, as `embed` takes them; labels play no part.
-            settings: see `FitSettings`; None takes the paper's.
-            output: also write the projector there (see `save`). After every iteration what there
-                is so far goes to `<output>.partial.safetensors`, from which the same call
-                continues an interrupted fit, with the same result.
-            overwrite: whether `output` may exist.
-            progress: whether to show a bar and a line per iteration on stderr.
-
-        Raises:
-            InputError: wrong arguments, too few readable images, features that are not finite, or
-                an encoder without patch tokens.
-
-        Example:
-            >>> from franca_fast.models import build_backbone
-            >>> from franca_fast.rasa import FitSettings
-            >>> model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28)
-            >>> quick = FitSettings(iterations=2, epochs=1)
-            >>> PositionProjector.fit(model, "FashionMNIST:split=TEST", quick).rank
-            4
-        """
-        from franca_fast.rasa.fit import fit
-
-        return fit(model, images, settings, output=output, overwrite=overwrite, progress=progress)
+    def fit(cls, *unused: Any, **given: Any) -> NoReturn:
+        """Was the name of `franca_fast.rasa.fit` in 0.1."""
+        raise RenamedError("PositionProjector.fit: since 0.2 it is franca_fast.rasa.fit")
 
     @property
     def width(self) -> int:
@@ -180,7 +138,7 @@ class PositionProjector:
             InputError: there are not so many.
         """
         if not 1 <= iterations <= len(self.weights):
-            raise InputError(f"iterations {iterations}: accepted are 1 to {len(self.weights)}")
+            raise InputError(f"iterations: {iterations}; accepted: 1 to {len(self.weights)}")
         return PositionProjector(self.weights[:iterations], compatible=self.compatible)
 
     def apply(self, features: Tensor) -> Tensor:
@@ -220,13 +178,40 @@ class PositionProjector:
             >>> clean.forward_features(torch.randn(1, 3, 28, 28))["x_norm_patchtokens"].shape
             torch.Size([1, 16, 128])
         """
-        from franca_fast.models.position_removal import ProjectedBackbone
-
-        return ProjectedBackbone.of(model, self)
+        return ProjectedBackbone.of(model, self.module())
 
     def fold(self, layer: nn.Linear) -> nn.Linear:
-        """A copy of a linear layer that removes positions itself; see `fold.fold_linear`."""
-        return fold.fold_linear(layer, self)
+        """A copy of a linear layer that gives on raw patch tokens what it gives on cleaned ones.
+
+        With the map z -> M z and the layer's W and b: W (M z) + b = (W M) z + b, so the weight
+        becomes W M, computed in float64, and the bias stays.
+
+        Only a layer that reads patch tokens directly can take the map up, such as a segmentation
+        probe. The backbone's own last layer, a LayerNorm, comes before the map and cannot: its
+        scale acts on single dimensions and its mean and variance are those of each token. A
+        backbone by itself gets the map as one more layer (`attach`).
+
+        Args:
+            layer: reads patch tokens [..., d]; not changed.
+
+        Raises:
+            InputError: no linear layer, or another width.
+
+        Example:
+            >>> projector, probe = PositionProjector(torch.randn(2, 2, 16)), nn.Linear(16, 3)
+            >>> z = torch.randn(5, 16)
+            >>> torch.allclose(projector.fold(probe)(z), probe(projector.apply(z)), atol=1e-5)
+            True
+        """
+        if not isinstance(layer, nn.Linear):
+            raise InputError(f"layer: {type(layer).__name__}; accepted: a torch.nn.Linear")
+        if layer.in_features != self.width:
+            raise InputError(f"layer: reads {layer.in_features} features; accepted: {self.width}")
+        folded = copy.deepcopy(layer)
+        with torch.no_grad():
+            weight = layer.weight.double().cpu()
+            folded.weight.copy_(weight - (weight @ self.write.T) @ self.read)
+        return folded
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the projector, complete or not at all.
@@ -240,50 +225,17 @@ class PositionProjector:
             InputError: another suffix, or the file exists and `overwrite` is false.
             OSError: the file cannot be written.
         """
-        files.write_projector(self, path, overwrite=overwrite)
+        files.write_projector(
+            path,
+            files.ProjectorFile(self.weights, self.compatible, self.facts),
+            matrix=self.matrix().float(),
+            planes=list(self.weights) if self.compatible else self.write.float().split(2),
+            overwrite=overwrite,
+        )
 
     def __repr__(self) -> str:
         kind = "compatible" if self.compatible else "orthonormal"
         return f"PositionProjector(width={self.width}, rank={self.rank}, {kind})"
-
-
-class RemovePositions(nn.Module):
-    """z -> z - write^T (read z): m directions out of d, at 4 m d operations a token.
-
-    Made by `PositionProjector.module`; a new one is the identity.
-
-    Args:
-        directions: m.
-        width: d.
-
-    Attributes:
-        read, write: buffers, float32 [m, d].
-
-    Example:
-        >>> RemovePositions(4, 16)(torch.ones(2, 9, 16)).shape
-        torch.Size([2, 9, 16])
-    """
-
-    read: Tensor
-    write: Tensor
-
-    def __init__(self, directions: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("read", torch.zeros(directions, width))
-        self.register_buffer("write", torch.zeros(directions, width))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[..., d] -> the same shape and dtype.
-
-        Raises:
-            InputError: another width.
-        """
-        width = self.read.shape[1]
-        if features.shape[-1] != width:
-            raise InputError(f"features {list(features.shape)}: the projector is for width {width}")
-        exact = torch.promote_types(features.dtype, torch.float32)
-        z, read, write = features.to(exact), self.read.to(exact), self.write.to(exact)
-        return (z - (z @ read.T) @ write).to(features.dtype)
 
 
 def _all_together(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,7 +264,9 @@ def _one_after_the_other(weights: Tensor) -> tuple[Tensor, Tensor]:
         column = column / column.norm()
         v = column - (column @ u) * u
         if v.norm() <= _DEPENDENT:
-            raise InputError("weights: row and column of an iteration are the same direction")
+            raise InputError(
+                "weights: row and column of an iteration are the same direction; accepted: a plane"
+            )
         plane = torch.stack([u, v / v.norm()])
         read.append(plane @ so_far)
         write.append(plane)
@@ -328,8 +282,8 @@ def _without(direction: Tensor, basis: Sequence[Tensor]) -> Tensor:
 
 def _check_weights(weights: Tensor) -> None:
     if weights.dim() != 3 or weights.shape[0] < 1 or weights.shape[1] != 2:
-        raise InputError(f"weights {list(weights.shape)}: [iterations, 2, d] expected")
+        raise InputError(f"weights: {tuple(weights.shape)}; accepted: [iterations, 2, d]")
     if not weights.is_floating_point() or not bool(torch.isfinite(weights).all()):
-        raise InputError("weights: finite numbers expected")
+        raise InputError("weights: not all finite numbers; accepted: finite floating point")
     if bool((weights.flatten(0, 1).norm(dim=1) == 0).any()):
-        raise InputError("weights: a direction is zero")
+        raise InputError("weights: a direction is zero; accepted: others")

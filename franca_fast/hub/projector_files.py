@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,19 +15,16 @@ from torch import Tensor
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
 from franca_fast.hub.state_dict import (
+    RASA_HEAD,
+    RELEASED_SUFFIX,
     SAFETENSORS_SUFFIX,
     head_keys,
     read_state_dict,
     shorten,
 )
 
-if TYPE_CHECKING:
-    from franca_fast.hub.projector import PositionProjector
-
 FORMAT = "franca_fast.rasa/1"
-_RELEASED_SUFFIX = ".pth"
-_HEAD = "rasa_head"
-_LAST = "pos_pred.weight"
+LAST_LAYER = "pos_pred.weight"
 _LAYER = re.compile(r"^pre_pos_layers\.(\d+)\.weight$")
 
 
@@ -49,24 +46,42 @@ def read_weights(path: str | os.PathLike[str]) -> ProjectorFile:
     try:
         state = read_state_dict(file)
     except InputError as error:  # which calls every file "weights"
-        raise InputError(str(error).replace("weights '", "rasa '", 1)) from error
+        raise InputError(str(error).replace("weights", "rasa", 1)) from error
     if file.suffix == SAFETENSORS_SUFFIX and "weights" in state:
         return _own(file, state)
     return ProjectorFile(_released(file, state), False, {})
 
 
 def write_projector(
-    projector: PositionProjector, path: str | os.PathLike[str], *, overwrite: bool
+    path: str | os.PathLike[str],
+    content: ProjectorFile,
+    *,
+    matrix: Tensor,
+    planes: Sequence[Tensor],
+    overwrite: bool,
 ) -> None:
-    """Writes a projector; see `PositionProjector.save`."""
+    """Writes a projector in the form that the suffix tells, complete or not at all.
+
+    Args:
+        path: `.safetensors`, or `.pth` for the released form.
+        content: what our own form keeps, besides the matrix.
+        matrix: the whole map, float32 [d, d].
+        planes: what the released form keeps: float32 [2, d] each, whose removal one after the
+            other is the map.
+        overwrite: whether the file may exist.
+
+    Raises:
+        InputError: see `check_projector_output`; or directions that make no pairs, in `.pth`.
+        OSError: the file cannot be written.
+    """
     file = check_projector_output(path, overwrite=overwrite)
     with atomic_path(file) as temporary:
-        if file.suffix == _RELEASED_SUFFIX:
-            _save_torch(_released_form(projector), temporary)
+        if file.suffix == RELEASED_SUFFIX:
+            _save_torch(_released_form(planes), temporary)
         else:
-            tensors = {"weights": projector.weights, "matrix": projector.matrix().float()}
-            content = {"compatible": projector.compatible, "facts": projector.facts}
-            save_safetensors(tensors, temporary, {"format": FORMAT, "rasa": json.dumps(content)})
+            tensors = {"weights": content.weights, "matrix": matrix}
+            about = {"compatible": content.compatible, "facts": content.facts}
+            save_safetensors(tensors, temporary, {"format": FORMAT, "rasa": json.dumps(about)})
 
 
 def check_projector_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
@@ -76,9 +91,9 @@ def check_projector_output(path: str | os.PathLike[str], *, overwrite: bool) -> 
         InputError: another suffix, or the file exists and `overwrite` is false.
     """
     file = Path(path)
-    if file.suffix not in (SAFETENSORS_SUFFIX, _RELEASED_SUFFIX):
+    if file.suffix not in (SAFETENSORS_SUFFIX, RELEASED_SUFFIX):
         raise InputError(
-            f"rasa '{file}': the suffix must be {SAFETENSORS_SUFFIX}, or {_RELEASED_SUFFIX} for "
+            f"rasa: '{file}'; accepted: the suffix {SAFETENSORS_SUFFIX}, or {RELEASED_SUFFIX} for "
             "the released form"
         )
     return check_file(file, overwrite=overwrite)
@@ -96,38 +111,39 @@ def _own(file: Path, state: Mapping[str, Tensor]) -> ProjectorFile:
         raise InputError(f"rasa '{file}': lacks the metadata of a projector") from error
     if metadata.get("format") != FORMAT:
         raise InputError(
-            f"rasa '{file}': format '{metadata.get('format')}' is unknown; accepted is '{FORMAT}'"
+            f"rasa: '{file}' of format '{metadata.get('format')}'; accepted: '{FORMAT}'"
         )
     weights = state["weights"]
     if weights.dim() != 3 or weights.shape[1] != 2:
-        raise InputError(f"rasa '{file}': weights {list(weights.shape)}; [i, 2, d] expected")
+        raise InputError(f"rasa: '{file}' with weights {tuple(weights.shape)}; accepted: [i, 2, d]")
     return ProjectorFile(weights, compatible, facts)
 
 
 def _released(file: Path, state: Mapping[str, Tensor]) -> Tensor:
     """The layers [i, 2, d] of a released file, in the order in which they are applied."""
-    layers = head_keys(state, _HEAD) or dict(state)
+    layers = head_keys(state, RASA_HEAD) or dict(state)
     numbered = {int(m[1]): key for key in layers if (m := _LAYER.match(key))}
-    unknown = [key for key in layers if key != _LAST and key not in numbered.values()]
-    if _LAST not in layers or unknown or sorted(numbered) != list(range(len(numbered))):
+    unknown = [key for key in layers if key != LAST_LAYER and key not in numbered.values()]
+    if LAST_LAYER not in layers or unknown or sorted(numbered) != list(range(len(numbered))):
         raise InputError(
-            f"rasa '{file}': expected are {_LAST} and pre_pos_layers.0.weight, 1, 2, ...; it holds "
-            f"{shorten(sorted(layers))}"
+            f"rasa: '{file}' with {shorten(sorted(layers))}; accepted: {LAST_LAYER} and "
+            "pre_pos_layers.0.weight, 1, 2, ..."
         )
-    ordered = [layers[numbered[i]] for i in sorted(numbered)] + [layers[_LAST]]
+    ordered = [layers[numbered[i]] for i in sorted(numbered)] + [layers[LAST_LAYER]]
     shapes = sorted({tuple(layer.shape) for layer in ordered})
     if len(shapes) > 1 or len(shapes[0]) != 2 or shapes[0][0] != 2:
-        raise InputError(f"rasa '{file}': layers {shapes}; one shape (2, d) expected for all")
+        raise InputError(f"rasa: '{file}' with layers {shapes}; accepted: one shape (2, d) for all")
     return torch.stack([layer.float() for layer in ordered])
 
 
-def _released_form(projector: PositionProjector) -> dict[str, Tensor]:
-    """Layers whose removal one after the other is the projector's map."""
-    layers = projector.weights if projector.compatible else projector.write.float().split(2)
-    if any(layer.shape[0] != 2 for layer in layers):
-        raise InputError(f"rasa: {projector.rank} directions make no pairs; use .safetensors")
-    names = [*(f"pre_pos_layers.{i}.weight" for i in range(len(layers) - 1)), _LAST]
-    return {name: layer.clone() for name, layer in zip(names, layers, strict=True)}
+def _released_form(planes: Sequence[Tensor]) -> dict[str, Tensor]:
+    if any(plane.shape[0] != 2 for plane in planes):
+        directions = sum(plane.shape[0] for plane in planes)
+        raise InputError(
+            f"rasa: {directions} directions, which make no pairs; accepted: {SAFETENSORS_SUFFIX}"
+        )
+    names = [*(f"pre_pos_layers.{i}.weight" for i in range(len(planes) - 1)), LAST_LAYER]
+    return {name: plane.clone() for name, plane in zip(names, planes, strict=True)}
 
 
 def _save_torch(state: dict[str, Tensor], path: Path) -> None:

@@ -143,7 +143,7 @@ def find_released(name: str, weights: str | None = None) -> ModelInfo:
     models = {m.weights: m for m in RELEASED_MODELS if m.name == name}
     if not models:
         raise InputError(
-            f"unknown released model '{name}'{did_you_mean(name, RELEASED_NAMES)}; accepted are "
+            f"name: unknown '{name}'{did_you_mean(name, RELEASED_NAMES)}; accepted: "
             f"{', '.join(RELEASED_NAMES)}"
         )
     if weights is None:
@@ -151,7 +151,7 @@ def find_released(name: str, weights: str | None = None) -> ModelInfo:
     if weights not in models:
         known = [key for key in models if key]
         raise InputError(
-            f"unknown weights '{weights}' of {name}{did_you_mean(weights, known)}; accepted are "
+            f"weights: unknown '{weights}' of {name}{did_you_mean(weights, known)}; accepted: "
             f"{', '.join(known)}"
         )
     return models[weights]

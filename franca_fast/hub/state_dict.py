@@ -18,8 +18,12 @@ from franca_fast.errors import InputError
 from franca_fast.hub.archive import is_archive, unpacked
 
 SAFETENSORS_SUFFIX = ".safetensors"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-HEAD_PREFIXES = ("dino_head.", "ibot_head.", "rasa_head.")
+RELEASED_SUFFIX = ".pth"
+TORCH_SUFFIXES = (RELEASED_SUFFIX, ".pt", ".bin")
+PROTOTYPE_HEADS = ("dino_head", "ibot_head")
+RASA_HEAD = "rasa_head"
+HEADS = (*PROTOTYPE_HEADS, RASA_HEAD)
+_HEAD_PREFIXES = tuple(f"{head}." for head in HEADS)
 _WRAPPER_PREFIXES = ("module.", "backbone.", "teacher.")
 _UNREADABLE = "damaged, or not a file of PyTorch tensors"
 _WRAPPER_ENTRIES = ("teacher", "model", "state_dict")
@@ -57,7 +61,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return _read_safetensors(file)
     if file.suffix not in TORCH_SUFFIXES:
         accepted = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, ".tar.gz"))
-        raise InputError(f"weights '{file}': unknown kind of file; accepted are {accepted}")
+        raise InputError(f"weights: '{file}', of unknown kind; accepted: {accepted}")
     return read_torch_file(file)
 
 
@@ -125,7 +129,7 @@ def normalize_backbone_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     spelt: dict[str, str] = {}
     for key, tensor in state.items():
         name = _without_wrappers(key)
-        if name.startswith(HEAD_PREFIXES):
+        if name.startswith(_HEAD_PREFIXES):
             continue
         name = _CHUNKED_BLOCK.sub(r"blocks.\1.", name)
         if name in normalized:
@@ -135,7 +139,7 @@ def normalize_backbone_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def head_keys(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """Returns the entries of one head ("dino_head" or "ibot_head"), without its prefix."""
+    """Returns the entries of one of `HEADS`, without its prefix."""
     prefix = f"{head}."
     names = {_without_wrappers(key): tensor for key, tensor in state.items()}
     return {name[len(prefix) :]: t for name, t in names.items() if name.startswith(prefix)}

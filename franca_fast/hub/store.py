@@ -18,6 +18,7 @@ from franca_fast.hub.download import (
     recorded_sha256,
 )
 from franca_fast.hub.infer import check_architecture, infer_backbone
+from franca_fast.hub.projector_files import LAST_LAYER
 from franca_fast.hub.released import RELEASED_MODELS, ModelInfo, find_released
 from franca_fast.hub.state_dict import normalize_backbone_keys, read_torch_file
 
@@ -60,8 +61,8 @@ def download_model(name: str, weights: str | None = None, *, rasa: bool = False)
         >>> download_model("franca_vitb14", "IN22K")
         Traceback (most recent call last):
         ...
-        franca_fast.errors.InputError: unknown weights 'IN22K' of franca_vitb14 (did you mean \
-'IN21K'?); accepted are IN21K, IN21K_518, DINOV2_IN21K, DINOV2_IN21K_518
+        franca_fast.errors.InputError: weights: unknown 'IN22K' of franca_vitb14 (did you mean \
+'IN21K'?); accepted: IN21K, IN21K_518, DINOV2_IN21K, DINOV2_IN21K_518
     """
     model = find_released(name, weights)
     target = cached_path(model, rasa=rasa)
@@ -138,5 +139,5 @@ def _check_backbone(path: Path, model: ModelInfo) -> None:
 
 
 def _check_rasa(path: Path) -> None:
-    if "pos_pred.weight" not in read_torch_file(path, mapped=True):
-        raise InputError(f"'{path.name}' lacks pos_pred.weight, so it is no RASA file")
+    if LAST_LAYER not in read_torch_file(path, mapped=True):
+        raise InputError(f"'{path.name}' lacks {LAST_LAYER}, so it is no RASA file")

@@ -1,4 +1,4 @@
-"""The vision transformer, the nested prototype head, and the table of architectures."""
+"""The vision transformer, the nested prototype head, position removal, and architectures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from franca_fast.models.nested_head import (
     WeightNormPrototypes,
     default_nesting_dims,
 )
+from franca_fast.models.position_removal import ProjectedBackbone, RemovePositions
 from franca_fast.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "ARCHITECTURES",
     "NestedPrototypeHead",
+    "ProjectedBackbone",
+    "RemovePositions",
     "VisionTransformer",
     "WeightNormPrototypes",
     "build_backbone",

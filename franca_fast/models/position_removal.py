@@ -1,16 +1,61 @@
-"""A backbone whose patch tokens come out without their absolute positions."""
+"""Removal of absolute positions from patch tokens, and a backbone that ends in it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.hub.projector import PositionProjector, RemovePositions
-from franca_fast.models import VisionTransformer
+from franca_fast.models.vision_transformer import VisionTransformer
+
+
+class RemovePositions(nn.Module):
+    """z -> z - write^T (read z): m directions out of d, at 4 m d operations a token.
+
+    A new one is the identity; `franca_fast.rasa.PositionProjector.module` makes those that remove
+    something.
+
+    Args:
+        directions: m.
+        width: d.
+
+    Attributes:
+        read, write: buffers, float32 [m, d].
+
+    Example:
+        >>> import torch
+        >>> RemovePositions(4, 16)(torch.ones(2, 9, 16)).shape
+        torch.Size([2, 9, 16])
+    """
+
+    read: Tensor
+    write: Tensor
+
+    def __init__(self, directions: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("read", torch.zeros(directions, width))
+        self.register_buffer("write", torch.zeros(directions, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., d] -> the same shape and dtype.
+
+        Raises:
+            InputError: another width.
+        """
+        width = self.read.shape[1]
+        if features.shape[-1] != width:
+            raise InputError(f"features: {tuple(features.shape)}; accepted: [..., {width}]")
+        exact = torch.promote_types(features.dtype, torch.float32)
+        z, read, write = features.to(exact), self.read.to(exact), self.write.to(exact)
+        return (z - (z @ read.T) @ write).to(features.dtype)
+
+    @torch.no_grad()
+    def matrix(self) -> Tensor:
+        """The whole map as one matrix M, float32 [d, d], for column vectors: cleaned = M z."""
+        return self(torch.eye(self.read.shape[1], device=self.read.device)).T.contiguous()
 
 
 class ProjectedBackbone(VisionTransformer):
@@ -38,24 +83,30 @@ class ProjectedBackbone(VisionTransformer):
         self.rasa = RemovePositions(rasa_directions, self.embed_dim)
 
     @classmethod
-    def of(cls, model: VisionTransformer, projector: PositionProjector) -> ProjectedBackbone:
-        """See `PositionProjector.attach`."""
-        if isinstance(model, ProjectedBackbone):
-            raise InputError("model: positions are removed from its patch tokens already")
-        if model.embed_dim != projector.width:
-            raise InputError(
-                f"rasa: the projector is for width {projector.width}, the model's is "
-                f"{model.embed_dim}"
-            )
-        import torch
+    def of(cls, model: VisionTransformer, removal: RemovePositions) -> ProjectedBackbone:
+        """Puts a removal of positions behind a backbone.
 
+        Args:
+            model: shares its weights with the result and is not changed.
+            removal: of the model's width.
+
+        Raises:
+            InputError: another width, or positions are removed already.
+        """
+        if isinstance(model, ProjectedBackbone):
+            raise InputError("model: removes positions already; accepted: one that does not")
+        directions, width = removal.read.shape
+        if model.embed_dim != width:
+            raise InputError(
+                f"rasa: a projector for width {width}; accepted: the model's, {model.embed_dim}"
+            )
         with torch.device("meta"):  # the weights are about to be those of the model
-            projected = cls(rasa_directions=projector.rank, **model.config)
+            projected = cls(rasa_directions=directions, **model.config)
         for name, child in model.named_children():
             setattr(projected, name, child)
         for name, parameter in model.named_parameters(recurse=False):
             setattr(projected, name, parameter)
-        projected.rasa = projector.module().to(model.cls_token.device)
+        projected.rasa = removal.to(model.cls_token.device)
         return projected.train(model.training)
 
     def forward_features(
@@ -86,8 +137,3 @@ class ProjectedBackbone(VisionTransformer):
         patches = last[0] if return_class_token else last
         patches = self.rasa(patches.movedim(channel, -1)).movedim(-1, channel)
         return (*earlier, (patches, last[1]) if return_class_token else patches)
-
-
-def as_projector(rasa: PositionProjector | str | os.PathLike[str]) -> PositionProjector:
-    """A projector as it is, or read from its file."""
-    return rasa if isinstance(rasa, PositionProjector) else PositionProjector.from_files(rasa)

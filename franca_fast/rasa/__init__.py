@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from franca_fast.hub.projector import PositionProjector, RemovePositions
-from franca_fast.models.position_removal import ProjectedBackbone
-from franca_fast.rasa.fit import FitSettings
+from franca_fast.hub.projector import PositionProjector
+from franca_fast.models import ProjectedBackbone, RemovePositions
+
+# The function, which is imported after its file and so keeps the name that both have.
+from franca_fast.rasa.fit import fit
 from franca_fast.rasa.report import PositionReport, position_report
+from franca_fast.rasa.settings import FitSettings
 
 __all__ = [
     "FitSettings",
@@ -13,5 +16,6 @@ __all__ = [
     "PositionReport",
     "ProjectedBackbone",
     "RemovePositions",
+    "fit",
     "position_report",
 ]

@@ -3,110 +3,31 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from franca_fast.errors import InputError, did_you_mean
-from franca_fast.evaluation.encoders import Encoder, image_size_of
-from franca_fast.hub import load_model
+from franca_fast.errors import InputError
+from franca_fast.evaluation.encoders import Encoder, as_encoder, image_size_of
+from franca_fast.evaluation.features import Source
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.projector_files import check_projector_output
 from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
-from franca_fast.models.position_removal import ProjectedBackbone
-from franca_fast.rasa.image_crops import ImageCrops, check_crops
+from franca_fast.models import ProjectedBackbone
+from franca_fast.rasa.image_crops import ImageCrops
 from franca_fast.rasa.patch_tokens import PatchFeatures, open_features
-from franca_fast.rasa.readout import READOUTS, Readout
-
-if TYPE_CHECKING:
-    from franca_fast.evaluation.features import Source
+from franca_fast.rasa.readout import Readout
+from franca_fast.rasa.settings import FitSettings
 
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 TOKENS_PER_DIMENSION = 10  # with fewer, a read-out explains positions by chance
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How positions are found; the defaults are the paper's.
-
-    Attributes:
-        iterations: at most so many; each removes two directions.
-        readout: "sigmoid" (the paper's) reads y = sigmoid(W z) and "linear" y = 0.5 + W z, both
-            trained by AdamW on the mean square error. "covariance" trains nothing: it takes the
-            covariance of z and y itself (spectral attribute removal, arXiv 2203.07893), after
-            whose removal no linear probe does better than chance, so one iteration is enough.
-        stop_below: stop when the share of the positions' variance that the read-out explains
-            falls below this; what it reads then is not removed.
-        crops: "random" or "center", see `ImageCrops`.
-        img_size: side of the crops in pixels; None takes the model's own.
-        lr: of AdamW, falling to 0 over each iteration as a cosine. There is no weight decay.
-        epochs: passes over the images in each iteration; None takes the paper's 5, or as many
-            more as make the paper's 410 steps.
-        batch_size: images a step.
-        compatible: remove pairs one after the other, as the released code (`PositionProjector`).
-        seed: of the crops and of the order of images.
-        cache_gb: memory for patch tokens in 10^9 bytes. If images * patches * d * 4 bytes are
-            more, the model computes them again in every pass.
-        encode_batch: images that the model sees at once.
-        num_workers: threads that prepare images.
-
-    Raises:
-        InputError: a value outside its range.
-
-    Example:
-        >>> FitSettings(readout="linear", epochs=1).iterations
-        8
-    """
-
-    iterations: int = 8
-    readout: str = "sigmoid"
-    stop_below: float = 0.01
-    crops: str = "random"
-    img_size: int | None = None
-    lr: float = 2e-3
-    epochs: int | None = None
-    batch_size: int = 128
-    compatible: bool = False
-    seed: int = 0
-    cache_gb: float = 4.0
-    encode_batch: int = 32
-    num_workers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.readout not in READOUTS:
-            raise InputError(
-                f"readout '{self.readout}'{did_you_mean(self.readout, READOUTS)}; accepted are "
-                f"{', '.join(READOUTS)}"
-            )
-        check_crops(self.crops)
-        for name in ("iterations", "batch_size", "encode_batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: 1 or more expected")
-        if self.epochs is not None and self.epochs < 1:
-            raise InputError(f"epochs {self.epochs}: 1 or more expected")
-        if not 0 <= self.stop_below < 1:
-            raise InputError(f"stop_below {self.stop_below}: 0 <= stop_below < 1 expected")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"lr {self.lr}: a positive number expected")
-        if not self.cache_gb >= 0:
-            raise InputError(f"cache_gb {self.cache_gb}: 0 or more expected")
-        if self.num_workers < 0:
-            raise InputError(f"num_workers {self.num_workers}: 0 or more expected")
-
-    @property
-    def outcome(self) -> dict[str, Any]:
-        """The settings that change the projector, JSON-able."""
-        speed = ("iterations", "stop_below", "cache_gb", "encode_batch", "num_workers")
-        return {name: value for name, value in asdict(self).items() if name not in speed}
 
 
 def fit(
@@ -118,11 +39,35 @@ def fit(
     overwrite: bool = False,
     progress: bool = False,
 ) -> PositionProjector:
-    """Fits a projector; see `PositionProjector.fit`."""
+    """Finds the directions of position in a model's patch tokens; the model is not changed.
+
+    The same model, images and settings give the same projector, bit for bit on the CPU.
+
+    Args:
+        model: an encoder with patch tokens (`forward_features` and `patch_size`), used on the
+            device it is on; or what `load_model` takes.
+        images: image files, folders or shards, as `embed` takes them; labels play no part.
+        settings: see `FitSettings`; None takes the paper's.
+        output: also write the projector there (see `PositionProjector.save`). After every
+            iteration what there is so far goes to `<output>.partial.safetensors`, from which the
+            same call continues an interrupted fit, with the same result.
+        overwrite: whether `output` may exist.
+        progress: whether to show a bar and a line per iteration on stderr.
+
+    Raises:
+        InputError: wrong arguments, too few readable images, features that are not finite, or
+            an encoder without patch tokens.
+
+    Example:
+        >>> from franca_fast.models import build_backbone
+        >>> model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28)
+        >>> fit(model, "FashionMNIST:split=TEST", FitSettings(iterations=2, epochs=1)).rank
+        4
+    """
     settings = settings or FitSettings()
     if output is not None:
         check_projector_output(output, overwrite=overwrite)
-    encoder = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    encoder = as_encoder(model)
     features = open_features(
         encoder,
         crops_of(encoder, images, settings),
@@ -148,7 +93,7 @@ def crops_of(encoder: Encoder, images: Source, settings: FitSettings) -> ImageCr
             encoder's tokens already.
     """
     if isinstance(encoder, ProjectedBackbone):
-        raise InputError("model: positions are removed from its patch tokens already")
+        raise InputError("model: removes positions already; accepted: one that does not")
     size = image_size_of(encoder, settings.img_size)
     return ImageCrops(images, size, settings.crops, settings.seed, settings.num_workers)
 
@@ -203,8 +148,8 @@ def fit_features(
                 projector().save(partial, overwrite=True)
     if not weights:
         raise InputError(
-            f"the read-out explains {explained:.2%} of the positions' variance, less than "
-            f"stop_below ({settings.stop_below:.2%}): there is nothing to remove"
+            f"images: a read-out explains {explained:.2%} of the positions' variance, so there is "
+            f"nothing to remove; accepted: {settings.stop_below:.2%} or more (stop_below)"
         )
     return projector()
 
@@ -214,13 +159,13 @@ def _check_size(features: PatchFeatures, settings: FitSettings) -> None:
     if tokens < TOKENS_PER_DIMENSION * features.width:
         raise InputError(
             f"images: {features.n_readable} images of {features.grid[0]} x {features.grid[1]} "
-            f"patches are too few for features of width {features.width}; at least "
-            f"{TOKENS_PER_DIMENSION * features.width} patches are needed"
+            f"patches; accepted: at least {TOKENS_PER_DIMENSION * features.width} patches, for "
+            f"features of width {features.width}"
         )
     if 2 * settings.iterations >= features.width:
         raise InputError(
-            f"iterations {settings.iterations}: two directions each of {features.width} leave "
-            f"nothing over; accepted are up to {(features.width - 1) // 2}"
+            f"iterations: {settings.iterations}, which remove all {features.width} dimensions; "
+            f"accepted: up to {(features.width - 1) // 2}"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from franca_fast.data.crops import crop_regions
 from franca_fast.data.decoding import BadImage, BadSample, LazyImage, without_remarks
 from franca_fast.data.shards import read_sample
 from franca_fast.errors import InputError, did_you_mean
-
-if TYPE_CHECKING:
-    from franca_fast.evaluation.features import Source
+from franca_fast.evaluation.features import Source
 
 CROPS = ("random", "center")
 # As the released code crops, colours aside. The flips of the three crops that are drawn for an
@@ -147,5 +144,5 @@ def check_crops(kind: str) -> None:
     """
     if kind not in CROPS:
         raise InputError(
-            f"crops '{kind}'{did_you_mean(kind, CROPS)}; accepted are {', '.join(CROPS)}"
+            f"crops: '{kind}'{did_you_mean(kind, CROPS)}; accepted: {', '.join(CROPS)}"
         )

@@ -65,7 +65,7 @@ class CachedFeatures:
         device: torch.device | None = None,
     ) -> None:
         if tokens.dim() != 4:
-            raise InputError(f"tokens {list(tokens.shape)}: [n, rows, columns, d] expected")
+            raise InputError(f"tokens: {tuple(tokens.shape)}; accepted: [n, rows, columns, d]")
         self._tokens = tokens.flatten(1, 2)
         for part in self._tokens.split(256):
             check_finite(part)
@@ -183,4 +183,4 @@ def check_finite(tokens: Tensor) -> None:
         InputError: there are some.
     """
     if not bool(torch.isfinite(tokens).all()):
-        raise InputError("the patch tokens are not all finite; positions cannot be read from them")
+        raise InputError("tokens: not all finite; accepted: finite ones, to read positions from")

@@ -31,7 +31,7 @@ def patch_positions(grid: tuple[int, int]) -> Tensor:
     """
     rows, columns = grid
     if rows < 2 or columns < 2:
-        raise InputError(f"{rows} x {columns} patches: positions need at least 2 x 2")
+        raise InputError(f"grid: {rows} x {columns} patches; accepted: at least 2 x 2")
     axes = [torch.arange(n, dtype=torch.float32) / (n - 1) for n in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,11 +11,8 @@ from torch import Tensor
 from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.rasa.patch_tokens import PatchFeatures
 from franca_fast.rasa.positions import Moments, chance_error, patch_positions
+from franca_fast.rasa.settings import FitSettings
 
-if TYPE_CHECKING:
-    from franca_fast.rasa.fit import FitSettings
-
-READOUTS = ("sigmoid", "linear", "covariance")
 _PAPER_EPOCHS, _PAPER_STEPS = 5, 410  # five epochs of Pascal VOC's 10,582 images in batches of 128
 _FINGERPRINT = 4  # significant digits: rounding differs between machines, models differ more
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,18 +12,16 @@ from torch import Tensor
 
 from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.errors import InputError
-from franca_fast.evaluation.encoders import Encoder
+from franca_fast.evaluation.encoders import Encoder, as_encoder
+from franca_fast.evaluation.features import Source
 from franca_fast.evaluation.pca import as_picture
 from franca_fast.evaluation.pictures import save_png, sheet
-from franca_fast.hub import load_model
 from franca_fast.hub.projector import PositionProjector
-from franca_fast.rasa.fit import TOKENS_PER_DIMENSION, FitSettings, crops_of
+from franca_fast.rasa.fit import TOKENS_PER_DIMENSION, crops_of
 from franca_fast.rasa.patch_tokens import open_features, tokens_of
 from franca_fast.rasa.positions import Moments, chance_error, patch_positions
 from franca_fast.rasa.readout import Readout
-
-if TYPE_CHECKING:
-    from franca_fast.evaluation.features import Source
+from franca_fast.rasa.settings import FitSettings
 
 _PICTURED = 8  # images
 _TITLE = "Positions that a ridge probe reads from patches: red grows downwards, green to the right"
@@ -135,14 +133,14 @@ def position_report(
     settings = settings or FitSettings()
     if settings.readout == "covariance":
         settings = replace(settings, readout="sigmoid")
-    encoder = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    encoder = as_encoder(model)
     crops = crops_of(encoder, images, settings)
     features = open_features(
         encoder, crops, cache_gb=settings.cache_gb, encode_batch=settings.encode_batch
     )
     if features.width != projector.width:
         raise InputError(
-            f"rasa: a projector of width {projector.width}; accepted: the model's, {features.width}"
+            f"projector: of width {projector.width}; accepted: the model's, {features.width}"
         )
     order = permutation(settings.seed, Purpose.SPARES, (), features.n_images).tolist()
     halves = order[: len(order) // 2], order[len(order) // 2 :]

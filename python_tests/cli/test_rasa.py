@@ -120,7 +120,7 @@ def test_wrong_words_end_in_one_line(fails, model_file, image_folder, tmp_path):
     assert "did you mean 'sigmoid'" in fails(*fit, "--readout", "sigmod")
     assert "did you mean 'center'" in fails(*fit, "--crops", "centre")
     assert "did you mean '--readout'" in fails(*fit, "--readuot", "linear")
-    assert "too few" in fails(*fit)
+    assert "at least 320 patches" in fails(*fit)
     assert "suffix" in fails("rasa", "fit", model_file, SHARD, "--output", tmp_path / "r.npz")
     assert "no such" in fails("rasa", "fit", tmp_path / "none.pth", SHARD, *fit[4:])
 

@@ -65,7 +65,7 @@ def test_any_callable_is_an_encoder(images: Path) -> None:
         return batch.mean((2, 3))
 
     assert embed(mean_colour, images, img_size=16).features.shape == (5, 3)
-    with pytest.raises(InputError, match="no forward_features"):
+    with pytest.raises(InputError, match="without forward_features"):
         embed(mean_colour, images, img_size=16, pooling="patch_mean")
 
 
@@ -123,7 +123,7 @@ def test_bundled_shards(model: VisionTransformer) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"img_size": 30}, "multiple of the patch size 7; the nearest are 28 and 35"),
+        ({"img_size": 30}, "multiple of the patch size 7, the nearest are 28 and 35"),
         ({"pooling": "clss"}, "did you mean 'cls'"),
         ({"batch_size": 0}, "batch_size"),
         ({"num_workers": -1}, "num_workers"),

@@ -115,13 +115,16 @@ def test_class_that_training_lacks_is_wrong() -> None:
         (lambda a: a.update(ks=(0,)), "ks"),
         (lambda a: a.update(ks=()), "ks"),
         (lambda a: a.update(temperature=0.0), "temperature"),
-        (lambda a: a.update(nesting_dims=(4, 17)), "between 1 and the width 16"),
-        (lambda a: a.update(nesting_dims=(0,)), "between 1 and the width 16"),
-        (lambda a: setattr(a["train"], "labels", None), "train set has images without a label"),
-        (lambda a: a["test"].labels.__setitem__(0, -1), "test set has images without a label"),
-        (lambda a: a["test"].features.__setitem__((0, 0), math.nan), "test features"),
-        (lambda a: a.update(test=embeddings(torch.zeros(0, 16), None)), "holds no images"),
-        (lambda a: a.update(train=embeddings(torch.ones(1, 8), torch.ones(1).long())), "width 8"),
+        (lambda a: a.update(nesting_dims=(4, 17)), "each from 1 to the width 16"),
+        (lambda a: a.update(nesting_dims=(0,)), "each from 1 to the width 16"),
+        (lambda a: setattr(a["train"], "labels", None), "train: images without a label"),
+        (lambda a: a["test"].labels.__setitem__(0, -1), "test: images without a label"),
+        (lambda a: a["test"].features.__setitem__((0, 0), math.nan), "test: features"),
+        (lambda a: a.update(test=embeddings(torch.zeros(0, 16), None)), "test: no images"),
+        (
+            lambda a: a.update(train=embeddings(torch.ones(1, 8), torch.ones(1).long())),
+            "that of train, 8",
+        ),
     ],
 )
 def test_wrong_input_is_named(data: tuple[Embeddings, Embeddings], change, complaint: str) -> None:

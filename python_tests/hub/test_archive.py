@@ -89,7 +89,7 @@ def refused(data: bytes, folder: Path, complaint: str) -> None:
 )
 def test_anything_but_one_plain_file_is_refused(tmp_path: Path, name: str, kind: bytes) -> None:
     content = CONTENT if kind == tarfile.REGTYPE else None
-    refused(packed((name, content, kind)), tmp_path, "refused, it holds .* accepted is one .pth")
+    refused(packed((name, content, kind)), tmp_path, "refused, it holds .* accepted: one .pth")
 
 
 def test_second_file_and_empty_archive_are_refused(tmp_path: Path) -> None:

@@ -146,9 +146,9 @@ def test_wrong_outputs_are_not_written(
     [
         ({"path": "m.txt"}, r"ends in \.onnx"),
         ({"path": "there.onnx"}, "exists"),
-        ({"img_size": 30}, "multiples of the patch, 14"),
+        ({"img_size": 30}, "multiples of the patch size 14"),
         ({"img_size": (28, 0)}, "28 x 0"),
-        ({"batch_size": 0}, "at least 1, or None"),
+        ({"batch_size": 0}, "1 or more, or None"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], complaint: str) -> None:

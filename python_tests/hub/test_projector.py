@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from franca_fast.errors import InputError
-from franca_fast.rasa import PositionProjector, RemovePositions
+from franca_fast.errors import InputError, RenamedError
+from franca_fast.rasa import PositionProjector
 
 
 def released_removal(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -117,11 +118,6 @@ def test_gradients_pass_through():
     torch.testing.assert_close(features.grad, expected, rtol=0, atol=1e-5)
 
 
-def test_new_module_is_the_identity():
-    features = torch.randn(2, 8)
-    assert torch.equal(RemovePositions(2, 8)(features), features)
-
-
 def test_first_iterations_are_those_of_the_shorter_file():
     weights = torch.randn(4, 2, 16)
     first = PositionProjector(weights, compatible=True).first(2)
@@ -155,5 +151,45 @@ def test_a_plane_that_is_a_line_is_refused_in_compatible_mode():
 
 
 def test_another_width_is_refused():
-    with pytest.raises(InputError, match="width 16"):
+    with pytest.raises(InputError, match=r"features: \(3, 15\); accepted: \[\.\.\., 16\]"):
         PositionProjector(torch.randn(1, 2, 16)).apply(torch.randn(3, 15))
+
+
+def test_old_name_of_the_fit_says_the_new_one():
+    with pytest.raises(RenamedError, match=r"since 0\.2 it is franca_fast\.rasa\.fit"):
+        PositionProjector.fit("model", "images", output="rasa.safetensors")
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_folded_layer_equals_projector_then_layer(compatible, bias):
+    projector = PositionProjector(torch.randn(8, 2, 96), compatible=compatible)
+    layer, tokens = nn.Linear(96, 50, bias=bias), torch.randn(4, 9, 96)
+    folded = projector.fold(layer)
+    torch.testing.assert_close(folded(tokens), layer(projector.apply(tokens)), rtol=0, atol=1e-5)
+    assert (folded(tokens) - layer(tokens)).abs().max() > 1e-2
+
+
+def test_layer_itself_is_not_changed_and_the_bias_stays():
+    layer = nn.Linear(16, 3)
+    before = layer.weight.clone()
+    folded = PositionProjector(torch.randn(2, 2, 16)).fold(layer)
+    assert torch.equal(layer.weight, before)
+    assert torch.equal(folded.bias, layer.bias)
+
+
+def test_folding_twice_changes_nothing_more():
+    projector = PositionProjector(torch.randn(2, 2, 16))
+    once = projector.fold(nn.Linear(16, 3))
+    torch.testing.assert_close(projector.fold(once).weight, once.weight, rtol=0, atol=1e-6)
+
+
+def test_dtype_is_kept():
+    folded = PositionProjector(torch.randn(2, 2, 16)).fold(nn.Linear(16, 3).bfloat16())
+    assert folded.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(16), nn.Linear(15, 3)])
+def test_layers_that_cannot_take_it_are_refused(layer):
+    with pytest.raises(InputError, match="layer"):
+        PositionProjector(torch.randn(2, 2, 16)).fold(layer)

@@ -114,7 +114,7 @@ def test_missing_file_and_unknown_suffix(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_state_dict(tmp_path / "w.pth")
     (tmp_path / "w.txt").touch()
-    with pytest.raises(InputError, match=r"accepted are \.safetensors"):
+    with pytest.raises(InputError, match=r"accepted: \.safetensors"):
         read_state_dict(tmp_path / "w.txt")
 
 

@@ -147,8 +147,11 @@ def test_parts_stay_when_there_is_no_room_to_unpack(
     [
         (b"<html>please log in</html>", "damaged, or not a file of PyTorch tensors"),
         (released(model())[:-500], "damaged, or not a file of PyTorch tensors"),
-        (released(model(depth=3)), "not of vit_base: depth is 3 instead of 2"),
-        (released(model(num_register_tokens=4)), "num_register_tokens is 4 instead of 0"),
+        (released(model(depth=3)), "with depth 3; accepted: vit_base's, 2"),
+        (
+            released(model(num_register_tokens=4)),
+            "num_register_tokens 4; accepted: vit_base's, 0",
+        ),
         (saved({"pos_pred.weight": torch.zeros(2, 32)}), "no vision transformer"),
     ],
 )

@@ -7,8 +7,13 @@ import torch
 
 from franca_fast.errors import InputError
 from franca_fast.hub import load_model, save_backbone
-from franca_fast.models import VisionTransformer, build_backbone
-from franca_fast.rasa import PositionProjector, ProjectedBackbone
+from franca_fast.models import (
+    ProjectedBackbone,
+    RemovePositions,
+    VisionTransformer,
+    build_backbone,
+)
+from franca_fast.rasa import PositionProjector
 
 IMAGES = torch.randn(2, 3, 28, 42)
 
@@ -22,6 +27,18 @@ def model() -> VisionTransformer:
 @pytest.fixture
 def projector() -> PositionProjector:
     return PositionProjector(torch.randn(3, 2, 128))
+
+
+def test_new_removal_is_the_identity():
+    features = torch.randn(2, 8)
+    assert torch.equal(RemovePositions(2, 8)(features), features)
+
+
+def test_matrix_is_the_whole_map():
+    removal, tokens = RemovePositions(2, 8), torch.randn(5, 8)
+    torch.nn.init.normal_(removal.read)
+    torch.nn.init.normal_(removal.write)
+    torch.testing.assert_close(tokens @ removal.matrix().T, removal(tokens), rtol=0, atol=1e-5)
 
 
 def test_only_normalised_patch_tokens_change(model, projector):

@@ -27,11 +27,11 @@ def test_a_report_waits_for_no_step(fake_gpu: Callable[..., Any], tmp_path: Path
     images = write_folder(tmp_path / "images", ["a", "b"], 20)
     assert fake_gpu(_report_on_the_gpu, images) == {
         # The first image, two batches of all, and those that are pictured.
-        "rasa/features.py: tokens_of": 1 + 2 + 1,
-        "rasa/features.py: check_finite": 1 + 2 + 1,
-        "rasa/features.py: open_features": 2,
+        "rasa/patch_tokens.py: tokens_of": 1 + 2 + 1,
+        "rasa/patch_tokens.py: check_finite": 1 + 2 + 1,
+        "rasa/patch_tokens.py: open_features": 2,
         # Two for the moments of a half and in each epoch and measurement; before and after.
-        "rasa/features.py: batches": 2 * 2 + 1 + 2 * (2 * 2 + 2),
+        "rasa/patch_tokens.py: batches": 2 * 2 + 1 + 2 * (2 * 2 + 2),
         "rasa/positions.py: __init__": 2 * (1 + 3),
         "rasa/readout.py: __init__": 2,
         "rasa/readout.py: _train": 2 * (2 + 2 + 1),

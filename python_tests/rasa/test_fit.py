@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,12 @@ from PIL import Image
 from franca_fast.errors import InputError
 from franca_fast.evaluation.knn import knn_predict
 from franca_fast.models import VisionTransformer, build_backbone
-from franca_fast.rasa import FitSettings, PositionProjector
-from franca_fast.rasa import fit as fit_module
+from franca_fast.rasa import FitSettings, PositionProjector, fit
 from franca_fast.rasa.fit import fit_features
 from franca_fast.rasa.patch_tokens import CachedFeatures
 from franca_fast.rasa.positions import Moments, patch_positions
-from franca_fast.rasa.readout import READOUTS
+from franca_fast.rasa.readout import Readout
+from franca_fast.rasa.settings import READOUTS
 from python_tests.rasa.tokens import GRID, planted, shares_of
 
 QUICK = FitSettings(iterations=2, epochs=2, num_workers=0)
@@ -113,25 +115,39 @@ def test_tokens_without_positions_are_refused():
         fit_features(tokens, FitSettings())
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import franca_fast.rasa.fit",
+        "import franca_fast.rasa.report",
+        "from franca_fast.rasa.fit import fit_features",
+        "from franca_fast.rasa import fit",
+    ],
+)
+def test_name_means_the_function_whatever_is_imported_first(statement):
+    code = f"{statement}\nimport franca_fast as ff\nassert callable(ff.rasa.fit)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_positions_of_a_random_network_are_removed(model, image_folder):
     settings = FitSettings(readout="covariance", num_workers=0)
-    projector = PositionProjector.fit(model, image_folder, settings)
+    projector = fit(model, image_folder, settings)
     assert projector.rank == 2
     assert projector.facts["iterations"][0]["explained"] > 0.8
 
 
 def test_same_seed_gives_the_same_bits_and_another_does_not(model, image_folder):
-    first, again = (PositionProjector.fit(model, image_folder, QUICK) for _ in range(2))
+    first, again = (fit(model, image_folder, QUICK) for _ in range(2))
     assert torch.equal(first.weights, again.weights)
-    other = PositionProjector.fit(model, image_folder, dataclasses.replace(QUICK, seed=1))
+    other = fit(model, image_folder, dataclasses.replace(QUICK, seed=1))
     assert not torch.equal(first.weights, other.weights)
 
 
 def test_streamed_fit_equals_the_one_in_memory(model, image_folder):
     settings = dataclasses.replace(QUICK, batch_size=32)
     cached, streamed = (
-        PositionProjector.fit(model, image_folder, dataclasses.replace(settings, cache_gb=gb))
-        for gb in (1.0, 0.0)
+        fit(model, image_folder, dataclasses.replace(settings, cache_gb=gb)) for gb in (1.0, 0.0)
     )
     torch.testing.assert_close(cached.matrix(), streamed.matrix(), rtol=0, atol=1e-3)
 
@@ -139,7 +155,7 @@ def test_streamed_fit_equals_the_one_in_memory(model, image_folder):
 def test_model_is_not_changed_by_a_fit(model, image_folder):
     model.train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    PositionProjector.fit(model, image_folder, QUICK)
+    fit(model, image_folder, QUICK)
     assert model.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -153,8 +169,8 @@ def test_fit_works_without_gradients_around_it():
 
 def test_interrupted_fit_continues_to_the_same_result(model, image_folder, tmp_path, monkeypatch):
     settings = dataclasses.replace(QUICK, iterations=3)
-    whole = PositionProjector.fit(model, image_folder, settings)
-    find, calls = fit_module.Readout.find, []
+    whole = fit(model, image_folder, settings)
+    find, calls = Readout.find, []
 
     def interrupted(self, matrix, iteration, advance):
         calls.append(iteration)
@@ -162,12 +178,12 @@ def test_interrupted_fit_continues_to_the_same_result(model, image_folder, tmp_p
             raise KeyboardInterrupt
         return find(self, matrix, iteration, advance)
 
-    monkeypatch.setattr(fit_module.Readout, "find", interrupted)
+    monkeypatch.setattr(Readout, "find", interrupted)
     output = tmp_path / "rasa.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        PositionProjector.fit(model, image_folder, settings, output=output)
+        fit(model, image_folder, settings, output=output)
     assert [file.name for file in tmp_path.iterdir()] == ["rasa.safetensors.partial.safetensors"]
-    continued = PositionProjector.fit(model, image_folder, settings, output=output)
+    continued = fit(model, image_folder, settings, output=output)
     assert calls == [0, 1, 2, 2]
     assert torch.equal(continued.weights, whole.weights)
     assert continued.facts == whole.facts
@@ -179,39 +195,17 @@ def test_interrupted_fit_continues_to_the_same_result(model, image_folder, tmp_p
 def test_what_another_fit_left_is_not_continued(model, image_folder, tmp_path, change, caplog):
     output = tmp_path / "rasa.safetensors"
     partial = tmp_path / "rasa.safetensors.partial.safetensors"
-    PositionProjector.fit(model, image_folder, QUICK).save(partial)
+    fit(model, image_folder, QUICK).save(partial)
     settings = dataclasses.replace(QUICK, iterations=1, **change)
-    projector = PositionProjector.fit(model, image_folder, settings, output=output)
+    projector = fit(model, image_folder, settings, output=output)
     assert "starting anew" in caplog.text
-    assert torch.equal(
-        projector.weights, PositionProjector.fit(model, image_folder, settings).weights
-    )
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"iterations": 0}, "iterations 0"),
-        ({"readout": "sigmoidal"}, "did you mean 'sigmoid'"),
-        ({"crops": "centre"}, "did you mean 'center'"),
-        ({"lr": 0.0}, "lr 0"),
-        ({"lr": float("nan")}, "lr nan"),
-        ({"epochs": 0}, "epochs 0"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"stop_below": 1.0}, "stop_below 1"),
-        ({"cache_gb": -1.0}, "cache_gb -1"),
-        ({"num_workers": -1}, "num_workers -1"),
-    ],
-)
-def test_bad_settings_are_refused(values, message):
-    with pytest.raises(InputError, match=message):
-        FitSettings(**values)
+    assert torch.equal(projector.weights, fit(model, image_folder, settings).weights)
 
 
 def test_too_few_images_are_refused(model, image_folder):
     some = sorted(image_folder.iterdir())[:10]
     with pytest.raises(InputError, match=r"10 images of 4 x 4.*at least 1280"):
-        PositionProjector.fit(model, some, QUICK)
+        fit(model, some, QUICK)
 
 
 def test_unreadable_images_do_not_count(model, image_folder, tmp_path):
@@ -219,23 +213,15 @@ def test_unreadable_images_do_not_count(model, image_folder, tmp_path):
     for i in range(30):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="70 images of 4 x 4"):
-        PositionProjector.fit(model, [*some, tmp_path], QUICK)
+        fit(model, [*some, tmp_path], QUICK)
 
 
 def test_damaged_rest_of_a_fit_is_not_continued(model, image_folder, tmp_path, caplog):
     (tmp_path / "rasa.safetensors.partial.safetensors").write_bytes(b"no file")
     settings, output = dataclasses.replace(QUICK, iterations=1), tmp_path / "rasa.safetensors"
-    assert PositionProjector.fit(model, image_folder, settings, output=output).rank == 2
+    assert fit(model, image_folder, settings, output=output).rank == 2
     assert "starting anew" in caplog.text
     assert [file.name for file in tmp_path.iterdir()] == ["rasa.safetensors"]
-
-
-@pytest.mark.parametrize("readout", READOUTS)
-def test_shares_of_the_work_add_up(readout):
-    tokens, _ = planted()
-    settings, done = FitSettings(readout=readout, epochs=3, batch_size=30), []
-    fit_module.Readout(tokens, settings).find(None, 0, done.append)
-    assert sum(done) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("readout", READOUTS)
@@ -267,14 +253,14 @@ def test_more_iterations_than_directions_are_refused():
 def test_cleaned_model_is_refused(model, image_folder):
     clean = PositionProjector(torch.randn(1, 2, 128)).attach(model)
     with pytest.raises(InputError, match="already"):
-        PositionProjector.fit(clean, image_folder, QUICK)
+        fit(clean, image_folder, QUICK)
 
 
 def test_output_is_checked_before_the_work(model, tmp_path):
     (tmp_path / "rasa.safetensors").write_text("mine")
     for name in ("rasa.safetensors", "rasa.txt"):
         with pytest.raises(InputError):
-            PositionProjector.fit(model, tmp_path / "nothing", QUICK, output=tmp_path / name)
+            fit(model, tmp_path / "nothing", QUICK, output=tmp_path / name)
 
 
 def _fit_on_the_gpu(readout: str) -> None:
@@ -292,12 +278,12 @@ def test_a_gpu_fits_without_a_wait_for_each_step(
     fake_gpu: Callable[..., Any], readout: str
 ) -> None:
     trained = {
-        "rasa/features.py: batches": 1 + 2 * 3,
+        "rasa/patch_tokens.py: batches": 1 + 2 * 3,
         "rasa/readout.py: _train": 2 + 2 + 1,  # before the first epoch, after each, at the end
     }
-    summed = {"rasa/features.py: batches": 1 + 3, "rasa/positions.py: __init__": 1 + 3}
+    summed = {"rasa/patch_tokens.py: batches": 1 + 3, "rasa/positions.py: __init__": 1 + 3}
     assert fake_gpu(_fit_on_the_gpu, readout) == {
         **(summed if readout == "covariance" else trained),
         "rasa/readout.py: __init__": 2,
-        "rasa/project.py: apply": 2,
+        "hub/projector.py: apply": 2,
     }

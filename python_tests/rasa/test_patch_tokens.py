@@ -108,8 +108,8 @@ def test_features_are_given_on_the_gpu_of_the_encoder(
 ) -> None:
     # The first image alone, then three batches; once into memory and once not.
     assert fake_gpu(_features_on_the_gpu, folder) == {
-        "rasa/features.py: tokens_of": 4 + 4,
-        "rasa/features.py: check_finite": 4 + 4,
-        "rasa/features.py: open_features": 3,
-        "rasa/features.py: batches": 2,
+        "rasa/patch_tokens.py: tokens_of": 4 + 4,
+        "rasa/patch_tokens.py: check_finite": 4 + 4,
+        "rasa/patch_tokens.py: open_features": 3,
+        "rasa/patch_tokens.py: batches": 2,
     }

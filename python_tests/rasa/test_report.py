@@ -13,7 +13,7 @@ from franca_fast.data import fashion_mnist_shards
 from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.errors import InputError
 from franca_fast.models import VisionTransformer, build_backbone
-from franca_fast.rasa import FitSettings, PositionProjector, position_report
+from franca_fast.rasa import FitSettings, PositionProjector, fit, position_report
 from franca_fast.rasa.fit import crops_of
 from franca_fast.rasa.patch_tokens import open_features
 
@@ -31,7 +31,7 @@ def model() -> VisionTransformer:
 
 @pytest.fixture(scope="module")
 def projector(model):
-    return PositionProjector.fit(model, TRAIN, SETTINGS)
+    return fit(model, TRAIN, SETTINGS)
 
 
 @pytest.fixture(scope="module")
