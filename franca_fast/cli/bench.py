@@ -16,6 +16,7 @@ from typing import Any
 from franca_fast.cli.common import positive, table
 from franca_fast.errors import InputError
 
+GROUP = "machine"
 _SECONDS = 1.0
 _SIZES = ((64, "8192"), (64, "nested"), (512, "8192"))
 

@@ -50,8 +50,8 @@ class Parser(argparse.ArgumentParser):
                     yield from kind._option_strings()
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -> None:
-    """Adds MODEL, --weights, --img-size, --device and, unless told otherwise, --rasa."""
+def add_weights_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -> None:
+    """Adds MODEL, --weights and, unless told otherwise, --rasa."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -59,9 +59,21 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -
     )
     parser.add_argument(
         "--weights",
-        metavar="FILE",
-        help="the file of weights when MODEL is a name; 'random' for an untrained network",
+        metavar="WEIGHTS",
+        help="when MODEL is a name: a file, the name of released weights, or 'random' for an "
+        "untrained network",
     )
+    if rasa:
+        parser.add_argument(
+            "--rasa",
+            metavar="FILE",
+            help="remove positions from patch tokens: a file of `rasa fit`, or a released one",
+        )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -> None:
+    """Adds what `add_weights_arguments` does, --img-size and --device."""
+    add_weights_arguments(parser, rasa=rasa)
     parser.add_argument(
         "--img-size",
         type=int,
@@ -73,12 +85,6 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -
         default="auto",
         help="auto, cpu, cuda or cuda:<index> (default: auto, a GPU where there is one)",
     )
-    if rasa:
-        parser.add_argument(
-            "--rasa",
-            metavar="FILE",
-            help="remove positions from patch tokens: a file of `rasa fit`, or a released one",
-        )
 
 
 def load_model(args: argparse.Namespace) -> VisionTransformer:
@@ -190,16 +196,14 @@ class _Holder(logging.Handler):
 
 def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --overwrite."""
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what is at --output already"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
 
 
 def positive(text: str) -> int:
     """Type of an option that is a positive whole number."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
+        raise argparse.ArgumentTypeError(f"{value}; accepted: 1 or more")
     return value
 
 
@@ -207,7 +211,7 @@ def not_negative(text: str) -> int:
     """Type of an option that is a whole number, 0 or more."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
+        raise argparse.ArgumentTypeError(f"{value}; accepted: 0 or more")
     return value
 
 
@@ -215,7 +219,7 @@ def positive_number(text: str) -> float:
     """Type of an option that is a finite number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+        raise argparse.ArgumentTypeError(f"{text}; accepted: a finite number above 0")
     return value
 
 

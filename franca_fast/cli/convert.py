@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from franca_fast.cli.common import positive
+from franca_fast.cli.common import add_overwrite_argument, positive
+
+GROUP = "weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="attention heads, for an architecture that is not among those of franca-fast models",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what is at OUTPUT already"
-    )
+    add_overwrite_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

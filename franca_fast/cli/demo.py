@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from franca_fast.models import VisionTransformer
     from franca_fast.training import Config, PretrainResult
 
+GROUP = "train"
 _RECIPE = "demo"
 _K = 20  # of the table; results.json has the other k too
 _SMOOTHING = 30  # the drawn mean of the loss covers one part in so many of the steps

@@ -14,7 +14,7 @@ from franca_fast.cli.common import table
 if TYPE_CHECKING:
     from franca_fast.backends import BackendRow
 
-
+GROUP = "machine"
 _REQUIRED = ("torch", "numpy", "pillow", "safetensors", "webdataset", "omegaconf", "tqdm")
 _OPTIONAL = {
     "tensorboard": "curves of the pretraining",

@@ -15,27 +15,19 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from franca_fast.cli.common import add_overwrite_argument, positive
+from franca_fast.cli.common import add_overwrite_argument, add_weights_arguments, positive
 
 if TYPE_CHECKING:
     from franca_fast.models import VisionTransformer
 
+GROUP = "weights"
 _FORMATS = ("safetensors", "huggingface", "onnx", "torch-export", "matrix")
 _PROGRAMS = ("onnx", "torch-export")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run directory, a .safetensors or .pth file, or a name (see franca-fast models)",
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="WEIGHTS",
-        help="with a name: the name of released weights, or a file",
-    )
+    add_weights_arguments(parser)
     parser.add_argument("--format", required=True, choices=_FORMATS, help="what to write")
     parser.add_argument(
         "--output", required=True, metavar="PATH", help="a file, or a folder for huggingface"
@@ -52,9 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="for programs: images in a batch (default: any number)",
-    )
-    parser.add_argument(
-        "--rasa", metavar="FILE", help="a RASA file: remove positions from patch tokens"
     )
     add_overwrite_argument(parser)
 
@@ -83,7 +72,7 @@ def image_size(text: str) -> int | tuple[int, int]:
     """
     sides = [positive(part) for part in text.split("x")]
     if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text}: PIXELS or HEIGHTxWIDTH expected")
+        raise argparse.ArgumentTypeError(f"{text}; accepted: PIXELS or HEIGHTxWIDTH")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from franca_fast.cli import (
-    bench,
-    convert,
-    demo,
-    doctor,
-    embed,
-    evaluate,
-    export,
-    finetune,
-    models,
-    plan,
-    pretrain,
-    rasa,
-    shards,
-    visualize,
-)
+from franca_fast import cli
 from franca_fast.cli.common import Parser
 from franca_fast.errors import FrancaError, InputError, did_you_mean
 
 PROGRAM = "franca-fast"
-_VERBS = {
-    "demo": demo,
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "plan": plan,
-    "embed": embed,
-    "eval": evaluate,
-    "visualize": visualize,
-    "rasa": rasa,
-    "shards": shards,
-    "convert": convert,
-    "export": export,
-    "models": models,
-    "bench": bench,
-    "doctor": doctor,
-}
+_GROUPS = ("train", "use", "data", "weights", "machine")  # the order of the verbs in the help
 _WRONG, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 
@@ -92,6 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error.strerror or error}{where}")
 
 
+def verbs() -> dict[str, ModuleType]:
+    """The verbs: every file beside this one that names its `GROUP`, by group and name.
+
+    The first line of a verb's docstring is its summary; `add_arguments(parser)` adds its options
+    and `run(args)` runs it. All are imported, so heavy packages are imported in `run` alone.
+    """
+    names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
+    files = {name: importlib.import_module(f"{cli.__name__}.{name}") for name in names}
+    found = {name: file for name, file in files.items() if hasattr(file, "GROUP")}
+    return dict(sorted(found.items(), key=lambda verb: (_GROUPS.index(verb[1].GROUP), verb[0])))
+
+
 def build_parser() -> Parser:
     """The parser of the whole command line."""
     from franca_fast import __version__
@@ -102,10 +87,10 @@ def build_parser() -> Parser:
         epilog=f"Help on a verb: {PROGRAM} VERB --help",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, module in _VERBS.items():
+    choices = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, module in verbs().items():
         summary = (module.__doc__ or "").splitlines()[0]
-        verb = verbs.add_parser(name, help=summary, description=module.__doc__)
+        verb = choices.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(verb)
         verb.set_defaults(run=module.run, parser=verb)
     return parser
@@ -135,7 +120,7 @@ def _verb_parser(parser: Parser, verb: str) -> Parser:
     choices = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
     if verb not in choices:
         known = ", ".join(choices)
-        raise InputError(f"unknown verb '{verb}'{did_you_mean(verb, choices)}; accepted: {known}")
+        raise InputError(f"verb: unknown '{verb}'{did_you_mean(verb, choices)}; accepted: {known}")
     return choices[verb]
 
 

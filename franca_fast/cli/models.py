@@ -19,6 +19,8 @@ from franca_fast.cli.common import table
 if TYPE_CHECKING:
     from franca_fast.hub import ModelInfo
 
+GROUP = "weights"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""

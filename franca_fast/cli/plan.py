@@ -20,6 +20,7 @@ from franca_fast.cli.common import positive, positive_number, table
 if TYPE_CHECKING:
     from franca_fast.planning.plan import Plan
 
+GROUP = "train"
 _GIB, _GB, _TERA = 2.0**30, 1e9, 1e12
 _KEPT_ROWS = (
     ("activations, backbone", "backbone"),

@@ -13,6 +13,8 @@ import argparse
 
 from franca_fast.cli.common import add_training_arguments, is_first_process
 
+GROUP = "train"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""

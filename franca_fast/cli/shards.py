@@ -20,6 +20,7 @@ from franca_fast.errors import InputError
 if TYPE_CHECKING:
     from franca_fast.data import ShardStatistics, SkipCounter
 
+GROUP = "data"
 _BAD_SHOWN, _CLASSES_SHOWN = 100, 10
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 

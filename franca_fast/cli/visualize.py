@@ -16,6 +16,8 @@ from franca_fast.cli.common import (
     warnings_at_the_end,
 )
 
+GROUP = "use"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""

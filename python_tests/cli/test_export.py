@@ -67,12 +67,15 @@ def test_rasa_file_is_folded_in(run, tmp_path: Path) -> None:
     [
         (["--format", "onnx", "--output", "m.onnx", "--img-size", "30"], "multiples of the patch"),
         (["--format", "onnx", "--output", "m.onnx", "--img-size", "1x2x3"], "HEIGHTxWIDTH"),
-        (["--format", "onnx", "--output", "m.onnx", "--img-size", "0x14"], "not positive"),
+        (["--format", "onnx", "--output", "m.onnx", "--img-size", "0x14"], "accepted: 1 or more"),
         (["--format", "onnx", "--output", "m.pt2"], "ends in .onnx"),
         (["--format", "huggingface", "--output", "x", "--img-size", "14x28"], "for squares"),
         (["--format", "huggingface", "--output", "x", "--batch-size", "2"], "is for onnx"),
         (["--format", "safetensors", "--output", "x", "--img-size", "28"], "--img-size is for"),
-        (["--format", "matrix", "--output", "x.safetensors"], "load it with a RASA file"),
+        (
+            ["--format", "matrix", "--output", "x.safetensors"],
+            "accepted: one loaded with a RASA file",
+        ),
         (["--format", "matrix", "--output", "x.npy"], "ends in .safetensors"),
         (["--format", "onnx", "--output", "m.onnx", "--rasa", "nothing.pth"], "no such file"),
         (["--format", "onxx", "--output", "x"], "onxx"),

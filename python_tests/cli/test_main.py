@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from franca_fast import cli
 from franca_fast.cli import models
-from franca_fast.cli.main import _VERBS, main
+from franca_fast.cli.main import main, verbs
 
 
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["pretran"], "unknown verb 'pretran' (did you mean 'pretrain'?"),
+        (["pretran"], "verb: unknown 'pretran' (did you mean 'pretrain'?"),
         (["embed", "m", "x", "--outpt", "y.npz"], "'--outpt' (did you mean '--output'?"),
         (["eval", "knn", "m", "--trian", "x"], "'--trian' (did you mean '--train'?"),
         (["pretrain", "--output_dir=x"], "'--output_dir' (did you mean '--output-dir'?"),
@@ -29,11 +31,28 @@ def test_wrong_command_lines_are_one_line(fails, argv: list[str], complaint: str
     assert complaint in fails(*argv)
 
 
-@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("verb", verbs())
 def test_every_verb_has_help(run, verb: str) -> None:
     outcome = run(verb, "--help")
     assert outcome.code == 0
     assert outcome.out.startswith(f"usage: franca-fast {verb}")
+
+
+def test_a_verb_is_a_file_that_names_its_group(run, tmp_path: Path, monkeypatch) -> None:
+    new = """'''Say hello.'''
+GROUP = "data"
+def add_arguments(parser): pass
+def run(args): return print("hello") or 0
+"""
+    (tmp_path / "hello.py").write_text(new)
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    # Nothing of it stays behind, neither module nor attribute of the package.
+    monkeypatch.setitem(sys.modules, "franca_fast.cli.hello", None)
+    del sys.modules["franca_fast.cli.hello"]
+    monkeypatch.setattr(cli, "hello", None, raising=False)
+    assert list(verbs())[8:10] == ["hello", "shards"]
+    assert "Say hello." in run("--help").out
+    assert run("hello").out == "hello\n"
 
 
 def test_help_lists_the_verbs(run) -> None:
@@ -90,7 +109,7 @@ def test_reader_that_goes_away_is_no_error() -> None:
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from franca_fast.cli.main import _VERBS, main; main(['embed', '--help']);"
+        "import sys; from franca_fast.cli.main import main; main(['embed', '--help']);"
         "sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -47,7 +47,7 @@ def test_failed_download_says_where_to_put_the_file(run, cache: Path) -> None:
     assert f"By hand: put franca_vitl14_Laion600M.pth from http://127.0.0.1:1 into '{cache}'" in (
         outcome.err
     )
-    assert "unknown weights 'X'" in run("models", "--download", "franca_vitl14:X").err
+    assert "weights: unknown 'X'" in run("models", "--download", "franca_vitl14:X").err
     assert "--rasa needs --download" in run("models", "--rasa").err
 
 

@@ -152,12 +152,12 @@ def test_image_size_that_is_no_multiple_of_the_patch(
     fails, model_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     command = ["embed", model_file, image_folder, "--output", tmp_path / "f.npz"]
-    assert "patch size 14; the nearest are 98 and 112" in fails(*command, "--img-size", 100)
+    assert "patch size 14, the nearest are 98 and 112" in fails(*command, "--img-size", 100)
 
 
 def test_unknown_model(fails, image_folder: Path, tmp_path: Path) -> None:
     command = ["embed", "vit_bose", image_folder, "--output", tmp_path / "f.npz"]
-    assert "unknown model 'vit_bose' (did you mean 'vit_base'?" in fails(*command)
+    assert "model: unknown 'vit_bose' (did you mean 'vit_base'?" in fails(*command)
 
 
 def test_malicious_weights(fails, image_folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from franca_fast.evaluation import Embeddings
     from franca_fast.models import VisionTransformer
 
+GROUP = "use"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
