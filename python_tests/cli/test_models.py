@@ -63,3 +63,8 @@ def test_verify(run, cached_file: Path) -> None:
     assert str(cached_file) in outcome.err
     cached_file.unlink()
     assert "empty" in run("models", "--verify").out
+
+
+def test_models(run) -> None:
+    out = run("models").out
+    assert "franca_vitl14" in out and "vit_7b" in out and "RAIL" in out

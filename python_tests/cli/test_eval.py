@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def test_knn(run, model_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
+    outcome = run(*command, "--k", 1, 3, "--nested", "--output", tmp_path / "knn.json")
+    assert outcome.code == 0
+    accuracies = json.loads((tmp_path / "knn.json").read_text())
+    assert list(accuracies) == ["2", "4", "8", "16", "32"]
+    assert accuracies["32"]["1"] == 100.0
+    assert "100.0" in outcome.out
+
+
+def test_knn_without_labels(fails, model_file: Path, image_folder: Path) -> None:
+    images = image_folder / "a"
+    command = ["eval", "knn", model_file, "--train", images, "--test", images]
+    assert "without a label" in fails(*command)
+
+
+@pytest.mark.parametrize("temperature", ["0", "-1", "nan", "inf"])
+def test_knn_checks_the_temperature_before_it_reads_anything(fails, temperature: str) -> None:
+    command = ["eval", "knn", "absent", "--train", "absent", "--test", "absent"]
+    assert "--temperature" in fails(*command, "--temperature", temperature)
+
+
+def test_existing_output(fails, model_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "knn.json").write_text("precious")
+    command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
+    assert "exists" in fails(*command, "--output", tmp_path / "knn.json")
