@@ -191,28 +191,9 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(compiled(image), model(image))
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"])
-def test_sizes_have_the_published_number_of_parameters(arch):
-    with torch.device("meta"):
-        model = ff.models.build_backbone(arch, ffn_layer="mlp")
-    n_parameters = sum(p.numel() for p in model.parameters())
-    # 12 d^2 of each block and the patch embedding; norms and biases are the small rest.
-    d, depth = model.embed_dim, model.depth
-    assert n_parameters == pytest.approx(depth * 12 * d * d + 3 * 196 * d, rel=0.02)
-
-
-@pytest.mark.parametrize("arch", list(ff.models.ARCHITECTURES))
-def test_every_architecture_builds(arch):
-    with torch.device("meta"):
-        model = ff.models.build_backbone(arch)
-    assert model.embed_dim == ff.models.ARCHITECTURES[arch]["embed_dim"]
-    assert len(model.blocks) == ff.models.ARCHITECTURES[arch]["depth"]
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ff.models.build_backbone("vit_bse"), "did you mean 'vit_base'"),
         (lambda: small(img_size=30), "img_size: 30"),
         (lambda: small(num_heads=5), "num_heads: 5"),
         (lambda: small(ffn_layer="swigluu"), "did you mean 'swiglu'"),
