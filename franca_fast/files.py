@@ -114,7 +114,7 @@ def check_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path
     """
     file = Path(path)
     if file.is_dir():
-        raise InputError(f"output '{file}' is a folder; a file is expected")
+        raise InputError(f"output: '{file}', a folder; accepted: a file")
     if file.exists() and not overwrite:
         raise InputError(f"output '{file}' exists; name another file, or ask to overwrite it")
     return file
@@ -131,7 +131,7 @@ def check_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"output '{folder}' is a file; a folder is expected")
+        raise InputError(f"output: '{folder}', a file; accepted: a folder")
     if folder.is_dir() and not overwrite and any(folder.iterdir()):
         raise InputError(
             f"output '{folder}' is in use; name another folder, or ask to overwrite it"
