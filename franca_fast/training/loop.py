@@ -127,7 +127,7 @@ def _open(
             evaluate = _both(OnlineKnn(config), evaluate)
         directory = RunDirectory(path, config, resume=resume, rank=world.rank)
     try:
-        fresh = not world.gather(directory.resumes)[0]
+        fresh = not world.all_gather_object(directory.resumes)[0]
         with closing(Run(config, world, fresh=fresh)) as run:
             with world.together():
                 directory.create()
@@ -209,7 +209,7 @@ def _train(
         minutes = (time.monotonic() - saved_time) / 60.0
         late = minutes > (config.train.checkpoint_minutes or math.inf)
         # All ranks act on the same news: what any of them has received, and rank 0's clock.
-        failed, due = run.world.sum([writer.failed, late and run.world.is_first])
+        failed, due = run.world.all_reduce([writer.failed, late and run.world.is_first])
         if failed:
             _finish_checkpoint(run, writer)
         if signals.agree(run.world):
@@ -248,7 +248,7 @@ def _save(run: Run, recorder: Recorder, writer: CheckpointWriter) -> None:
 
 def _finish_checkpoint(run: Run, writer: CheckpointWriter) -> None:
     """Waits until all ranks' parts of the last checkpoint are on the disk, or raises on all."""
-    if run.world.sum([writer.failed])[0]:
+    if run.world.all_reduce([writer.failed])[0]:
         writer.give_up()
     with run.world.together():
         writer.wait()

@@ -83,7 +83,7 @@ class Run:
             self.model.student.patch_head() if self.model.patch_weight else None,
         )
         # One rank that must stream makes all of them: they then compute the same bits.
-        streamed = world.sum([self.score_memory.streamed])[0] > 0
+        streamed = world.all_reduce([self.score_memory.streamed])[0] > 0
         self.model.streamed_scores = streamed
         self.score_memory = self.score_memory._replace(streamed=streamed)
         self.model.to(self.device).train()

@@ -51,7 +51,7 @@ class StopSignals:
 
     def agree(self, world: World) -> signal.Signals | None:
         """What any rank has received so far; the same on all ranks afterwards."""
-        counts = world.sum([self.received is name for name in _SIGNALS])
+        counts = world.all_reduce([self.received is name for name in _SIGNALS])
         for name, count in zip(_SIGNALS, counts, strict=True):
             if count:
                 self.received = name

@@ -106,7 +106,7 @@ class TrainStep:
             if diagnose and i == len(batches) - 1:
                 statistics = self._statistics(losses.targets)
             # A sharded teacher's prototypes, and so the scores, are no more after this.
-            self._layout.free(self.model.teacher)
+            self._layout.reshard(self.model.teacher)
             targets.append({name: t._replace(logits=()) for name, t in losses.targets.items()})
             for name, part in losses.parts().items():
                 part = part / len(batches)
@@ -114,7 +114,7 @@ class TrainStep:
         self._layout.finish_backward(self.model.student)
         self.optimizer.take_gradients()
         self.scaler.unscale_(self.optimizer.adamw)
-        averaged, squares = self._layout.sum(
+        averaged, squares = self._layout.all_reduce(
             torch.cat([part.flatten() for part in parts.values()]), squared_norms(self.optimizer)
         )
         norms = squares.sqrt()

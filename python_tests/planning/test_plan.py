@@ -158,7 +158,7 @@ def hold_shards(rank: int, folder: Path) -> None:
     precision = Precision(torch.device("cpu"), torch.float32, scale_loss=False)
     layout = parallelize(model, config, world, precision)
     model(random_batch(config, seed=rank), 0.07, world.group).total.backward()
-    layout.free(model.teacher)
+    layout.reshard(model.teacher)
     parameters = list(model.student.parameters())
     held = {
         "parameters": n_bytes(map(local, parameters)),

@@ -128,7 +128,7 @@ def rewrite(source: Path, target: Path, *overrides: str) -> None:
     writer = CheckpointWriter(target, keep=1, world=world)
     again.save(writer, again.resume(checkpoint))
     writer.wait()
-    world.gather(None)
+    world.all_gather_object(None)
     again.close()
 
 

@@ -141,14 +141,14 @@ def load_newest(folder: Path, world: World | None = None) -> Checkpoint | None:
     world = world or World()
     damaged: list[str] = []
     # Rank 0 decides what there is, since a network's file system may show others less.
-    for step in reversed(world.gather(steps_in(folder))[0]):
+    for step in reversed(world.all_gather_object(steps_in(folder))[0]):
         path = folder / str(step)
         checkpoint, error = None, None
         try:
             checkpoint = read_checkpoint(path, share=(world.rank, world.size))
         except DamagedCheckpoint as failure:
             error = str(failure)
-        reasons = [reason for reason in world.gather(error) if reason is not None]
+        reasons = [reason for reason in world.all_gather_object(error) if reason is not None]
         if reasons or checkpoint is None:
             damaged.append(reasons[0])
             continue

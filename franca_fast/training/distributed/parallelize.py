@@ -90,7 +90,7 @@ class Layout:
             [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)],
         )
 
-    def sum(self, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    def all_reduce(self, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
         """Reduces figures of a step over the ranks, in one collective.
 
         Args:
@@ -107,7 +107,7 @@ class Layout:
         dist.all_reduce(buffer, group=self.group)
         return buffer[: len(means)], buffer[len(means) :]
 
-    def free(self, network: nn.Module) -> None:
+    def reshard(self, network: nn.Module) -> None:
         """Gives back gathered parameters that no backward pass gives back."""
         if self._mesh is not None:
             from torch.distributed.fsdp import FSDPModule
@@ -144,7 +144,7 @@ def parallelize(
     if config.train.compile:
         for network in (model.student, model.teacher):
             _compile_blocks(network.backbone)
-    world.copy_from_first([tensor.detach() for tensor in (*model.parameters(), *model.buffers())])
+    world.broadcast([tensor.detach() for tensor in (*model.parameters(), *model.buffers())])
     if not is_sharded(model.student, config, world):
         return Layout(world)
     mesh = _mesh(config, world, precision.device)

@@ -106,14 +106,14 @@ class World:
             yield
         except FrancaError as error:
             own = error
-        errors = self.gather(own)
+        errors = self.all_gather_object(own)
         if own is not None:
             raise own
         for rank, other in enumerate(errors):
             if other is not None:
                 raise type(other)(f"rank {rank}: {other}")
 
-    def gather(self, value: _T) -> list[_T]:
+    def all_gather_object(self, value: _T) -> list[_T]:
         """The values of all ranks, plain objects, in the order of the ranks."""
         if self.group is None:
             return [value]
@@ -140,12 +140,12 @@ class World:
                     raise
                 value = error
         self._pause()
-        value = self.gather(value)[0]
+        value = self.all_gather_object(value)[0]
         if isinstance(value, FrancaError):
             raise value
         return value  # type: ignore[return-value]
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
         """Sums of numbers over all ranks; on the CPU, so that no GPU is waited for."""
         if self.group is None:
             return list(values)
@@ -154,7 +154,7 @@ class World:
             dist.all_reduce(total, group=self.group)
         return total.tolist()
 
-    def table(self, values: Sequence[float]) -> list[list[float]]:
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
         """The numbers of every rank, a row for each."""
         if self.group is None:
             return [list(values)]
@@ -163,7 +163,7 @@ class World:
             dist.all_gather(rows, torch.tensor(values, dtype=torch.float64), group=self.group)
         return [row.tolist() for row in rows]
 
-    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Gives all ranks the values that rank 0 has."""
         if self.group is not None:
             with self.watch():

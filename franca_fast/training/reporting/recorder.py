@@ -184,7 +184,7 @@ class Recorder:
         seconds, waited, images = (sum(column) for column in zip(*self._pace, strict=True))
         memory = peak_memory_gb(self._device)
         own = waited / len(self._pace) + (self._stopwatch.seconds() if compare else 0.0)
-        rows = self._world.table([seconds, waited, images, memory, self._skipped_here, own])
+        rows = self._world.all_gather([seconds, waited, images, memory, self._skipped_here, own])
         columns = list(zip(*rows, strict=True))
         self._skipped_samples += int(sum(columns[4]))
         self._skipped_here = 0

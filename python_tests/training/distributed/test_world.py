@@ -11,9 +11,9 @@ from franca_fast.training.distributed.world import World
 def test_one_process_needs_no_group() -> None:
     world = World.join("cpu", 1.0)
     assert (world.rank, world.size, world.group) == (0, 1, None)
-    assert world.sum([1, 2]) == [1, 2]
-    assert world.table([3.0]) == [[3.0]]
-    assert world.gather("x") == ["x"]
+    assert world.all_reduce([1, 2]) == [1, 2]
+    assert world.all_gather([3.0]) == [[3.0]]
+    assert world.all_gather_object("x") == ["x"]
     assert world.on_first(lambda: 5) == 5
     world.close()
 
