@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from franca_fast import use_backend  # noqa: E402
 from franca_fast.benchmarks import machine  # noqa: E402
-from franca_fast.training import load_config  # noqa: E402
+from franca_fast.config import load_config  # noqa: E402
 from franca_fast.training.run import Run  # noqa: E402
 
 BACKENDS = ("cpu", "torch")

@@ -20,10 +20,10 @@ import franca_fast as ff
 from bench.gpu import record
 from bench.gpu.options import parse
 from franca_fast.backends import registry
+from franca_fast.config import Config, load_config
 from franca_fast.config.data import mask_settings
 from franca_fast.data.batch import Batch
 from franca_fast.data.masking import build_mask, sample_masks
-from franca_fast.training import Config, load_config
 from franca_fast.training.distributed.parallelize import parallelize
 from franca_fast.training.distributed.world import World
 from franca_fast.training.optimizer import LocalOptimizer

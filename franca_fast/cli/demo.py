@@ -20,8 +20,9 @@ from franca_fast.files import write_json, write_text
 if TYPE_CHECKING:
     from PIL import Image
 
+    from franca_fast.config import Config
     from franca_fast.models import VisionTransformer
-    from franca_fast.training import Config, PretrainResult
+    from franca_fast.training import PretrainResult
 
 GROUP = "train"
 _RECIPE = "demo"
@@ -63,9 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
+    from franca_fast.config import load_config
     from franca_fast.evaluation.pictures import NO_PICTURES, can_draw
     from franca_fast.hub import save_backbone
-    from franca_fast.training import load_config, pretrain
+    from franca_fast.training import pretrain
 
     config = load_config(_RECIPE, [*args.overrides, *_KNN])
     folder = Path(args.output_dir)

@@ -1,4 +1,4 @@
-"""What a run would need here: memory and time, measured on one step before anything begins."""
+"""What a step would need, planned from shapes alone: memory, communication and work."""
 
 from __future__ import annotations
 

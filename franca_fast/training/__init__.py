@@ -1,18 +1,20 @@
-"""Pretraining: configuration, the training loop and its checkpoints."""
+"""Pretraining and fine-tuning: the loop of a run, and what it is made of."""
 
 from __future__ import annotations
 
-from franca_fast.config.files import list_recipes, load_config, to_yaml
-from franca_fast.config.schema import Config
+from franca_fast.errors import renamed
 from franca_fast.training.finetune import finetune
 from franca_fast.training.loop import PretrainResult, pretrain
 
-__all__ = [
-    "Config",
-    "PretrainResult",
-    "finetune",
-    "list_recipes",
-    "load_config",
-    "pretrain",
-    "to_yaml",
-]
+__all__ = ["PretrainResult", "finetune", "pretrain"]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Config": "franca_fast.config.Config",
+        "list_recipes": "franca_fast.config.list_recipes",
+        "load_config": "franca_fast.config.load_config",
+        "plan_training": "franca_fast.planning.plan_training",
+        "to_yaml": "franca_fast.config.to_yaml",
+    },
+)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from franca_fast.config import list_recipes
 from franca_fast.hub import load_model
-from franca_fast.training import list_recipes
 
 
 @pytest.fixture

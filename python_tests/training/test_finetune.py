@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import franca_fast
+from franca_fast.config import load_config
 from franca_fast.errors import InputError
 from franca_fast.hub import load_model
-from franca_fast.training import finetune, load_config, pretrain
+from franca_fast.training import finetune, pretrain
 from franca_fast.training.checkpoints.format import read_checkpoint
 from franca_fast.training.initial_weights import load_initial_weights
 from franca_fast.training.run import Run
@@ -148,7 +149,7 @@ def test_a_size_that_does_not_fit_is_refused(pretrained: Path, tmp_path: Path) -
 
 def test_a_run_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match="run': the folder holds neither a checkpoint nor"):
+    with pytest.raises(InputError, match="run' holds neither a checkpoint nor"):
         finetune(tmp_path / "run", STAGE, tmp_path / "fine", verbose=False)
 
 

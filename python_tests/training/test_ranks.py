@@ -19,9 +19,10 @@ from unittest import mock
 import pytest
 import torch
 
+from franca_fast.config import load_config
 from franca_fast.errors import InputError
 from franca_fast.hub import load_model
-from franca_fast.training import load_config, pretrain
+from franca_fast.training import pretrain
 from franca_fast.training.checkpoints.format import (
     Checkpoint,
     load_newest,
