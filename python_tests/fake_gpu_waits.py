@@ -52,8 +52,8 @@ WAITS = {
     "rasa/readout.py: _train": Wait("the error is read once an epoch, weights at the end", 0.01),
     "rasa/readout.py: error": Wait("the error is read once"),
     "rasa/report.py: position_report": Wait("tokens of the pictured images are read once"),
-    "training/checkpoint_writer.py: _copy": Wait("files are written from the host"),
-    "training/metrics.py: to_numbers": Wait("results of steps are read at intervals"),
+    "training/checkpoints/writer.py: _copy": Wait("files are written from the host"),
+    "training/reporting/metrics.py: to_numbers": Wait("results of steps are read at intervals"),
     "training/run.py: __init__": Wait("networks are built on the host"),
 }
 

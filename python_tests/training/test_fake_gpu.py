@@ -144,7 +144,7 @@ def test_a_whole_run_waits_at_its_named_places_only(
         "training/run.py: __init__": len([*model.parameters(), *model.buffers()]),
         # Two evaluations of two sources, of which a batch goes there and its features come back.
         "evaluation/features.py: embed": 2 * 2 * 2,
-        "training/metrics.py: to_numbers": 2,  # after steps 2 and 3, but not after step 1
-        "training/checkpoint_writer.py: _copy": sum(copied),
+        "training/reporting/metrics.py: to_numbers": 2,  # after steps 2 and 3, but not after step 1
+        "training/checkpoints/writer.py: _copy": sum(copied),
         "hub/save.py: save_backbone": len(load_file(folder / "exported" / "teacher.safetensors")),
     }

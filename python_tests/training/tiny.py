@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from franca_fast.config.files import load_config
 from franca_fast.config.schema import Config
 from franca_fast.data import Batch
 from franca_fast.models import ARCHITECTURES
+from franca_fast.training.checkpoints.format import Part
+from franca_fast.training.checkpoints.writer import CheckpointWriter
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -86,6 +89,22 @@ def losses_of(output_dir: Path) -> dict[int, list[Any]]:
         assert line["step"] not in found
         found[line["step"]] = [line[name] for name in LOSSES]
     return found
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Part],
+    training: Mapping[str, Any] | None = None,
+    *,
+    config: str = "",
+    keep: int = 1,
+) -> Path:
+    """Writes `folder/<step>/` from one process, and waits for it."""
+    writer = CheckpointWriter(folder, keep=keep)
+    writer.save(step, tensors, training or {}, config)
+    writer.wait()
+    return folder / str(step)
 
 
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:

@@ -9,7 +9,13 @@ A checkpoint is a folder `<step>/` with
 
 So the file formats hold no code, and are read without running any: safetensors, JSON, and
 `torch.load(weights_only=True)`. Any number of ranks reads what any number wrote: each takes the
-rows that it needs. `checkpoint_writer` says how it gets there whole or not at all.
+rows that it needs. `writer.py` says how it gets there whole or not at all.
+
+It is not torch.distributed.checkpoint, which also reads on any number of ranks what any number
+wrote. Its index is a pickle, so that opening a file from elsewhere can run code, and its tensors
+lie in files of its own that only it can read; ours open with safetensors alone. It keeps no
+checksums, and it fills a folder in place; here one manifest vouches for every byte, and a folder
+with a step's name is whole. So the newest whole checkpoint is known, and an exact resume with it.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class CheckpointWriter:
 
         Args:
             step: steps done.
-            tensors: what this rank writes; see `checkpoint`.
+            tensors: what this rank writes; see `checkpoint_tensors`.
             training: numbers, strings, bytes, tensors, and lists, tuples and dictionaries of them;
                 rank 0 writes its own.
             config: the configuration's YAML.
@@ -179,29 +179,6 @@ class CheckpointWriter:
         entries = json.loads(path.read_text(encoding="utf-8"))
         path.unlink()
         return entries
-
-
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    *,
-    tensors: Mapping[str, Part],
-    training: Mapping[str, Any],
-    config: str,
-    keep: int,
-) -> Path:
-    """Writes `folder/<step>/` from one process, and waits for it.
-
-    Returns:
-        the checkpoint's folder.
-
-    Raises:
-        CheckpointError: it could not be written.
-    """
-    writer = CheckpointWriter(folder, keep=keep)
-    writer.save(step, tensors, training, config)
-    writer.wait()
-    return folder / str(step)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -26,9 +26,9 @@ from franca_fast.training.checkpoints.writer import (
     CheckpointError,
     CheckpointWriter,
     remove_leftovers,
-    save_checkpoint,
 )
 from franca_fast.training.distributed.world import World
+from python_tests.training.tiny import save_checkpoint
 
 TENSORS = "rank-00000.safetensors"
 
@@ -139,12 +139,13 @@ def test_a_full_disk_in_the_middle_of_a_file_is_a_clear_error(tmp_path: Path) ->
 import resource, signal, torch
 from pathlib import Path
 from franca_fast.training.checkpoints.format import Part
-from franca_fast.training.checkpoints.writer import CheckpointError, save_checkpoint
+from franca_fast.training.checkpoints.writer import CheckpointError, CheckpointWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    save_checkpoint(Path({str(tmp_path)!r}), 1, tensors={{"w": Part(torch.zeros(100_000))}},
-                    training={{}}, config="", keep=1)
+    writer = CheckpointWriter(Path({str(tmp_path)!r}), keep=1)
+    writer.save(1, {{"w": Part(torch.zeros(100_000))}}, {{}}, "")
+    writer.wait()
 except CheckpointError as error:
     print(error)
 """

@@ -18,12 +18,11 @@ from franca_fast.training.checkpoints.state import (
     random_state,
     set_random_state,
 )
-from franca_fast.training.checkpoints.writer import save_checkpoint
 from franca_fast.training.distributed.parallelize import Layout
 from franca_fast.training.distributed.world import World
 from franca_fast.training.optimizer import LocalOptimizer
 from franca_fast.training.student_teacher import StudentTeacher
-from python_tests.training.tiny import tiny_config
+from python_tests.training.tiny import save_checkpoint, tiny_config
 
 
 def test_random_state_survives_a_file_that_runs_no_code(tmp_path: Path) -> None:
@@ -51,10 +50,7 @@ class Case:
 
     def save(self, folder: Path, training: dict[str, Any] | None = None) -> Checkpoint:
         tensors = checkpoint_tensors(self.model, self.optimizer, self.layout)
-        path = save_checkpoint(
-            folder, 1, tensors=tensors, training=training or {}, config="", keep=1
-        )
-        return read_checkpoint(path)
+        return read_checkpoint(save_checkpoint(folder, 1, tensors, training))
 
     def load(self, checkpoint: Checkpoint) -> None:
         load_checkpoint(checkpoint, self.model, self.optimizer, self.layout)
@@ -87,6 +83,6 @@ def test_optimizer_state_of_another_network_is_refused(tmp_path: Path) -> None:
     case = Case()
     parts = checkpoint_tensors(case.model, case.optimizer, case.layout)
     parts["optimizer.exp_avg.backbone.absent"] = Part(torch.zeros(1))
-    save_checkpoint(tmp_path, 1, tensors=parts, training={}, config="", keep=1)
+    save_checkpoint(tmp_path, 1, parts)
     with pytest.raises(InputError, match=r"backbone\.absent"):
         case.load(read_checkpoint(tmp_path / "1"))
