@@ -31,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     import franca_fast
+    from franca_fast.training.score_memory import describe_choice
 
     print(f"franca-fast {franca_fast.__version__}, Python {platform.python_version()}")
     print(f"system      {platform.platform()}")
     for line in _hardware():
         print(line)
-    print(f"scores      {_score_memory()}")
+    print(f"scores      {describe_choice()}")
     print("\nPackages")
     print(table(["name", "version", ""], list(_packages())))
     print("\nOperators (float32; * marks what runs)")
@@ -65,12 +66,6 @@ def _hardware() -> Iterator[str]:
             f"GPU {index}       {device.name}, {device.total_memory / 2**30:.0f} GiB, "
             f"compute capability {device.major}.{device.minor}, CUDA {torch.version.cuda}"
         )
-
-
-def _score_memory() -> str:
-    from franca_fast.training.score_memory import describe_choice
-
-    return describe_choice()
 
 
 def _processor() -> str:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import torch
 
 from franca_fast.config.schema import Config
-from franca_fast.data.settings import CropSettings, MaskSettings
-
-if TYPE_CHECKING:
-    from franca_fast.data import TrainLoader
+from franca_fast.data import CropSettings, MaskSettings, TrainLoader, build_train_loader
 
 
 def crop_settings(config: Config) -> CropSettings:
@@ -39,6 +35,15 @@ def mask_settings(config: Config) -> MaskSettings:
     return MaskSettings(ibot.mask_sample_probability, (low, high), kind, roll=train.roll)
 
 
+def mean_masked_patches(config: Config) -> int:
+    """Masked patches in the batch of one process, on average."""
+    masks = mask_settings(config)
+    n_patches = (config.crops.global_crops_size // config.student.patch_size) ** 2
+    ratio = sum(masks.mask_ratio_min_max) / 2
+    crops = 2 * config.train.batch_size_per_gpu * masks.mask_sample_probability
+    return round(crops * ratio * n_patches)
+
+
 def build_loader(
     config: Config, device: torch.device, rank: int = 0, world_size: int = 1
 ) -> TrainLoader:
@@ -47,8 +52,6 @@ def build_loader(
     Raises:
         InputError: data that is missing, empty or unreadable.
     """
-    from franca_fast.data import build_train_loader
-
     return build_train_loader(
         config.train.dataset_path,
         batch_size=config.train.batch_size_per_gpu,

@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from franca_fast.config.checks import check_config
 from franca_fast.config.schema import Config
+from franca_fast.config.setting import settings
 from franca_fast.errors import InputError, did_you_mean
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-
-# Keys that may change when a run is resumed: they alter where it runs and what it reports and
-# keeps, not what it computes. (How many images each process takes goes with their number; that
-# the images of a step have changed is said when it happens.)
-RESUMABLE_KEYS = frozenset(
-    {
-        "train.output_dir",
-        "train.device",
-        "train.num_workers",
-        "train.batch_size_per_gpu",
-        "train.gradient_accumulation_steps",
-        "train.activation_checkpointing",
-        "train.parallel",
-        "train.shard_ranks",
-        "train.timeout_minutes",
-        "train.saveckp_freq",
-        "train.checkpoint_every",
-        "train.checkpoint_minutes",
-        "train.checkpoint_keep",
-        "train.log_every",
-        "train.tensorboard",
-        "train.wandb",
-        "train.max_nonfinite_steps",
-        "train.max_bad_fraction",
-        "evaluation.eval_period_iterations",
-        "evaluation.knn_train",
-        "evaluation.knn_test",
-    }
-)
 
 
 def load_config(
@@ -116,25 +88,21 @@ def to_yaml(config: Config) -> str:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every value of the configuration under its dotted key."""
-    return dict(_walk("", asdict(config)))
+    return {key: value for key, value, _ in settings(config)}
 
 
 def differing_keys(old: Config, new: Config) -> list[str]:
-    """Keys whose values would change the result of a run, as `"key (old -> new)"`."""
-    before, after = flatten(old), flatten(new)
+    """Keys whose values would change the result of a run, as `"key (old -> new)"`.
+
+    (How many images each process takes goes with their number; that the images of a step have
+    changed is said when it happens.)
+    """
+    before = flatten(old)
     return [
-        f"{key} ({before[key]} -> {after[key]})"
-        for key in before
-        if key not in RESUMABLE_KEYS and before[key] != after[key]
+        f"{key} ({before[key]} -> {value})"
+        for key, value, setting in settings(new)
+        if not setting.resumable and before[key] != value
     ]
-
-
-def _walk(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _walk(f"{prefix}{key}.", value)
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _find_file(source: str | Path) -> Path:
@@ -144,8 +112,8 @@ def _find_file(source: str | Path) -> Path:
     if str(source) in list_recipes():
         return RECIPES / f"{source}.yaml"
     raise InputError(
-        f"config file '{source}' is neither a file nor a recipe"
-        f"{did_you_mean(str(source), list_recipes())}; recipes: {', '.join(list_recipes())}"
+        f"config file: '{source}'{did_you_mean(str(source), list_recipes())}; accepted: a YAML "
+        f"file, or one of the recipes {', '.join(list_recipes())}"
     )
 
 
@@ -157,9 +125,9 @@ def _read_yaml(path: Path) -> Any:
         loaded = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         reason = str(error).replace("\n", " ")
-        raise InputError(f"config file '{path}' cannot be read: {reason}") from error
+        raise InputError(f"config file: '{path}' cannot be read: {reason}") from error
     if not OmegaConf.is_dict(loaded):
-        raise InputError(f"config file '{path}' holds no keys; expected a YAML mapping")
+        raise InputError(f"config file: '{path}' holds no keys; accepted: a YAML mapping")
     return loaded
 
 
@@ -168,11 +136,11 @@ def _parse_override(override: str) -> Any:
     from yaml import YAMLError
 
     if "=" not in override:
-        raise InputError(f"override '{override}': expected section.key=value")
+        raise InputError(f"override: '{override}'; accepted: section.key=value")
     try:
         return OmegaConf.from_dotlist([override])
     except YAMLError as error:
-        raise InputError(f"override '{override}': the value is no YAML") from error
+        raise InputError(f"override: '{override}'; accepted: a value in YAML") from error
 
 
 def _readable(origin: str, error: Exception) -> InputError:

@@ -1,8 +1,9 @@
 """The training configuration: every key, its default and what it means.
 
 The names are those that users of DINOv2 and Franca already write, so their YAML files load
-unchanged; keys that are ours say so. Loading, overriding and checking live in
-`config/files.py`. Values are plain, so a configuration is also easily built in Python:
+unchanged; keys that are ours say so. What a key accepts stands beside it (see `setting`), what
+must fit together in `config/checks.py`. Values are plain, so a configuration is also easily built
+in Python:
 
     >>> config = Config()
     >>> config.student.arch = "vit_small"
@@ -12,7 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from franca_fast.config.setting import setting
 from franca_fast.data.settings import CropSettings
+from franca_fast.models import ARCHITECTURES, default_nesting_dims
+
+_DTYPES = ("fp32", "fp16", "bf16")
 
 
 @dataclass
@@ -35,9 +40,9 @@ class MixedPrecisionConfig:
     """
 
     # Gathered parameters; reduced gradients; there are no buffers to send.
-    param_dtype: str = "fp16"
-    reduce_dtype: str = "fp16"
-    buffer_dtype: str = "fp32"
+    param_dtype: str = setting("fp16", choices=_DTYPES)
+    reduce_dtype: str = setting("fp16", choices=_DTYPES)
+    buffer_dtype: str = setting("fp32", choices=_DTYPES)
 
 
 @dataclass
@@ -46,7 +51,7 @@ class ShardedModuleConfig:
 
     # SHARD_GRAD_OP keeps gathered parameters from the forward to the backward pass; FULL_SHARD
     # frees them and gathers them twice (prototypes stay in both; the teacher's backbone never).
-    sharding_strategy: str = "SHARD_GRAD_OP"
+    sharding_strategy: str = setting("SHARD_GRAD_OP", choices=("SHARD_GRAD_OP", "FULL_SHARD"))
     mixed_precision: MixedPrecisionConfig = field(default_factory=MixedPrecisionConfig)
 
 
@@ -80,7 +85,7 @@ class PrecisionConfig:
     grad_scaler: bool = True
     # Ours: type of the matrix products, auto, bf16, fp16 or fp32. "auto" is bf16 on GPUs that have
     # it (fp16 on those that do not) and on CPUs with bf16 matrix units (AMX), fp32 elsewhere.
-    autocast: str = "auto"
+    autocast: str = setting("auto", choices=("auto", "bf16", "fp16", "fp32"))
     teacher: TeacherPrecisionConfig = field(default_factory=TeacherPrecisionConfig)
     student: StudentPrecisionConfig = field(default_factory=StudentPrecisionConfig)
 
@@ -90,16 +95,16 @@ class DinoConfig:
     """The image-level loss, its head, and the nesting of both heads."""
 
     # Weight of the image-level loss; 0 leaves it and its head out.
-    loss_weight: float = 1.0
+    loss_weight: float = setting(1.0, at_least=0)
     # Prototypes of the widest nested head; narrower ones have fewer in proportion.
-    head_n_prototypes: int = 65536
+    head_n_prototypes: int = setting(65536, above=0)
     # Width of the features that meet the prototypes.
-    head_bottleneck_dim: int = 256
+    head_bottleneck_dim: int = setting(256, above=0)
     # Layers of the projection MLP, and their width.
-    head_nlayers: int = 3
-    head_hidden_dim: int = 2048
+    head_nlayers: int = setting(3, above=0)
+    head_hidden_dim: int = setting(2048, above=0)
     # Weight of the KoLeo regulariser on the global crops' CLS tokens; 0 leaves it out.
-    koleo_loss_weight: float = 0.1
+    koleo_loss_weight: float = setting(0.1, at_least=0)
     # Ours: KoLeo seeks the nearest neighbour among the images of all ranks, so that the loss does
     # not depend on their number; false takes each rank's own images, as DINOv2 and Franca do.
     koleo_over_ranks: bool = True
@@ -110,7 +115,7 @@ class DinoConfig:
     nesting_dims: list[int] | None = None
     # Ours: what each nested head sees: the first m features ("slice", the paper) or all of them
     # through a linear map to m ("full", the July 2025 release).
-    projection: str = "slice"
+    projection: str = setting("slice", choices=("slice", "full"))
     # Ours: L2-normalise the bottleneck, as DINOv2's head does and Franca's does not.
     normalize_bottleneck: bool = False
 
@@ -120,7 +125,7 @@ class IbotConfig:
     """The patch-level loss, its head, and how many patches are masked."""
 
     # Weight of the patch-level loss; 0 leaves it and its head out.
-    loss_weight: float = 1.0
+    loss_weight: float = setting(1.0, at_least=0)
     # Share of the global crops that are masked at all.
     mask_sample_probability: float = 0.5
     # Smallest and largest share of masked patches in a masked crop, spread evenly over the batch.
@@ -128,10 +133,10 @@ class IbotConfig:
     # A head of its own for patches; false shares the image-level head.
     separate_head: bool = False
     # As in `dino`, for the separate head.
-    head_n_prototypes: int = 65536
-    head_bottleneck_dim: int = 256
-    head_nlayers: int = 3
-    head_hidden_dim: int = 2048
+    head_n_prototypes: int = setting(65536, above=0)
+    head_bottleneck_dim: int = setting(256, above=0)
+    head_nlayers: int = setting(3, above=0)
+    head_hidden_dim: int = setting(2048, above=0)
 
 
 @dataclass
@@ -140,33 +145,33 @@ class TrainConfig:
 
     # Images per process and micro-batch; the images of a step are this times the number of
     # processes times gradient_accumulation_steps, and the learning rate follows from them.
-    batch_size_per_gpu: int = 64
+    batch_size_per_gpu: int = setting(64, above=0, resumable=True)
     # Ours: micro-batches whose gradients are averaged before the optimizer steps. The assignments
     # are balanced (Sinkhorn-Knopp), and KoLeo's neighbours sought, within each micro-batch, over
     # all processes: memory does not grow, but it is not the loss of one large batch.
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = setting(1, above=0, resumable=True)
     # A folder of images, shards (path, brace range or glob), or a dataset string such as
     # "ImageNet:split=TRAIN:root=PATH:extra=PATH", "LAION:root=PATH" or "FashionMNIST:split=TRAIN".
     dataset_path: str = "ImageNet:split=TRAIN"
     # Where the run is written, unless given on the command line.
-    output_dir: str = "."
+    output_dir: str = setting(".", resumable=True)
     # Epochs between checkpoints.
-    saveckp_freq: int = 20
+    saveckp_freq: int = setting(20, above=0, resumable=True)
     # Seed of the weights, the data order, the augmentation and stochastic depth.
-    seed: int = 0
+    seed: int = setting(0, at_least=0)
     # Processes that decode images, at most one for each CPU; 0 decodes in the training process.
     # The batches do not depend on it.
-    num_workers: int = 10
+    num_workers: int = setting(10, at_least=0, resumable=True)
     # Steps that count as one epoch, in every length given in epochs.
-    OFFICIAL_EPOCH_LENGTH: int = 1250
+    OFFICIAL_EPOCH_LENGTH: int = setting(1250, above=0)
     # Accepted for DINOv2's sake; there is no data set cache to switch off.
     cache_dataset: bool = True
     # Targets: sinkhorn_knopp, or centering (softmax minus a running mean).
-    centering: str = "centering"
+    centering: str = setting("centering", choices=("centering", "sinkhorn_knopp"))
     # Ours: the prototype scores of a step are "stored", or "streamed": recomputed block by block,
     # forward and backward, for little memory and more time. "auto" streams what would take more
     # than a quarter of the device's memory.
-    scores: str = "auto"
+    scores: str = setting("auto", choices=("auto", "stored", "streamed"))
     # Which patches are masked. All three true is Franca's CyclicMask: everything but a block, and
     # all rolled around the image. use_inverse_block false masks the block itself; use_block_masking
     # false masks single patches at random.
@@ -178,40 +183,40 @@ class TrainConfig:
     # student.pretrained_weights; an interrupted run is resumed like any other.
     high_resolution_finetune: bool = False
     # Ours: length of the run in steps; null is optim.epochs * OFFICIAL_EPOCH_LENGTH.
-    total_steps: int | None = None
+    total_steps: int | None = setting(None, above=0)
     # Ours: auto (a GPU where there is one), cpu, cuda or cuda:<index>.
-    device: str = "auto"
+    device: str = setting("auto", resumable=True)
     # Ours: compile the student's and teacher's blocks with torch.compile.
     compile: bool = False
     # Ours: recompute the activations of the student's blocks in the backward pass, for less memory.
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = setting(False, resumable=True)
     # Ours: how several processes share the work. "replicated": each holds everything and gradients
     # are averaged. "sharded": each holds its rows of parameters, gradients, moments and teacher
     # (FSDP2). "auto" shards students of more than 300 million parameters.
-    parallel: str = "auto"
+    parallel: str = setting("auto", choices=("auto", "replicated", "sharded"), resumable=True)
     # Ours: processes that share one sharded copy, for instance those of one machine (HSDP); it
     # divides their number. null is all of them.
-    shard_ranks: int | None = None
+    shard_ranks: int | None = setting(None, above=0, resumable=True)
     # Ours: minutes after which a process that does not answer is given up and the run stops.
-    timeout_minutes: float = 10.0
+    timeout_minutes: float = setting(10.0, above=0, resumable=True)
     # Ours: steps between checkpoints; null is saveckp_freq epochs. One is also written whenever
     # checkpoint_minutes have passed since the last (0: never for that reason), on a signal, and at
     # the end. The newest checkpoint_keep stay.
-    checkpoint_every: int | None = None
-    checkpoint_minutes: float = 15.0
-    checkpoint_keep: int = 3
+    checkpoint_every: int | None = setting(None, above=0, resumable=True)
+    checkpoint_minutes: float = setting(15.0, at_least=0, resumable=True)
+    checkpoint_keep: int = setting(3, above=0, resumable=True)
     # Ours: steps between progress lines, TensorBoard points and diagnostics of the targets.
-    log_every: int = 10
+    log_every: int = setting(10, above=0, resumable=True)
     # Ours: also write TensorBoard files, where tensorboard is installed.
-    tensorboard: bool = True
+    tensorboard: bool = setting(True, resumable=True)
     # Ours: also send them to this project of Weights & Biases; empty sends nothing anywhere.
-    wandb: str = ""
+    wandb: str = setting("", resumable=True)
     # Ours: stop after this many steps in a row with a non-finite loss or gradient.
-    max_nonfinite_steps: int = 20
+    max_nonfinite_steps: int = setting(20, above=0, resumable=True)
     # Ours: samples of a stream of shards that are shuffled together, at least.
-    shuffle_buffer: int = 100_000
+    shuffle_buffer: int = setting(100_000, above=0)
     # Ours: stop when more than this share of the samples cannot be read.
-    max_bad_fraction: float = 0.1
+    max_bad_fraction: float = setting(0.1, at_least=0, at_most=1, resumable=True)
     # Ours: let `pipe:` in dataset_path run commands.
     allow_pipe: bool = False
 
@@ -221,26 +226,26 @@ class StudentConfig:
     """The backbone; the teacher has the same, without stochastic depth."""
 
     # Name of the architecture, see `franca-fast models`.
-    arch: str = "vit_large"
+    arch: str = setting("vit_large", choices=ARCHITECTURES)
     # Side of a patch in pixels; the crop sizes are multiples of it.
-    patch_size: int = 16
+    patch_size: int = setting(16, above=0)
     # Stochastic depth: probability that a residual branch is left out; the same in all blocks, or
     # growing linearly from 0 in the first to this rate in the last.
-    drop_path_rate: float = 0.3
+    drop_path_rate: float = setting(0.3, at_least=0, below=1)
     drop_path_uniform: bool = True
     # Initial LayerScale.
-    layerscale: float = 1.0e-5
+    layerscale: float = setting(1.0e-5, at_least=0)
     # Backbone weights that student and teacher start from (.pth or .safetensors), the heads random
     # as in the released code; the names must all match.
     pretrained_weights: str = ""
     # mlp, swiglu or swiglufused (the last two are the same here).
-    ffn_layer: str = "mlp"
+    ffn_layer: str = setting("mlp", choices=("mlp", "swiglu", "swiglufused"))
     # Accepted for DINOv2's sake; blocks are never chunked here.
     block_chunks: int = 0
     qkv_bias: bool = True
     proj_bias: bool = True
     ffn_bias: bool = True
-    num_register_tokens: int = 0
+    num_register_tokens: int = setting(0, at_least=0)
     # How position embeddings are resampled to another grid.
     interpolate_antialias: bool = False
     interpolate_offset: float = 0.1
@@ -251,40 +256,40 @@ class TeacherConfig:
     """The teacher: an exponential moving average, and the temperature of its targets."""
 
     # EMA momentum, from the first value to the second by a cosine.
-    momentum_teacher: float = 0.992
-    final_momentum_teacher: float = 1.0
+    momentum_teacher: float = setting(0.992, at_least=0, at_most=1)
+    final_momentum_teacher: float = setting(1.0, at_least=0, at_most=1)
     # Temperature of the targets, from the first value to the second over the warm-up epochs.
-    warmup_teacher_temp: float = 0.04
-    teacher_temp: float = 0.07
-    warmup_teacher_temp_epochs: int = 30
+    warmup_teacher_temp: float = setting(0.04, above=0)
+    teacher_temp: float = setting(0.07, above=0)
+    warmup_teacher_temp_epochs: int = setting(30, at_least=0)
 
 
 @dataclass
 class OptimConfig:
     """AdamW and its schedules."""
 
-    epochs: int = 100
+    epochs: int = setting(100, above=0)
     # Weight decay, from the first value to the second by a cosine.
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
+    weight_decay: float = setting(0.04, at_least=0)
+    weight_decay_end: float = setting(0.4, at_least=0)
     # Peak learning rate at the batch size that scaling_rule names.
-    base_lr: float = 0.004
+    base_lr: float = setting(0.004, at_least=0)
     # Peak learning rate as it is; 0 takes base_lr and scaling_rule.
-    lr: float = 0.0
+    lr: float = setting(0.0, at_least=0)
     # sqrt_wrt_1024: base_lr * sqrt(global batch / 1024). linear_wrt_256: base_lr * batch / 256.
-    scaling_rule: str = "sqrt_wrt_1024"
+    scaling_rule: str = setting("sqrt_wrt_1024", choices=("sqrt_wrt_1024", "linear_wrt_256"))
     # Linear warm-up from 0, then a cosine to min_lr.
-    warmup_epochs: int = 10
-    min_lr: float = 1.0e-6
+    warmup_epochs: int = setting(10, at_least=0)
+    min_lr: float = setting(1.0e-6, at_least=0)
     # Largest gradient norm of the backbone and of each head, each on its own; 0 does not clip.
-    clip_grad: float = 3.0
+    clip_grad: float = setting(3.0, at_least=0)
     # The prototypes keep their initial values for this long.
-    freeze_last_layer_epochs: int = 1
+    freeze_last_layer_epochs: int = setting(1, at_least=0)
     # Learning-rate factors of the patch embedding and, to the power of the depth, of the layers.
-    patch_embed_lr_mult: float = 0.2
-    layerwise_decay: float = 0.9
-    adamw_beta1: float = 0.9
-    adamw_beta2: float = 0.999
+    patch_embed_lr_mult: float = setting(0.2, at_least=0)
+    layerwise_decay: float = setting(0.9, at_least=0)
+    adamw_beta1: float = setting(0.9, at_least=0, below=1)
+    adamw_beta2: float = setting(0.999, at_least=0, below=1)
 
 
 @dataclass
@@ -337,12 +342,12 @@ class EvaluationConfig:
 
     # Steps between exports of the teacher, with the caller's evaluation of it if one was given;
     # 0 leaves both to the end.
-    eval_period_iterations: int = 12500
+    eval_period_iterations: int = setting(12500, at_least=0, resumable=True)
     # Ours: labelled images (a folder of class folders, shards, a dataset string) on which the
     # teacher is then evaluated by kNN, at every nested width: those to learn from, and those to
     # classify. Empty evaluates nothing.
-    knn_train: str = ""
-    knn_test: str = ""
+    knn_train: str = setting("", resumable=True)
+    knn_test: str = setting("", resumable=True)
 
 
 @dataclass
@@ -360,6 +365,16 @@ class Config:
     crops: CropsConfig = field(default_factory=CropsConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def nesting_dims(self) -> tuple[int, ...]:
+        """The nested widths m_1 < .. < m_H = d of all heads."""
+        width = ARCHITECTURES[self.student.arch]["embed_dim"]
+        if not self.dino.MRL:
+            return (width,)
+        if self.dino.nesting_dims is not None:
+            return tuple(self.dino.nesting_dims)
+        return default_nesting_dims(width)
 
     @property
     def total_steps(self) -> int:

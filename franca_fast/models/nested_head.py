@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,7 @@ class NestedPrototypeHead(nn.Module):
             normalisation.
 
     Attributes:
+        config: The arguments, JSON-able; `NestedPrototypeHead(**config)` builds the same head.
         nesting_dims: The nested dimensions.
         out_dims: Number of prototypes of each.
 
@@ -101,6 +102,9 @@ class NestedPrototypeHead(nn.Module):
         projection: str = "slice",
         normalize: bool = False,
     ) -> None:
+        config: dict[str, Any] = {
+            k: v for k, v in locals().items() if k not in ("self", "__class__")
+        }
         super().__init__()
         if projection not in ("slice", "full"):
             raise InputError(f"projection: {projection!r}; accepted: 'slice' or 'full'")
@@ -114,6 +118,7 @@ class NestedPrototypeHead(nn.Module):
             )
         if n_layers < 1:
             raise InputError(f"n_layers: {n_layers}; accepted: an integer >= 1")
+        self.config = {**config, "nesting_dims": list(dims)}
         self.nesting_dims = dims
         self.out_dims = tuple(out_dim * m // in_dim for m in dims)
         self.projection, self.normalize = projection, normalize

@@ -18,11 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from franca_fast.config.data import mask_settings
+from franca_fast.config.data import mean_masked_patches
 from franca_fast.config.schema import Config
 from franca_fast.data.batch import Batch
-from franca_fast.models import NestedPrototypeHead, VisionTransformer
-from franca_fast.training.score_memory import mean_masked_patches
+from franca_fast.models import VisionTransformer
 from franca_fast.training.student_teacher import StudentTeacher
 
 _BACKBONE, _PROJECTIONS, _SCORES, _COPIES = "backbone", "projections", "scores", "copies"
@@ -96,11 +95,6 @@ def measure_step(
         stored_copies=stored.get(_COPIES, 0),
         streamed_copies=streamed_.get(_COPIES, 0),
     )
-
-
-def masked_patches(config: Config) -> int:
-    """Masked patches in one GPU's batch, on average."""
-    return mean_masked_patches(config, mask_settings(config))
 
 
 def crop_lists(config: Config) -> list[tuple[int, int]]:
@@ -204,16 +198,10 @@ def _watch(model: StudentTeacher, meter: _Meter) -> list[str]:
     for i, block in enumerate(cast("Sequence[Any]", backbone.blocks)):
         names.append(f"block {i}")
         block.forward_packed = meter.wrap(names[-1], block.forward_packed)
-    for head in heads_of(model).values():
+    for head in model.student.heads().values():
         watched: Any = head
         watched.bottlenecks = meter.wrap(_PROJECTIONS, head.bottlenecks)
     return names
-
-
-def heads_of(model: StudentTeacher) -> dict[str, NestedPrototypeHead]:
-    """The student's heads by name."""
-    heads = {"dino_head": model.student.dino_head, "ibot_head": model.student.ibot_head}
-    return {name: head for name, head in heads.items() if head is not None}
 
 
 def _storage(tensor: Tensor) -> int:
@@ -238,7 +226,7 @@ def _fake_batch(config: Config) -> Batch:
     sizes = [crops.global_crops_size, crops.local_crops_size]
     images = [torch.empty(n, 3, s, s) for (n, _), s in zip(crop_lists(config), sizes, strict=False)]
     n_patches = (crops.global_crops_size // config.student.patch_size) ** 2
-    masked = masked_patches(config)
+    masked = mean_masked_patches(config)
     return Batch(
         global_crops=images[0],
         local_crops=images[1] if len(images) > 1 else None,
@@ -263,23 +251,16 @@ def step_flops(model: StudentTeacher, config: Config) -> dict[str, float]:
     crops = crop_lists(config)
     teacher = _backbone_flops(model.teacher.backbone, crops[:1])
     student = _backbone_flops(model.student.backbone, crops)
-    batch, local = config.train.batch_size_per_gpu, config.crops.local_crops_number
-    masked = masked_patches(config)
-    scored = []
-    if model.image_weight:
-        scored.append((2 * batch, (2 + local) * batch, model.student.image_head(), 1 + (local > 0)))
-    if model.patch_weight:
-        scored.append((masked, masked, model.student.patch_head(), 1))
     teacher_heads = student_heads = stored = streamed = 0.0
-    for rows, own, head, losses in scored:
+    for head, rows, own, terms in model.scored_rows(config):
         linear = 2.0 * _linear_weights(head)
         teacher_heads, student_heads = teacher_heads + rows * linear, student_heads + own * linear
         prototypes: Any = head.last_layers
         products = 2.0 * sum(layer.weight_v.numel() for layer in prototypes)
         stored += products * (rows + 3 * own)
-        # Four passes balance the teacher's scores; each loss needs them again twice, and the
+        # Four passes balance the teacher's scores; each term needs them again twice, and the
         # student's once more.
-        streamed += products * (rows * (4 + 2 * losses) + 4 * own)
+        streamed += products * (rows * (4 + 2 * terms) + 4 * own)
     return {
         "teacher": teacher,
         "student": student,

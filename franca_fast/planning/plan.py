@@ -17,14 +17,13 @@ from typing import Any
 import torch
 
 from franca_fast.backends._streamed_backward import CHUNK_ELEMENTS
+from franca_fast.config.data import mean_masked_patches
 from franca_fast.config.files import load_config
 from franca_fast.config.schema import Config, ShardedModuleConfig
 from franca_fast.errors import InputError
 from franca_fast.planning.measure import (
     StepMemory,
     build_without_storage,
-    heads_of,
-    masked_patches,
     measure_step,
     step_flops,
 )
@@ -135,7 +134,7 @@ def plan_training(
     name = precision or checked.compute_precision.autocast
     name = "bf16" if name == "auto" else name
     if name not in DTYPES:
-        raise InputError(f"precision: '{name}'; accepted are {', '.join(DTYPES)}")
+        raise InputError(f"precision: '{name}'; accepted: {', '.join(DTYPES)}")
     if gpus < 1:
         raise InputError(f"gpus: {gpus}; accepted: 1 or more")
     shard_ranks = shard_ranks or checked.train.shard_ranks
@@ -151,7 +150,6 @@ def plan_training(
     ]
     shards = (checked.train.shard_ranks or gpus) if sharded else 1
     micro_batches = checked.train.gradient_accumulation_steps
-    head = student.image_head() if student.dino_head is not None else student.patch_head()
     return Plan(
         arch=checked.student.arch,
         gpus=gpus,
@@ -163,8 +161,8 @@ def plan_training(
             part: sum(p.numel() for p in module.parameters())
             for part, module in student.named_children()
         },
-        prototypes=sum(head.out_dims),
-        masked_patches=masked_patches(checked),
+        prototypes=sum(next(iter(student.heads().values())).out_dims),
+        masked_patches=mean_masked_patches(checked),
         activations=step,
         layouts=layouts,
         flops=step_flops(model, checked),
@@ -210,7 +208,7 @@ def _plan_layout(
         copies = {"stored": step.stored_copies, "streamed": step.streamed_copies}
         transient = 0
         communication = {"gradients": _all_reduce(4 * rows, gpus)}
-    kinds = _scores(model, config)
+    kinds = [(loss.student, loss.head.out_dims) for loss in model.scored_rows(config)]
     # Streamed, the gradient of the largest prototypes beside a chunk of that of their scores.
     chunk = max((min(CHUNK_ELEMENTS, n * max(widths)) for n, widths in kinds), default=0)
     workspace = {
@@ -265,7 +263,7 @@ class _Units:
         self.largest = max([*blocks, rest])
         self.kept = self.freed = self.prototypes = 0
         self._reduced = self._group(_elements(backbone), [*blocks, rest], student.backbone)
-        for name, head in heads_of(model).items():
+        for name, head in model.student.heads().items():
             sets = [_elements(layer) for layer in head.last_layers]
             rest = _elements(head) - sum(sets)
             self.largest = max(self.largest, rest, *sets)
@@ -319,13 +317,11 @@ def _gather(n_bytes: int, ranks: int) -> int:
 def _loss_traffic(model: StudentTeacher, config: Config, gpus: int) -> dict[str, int]:
     if gpus == 1:
         return {}
-    heads = [model.student.image_head()] if model.image_weight else []
-    heads += [model.student.patch_head()] if model.patch_weight else []
-    prototypes = sum(sum(head.out_dims) for head in heads)
+    prototypes = sum(sum(loss.head.out_dims) for loss in model.scored_rows(config))
     # Sinkhorn-Knopp: one MAX and one SUM for each iteration; centering: one mean.
     sums = 1 + _SINKHORN_ITERATIONS if config.train.centering == "sinkhorn_knopp" else 1
     traffic = {"assignments": sums * _all_reduce(4 * prototypes, gpus)}
-    if model.koleo_weight and model.koleo_over_ranks:
+    if "koleo" in model.weights and model.koleo_over_ranks:
         tokens = 2 * config.train.batch_size_per_gpu * model.student.backbone.embed_dim
         # CLS tokens of both crops are gathered, and their gradients are summed.
         whole = 4 * tokens * gpus
@@ -333,17 +329,6 @@ def _loss_traffic(model: StudentTeacher, config: Config, gpus: int) -> dict[str,
     return traffic
 
 
-def _scores(model: StudentTeacher, config: Config) -> list[tuple[int, list[int]]]:
-    """Rows and numbers of prototypes of each kind of scores that a loss reads."""
-    found = []
-    if model.image_weight:
-        rows = (2 + config.crops.local_crops_number) * config.train.batch_size_per_gpu
-        found.append((rows, list(model.student.image_head().out_dims)))
-    if model.patch_weight:
-        found.append((masked_patches(config), list(model.student.patch_head().out_dims)))
-    return found
-
-
 def _largest_prototypes(model: StudentTeacher) -> int:
-    sets: list[Any] = [s for head in heads_of(model).values() for s in head.last_layers]
+    sets: list[Any] = [s for head in model.student.heads().values() for s in head.last_layers]
     return max(s.weight_v.numel() for s in sets)

@@ -1,19 +1,24 @@
-"""Starting a run from the weights of another, or from a file."""
+"""Starting a run from the weights of another, or from a file.
+
+Weights of another network are refused in the configuration's words: a strict load would refuse them
+too, but by the names and shapes of tensors, and what a user can mend is a key.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
+from franca_fast.hub.infer import infer_backbone, infer_head
 from franca_fast.hub.save import backbone_files
 from franca_fast.hub.state_dict import (
     head_keys,
@@ -21,12 +26,16 @@ from franca_fast.hub.state_dict import (
     normalize_backbone_keys,
     read_state_dict,
 )
-from franca_fast.models import NestedPrototypeHead
+from franca_fast.models import ARCHITECTURES, NestedPrototypeHead
 from franca_fast.training.checkpoints.format import Checkpoint, load_newest, read_checkpoint
 from franca_fast.training.student_teacher import Network, StudentTeacher, build_student_backbone
-from franca_fast.training.weights_fit import check_backbone_fits, check_heads_fit
 
-_HEADS = ("dino_head", "ibot_head")
+_HEAD_KEYS = {
+    "out_dim": "head_n_prototypes",
+    "bottleneck_dim": "head_bottleneck_dim",
+    "hidden_dim": "head_hidden_dim",
+    "n_layers": "head_nlayers",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +109,7 @@ def _load_file(model: StudentTeacher, path: Path, config: Config) -> str:
         _load_network(network, state, str(path), config)
         for network in (model.student, model.teacher)
     ]
-    if any(head_keys(state, head) for head in _HEADS):
+    if _heads_in(state, config):
         return f"backbone and heads of '{path}'{resized[0]}"
     logger.warning("'%s' holds no heads: they and their prototypes start at random", path)
     return f"the backbone of '{path}' (heads at random){resized[0]}"
@@ -114,8 +123,8 @@ def _find_checkpoint(path: Path) -> Checkpoint:
         if found is not None:
             return found
     raise InputError(
-        f"weights '{path}': the folder holds neither a checkpoint nor an exported model; expected "
-        "a run's folder, one of its checkpoints, or a file of weights"
+        f"weights: '{path}' holds neither a checkpoint nor an exported model; accepted: a run's "
+        "folder, one of its checkpoints, or a file of weights"
     )
 
 
@@ -124,25 +133,26 @@ def _load_network(
 ) -> str:
     """Fills a network, as `_load_backbone`; heads stay random where there are none in `state`."""
     resized = _load_backbone(network, normalize_backbone_keys(state), source, config)
-    found = {head: keys for head in _HEADS if (keys := head_keys(state, head))}
-    if not found:
-        return resized
-    wanted = {
-        name: cast("NestedPrototypeHead", module)
-        for name, module in network.named_children()
-        if name != "backbone"
-    }
-    check_heads_fit(found, wanted, source, config)
+    found = _heads_in(state, config)
+    if found:
+        _check_heads_fit(found, network.heads(), source)
     for name, keys in found.items():
-        load_strict(wanted[name], _copies(keys), f"{source}:{name}")
+        load_strict(network.heads()[name], _copies(keys), f"{source}:{name}")
     return resized
+
+
+def _heads_in(state: Mapping[str, Tensor], config: Config) -> dict[str, dict[str, Tensor]]:
+    """Name of a head -> its weights, of all that some configuration could ask for."""
+    modules = vars(config.compute_precision.student)
+    heads = {name: head_keys(state, name) for name in modules if name != "backbone"}
+    return {name: keys for name, keys in heads.items() if keys}
 
 
 def _load_backbone(
     network: Network, state: Mapping[str, Tensor], source: str, config: Config
 ) -> str:
     """Fills the backbone; returns what the log says of a position embedding that was resized."""
-    check_backbone_fits(state, source, config)
+    _check_backbone_fits(state, source, config)
     position, fitting = state["pos_embed"], network.backbone.pos_embed.shape
     resized = ""
     if position.shape != fitting:
@@ -167,3 +177,74 @@ def _resample(position: Tensor, config: Config) -> Tensor:
     other.pos_embed = nn.Parameter(position.float())
     with torch.no_grad():
         return other.position_embedding(size, size)
+
+
+def _check_backbone_fits(state: Mapping[str, Tensor], source: str, config: Config) -> None:
+    """Raises InputError when a backbone's weights are of another architecture, naming the keys."""
+    _refuse(source, list(_backbone_differences(infer_backbone(state, source), config)))
+
+
+def _check_heads_fit(
+    heads: Mapping[str, Mapping[str, Tensor]],
+    wanted: Mapping[str, NestedPrototypeHead],
+    source: str,
+) -> None:
+    """Raises InputError when heads are missing, too many or of other sizes, naming the keys."""
+    if heads.keys() != wanted.keys():
+        raise InputError(
+            f"weights '{source}' hold {' and '.join(sorted(heads))}; accepted: "
+            f"{' and '.join(sorted(wanted))}, which the loss_weight of each loss and "
+            "ibot.separate_head ask for"
+        )
+    for name, state in sorted(heads.items()):
+        found = infer_head(state, f"{source}:{name}", wanted[name].nesting_dims[-1])
+        _refuse(source, list(_head_differences(name, found, wanted[name].config)))
+
+
+def _refuse(source: str, differences: list[str]) -> None:
+    if differences:
+        raise InputError(
+            f"weights '{source}' do not fit the configuration: {'; '.join(differences)}"
+        )
+
+
+def _backbone_differences(found: Mapping[str, Any], config: Config) -> Iterator[str]:
+    student = config.student
+    sizes = {key: ARCHITECTURES[student.arch][key] for key in ("embed_dim", "depth")}
+    if any(found[key] != size for key, size in sizes.items()):
+        known = [
+            name
+            for name, values in ARCHITECTURES.items()
+            if all(values[key] == found[key] for key in sizes)
+        ]
+        yield (
+            f"student.arch is {student.arch} (width {sizes['embed_dim']}, depth {sizes['depth']}), "
+            f"the weights are of {known[0] if known else 'another network'} (width "
+            f"{found['embed_dim']}, depth {found['depth']})"
+        )
+    for key in ("patch_size", "num_register_tokens", "qkv_bias", "proj_bias", "ffn_bias"):
+        if key in found:
+            yield from _difference(f"student.{key}", getattr(student, key), found[key])
+    layer = "swiglufused" if student.ffn_layer == "swiglu" else student.ffn_layer
+    if "ffn_layer" in found:
+        yield from _difference("student.ffn_layer", layer, found["ffn_layer"])
+    if (found.get("layerscale", student.layerscale) is None) != (not student.layerscale):
+        yield f"student.layerscale is {student.layerscale}, the weights are without or with it"
+
+
+def _head_differences(
+    name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> Iterator[str]:
+    section = name.removesuffix("_head")
+    for argument, value in wanted.items():
+        # With one full width both projections are the same.
+        if argument in found and not (argument == "projection" and len(found["nesting_dims"]) == 1):
+            own = _HEAD_KEYS.get(argument)
+            key = f"{section}.{own}" if own else f"dino.{argument}"
+            yield from _difference(key, value, found[argument])
+
+
+def _difference(key: str, configured: Any, found: Any) -> Iterator[str]:
+    found = list(found) if isinstance(found, tuple) else found
+    if configured != found:
+        yield f"{key} is {configured}, the weights have {found}"

@@ -18,12 +18,13 @@ import torch
 
 from franca_fast.config.files import load_config, to_yaml
 from franca_fast.config.schema import Config
+from franca_fast.data import open_images
 from franca_fast.errors import FrancaError
+from franca_fast.evaluation import embed, knn
 from franca_fast.models import VisionTransformer
 from franca_fast.training.checkpoints.format import load_newest
 from franca_fast.training.checkpoints.writer import CheckpointWriter, remove_leftovers
 from franca_fast.training.distributed.world import World
-from franca_fast.training.online_knn import OnlineKnn
 from franca_fast.training.reporting.progress import Progress, run_log
 from franca_fast.training.reporting.recorder import Recorder
 from franca_fast.training.run import Run
@@ -124,7 +125,7 @@ def _open(
     path = output_dir or config.train.output_dir
     with world.together():
         if config.evaluation.knn_train:
-            evaluate = _both(OnlineKnn(config), evaluate)
+            evaluate = _both(_knn(config), evaluate)
         directory = RunDirectory(path, config, resume=resume, rank=world.rank)
     try:
         fresh = not world.all_gather_object(directory.resumes)[0]
@@ -252,6 +253,27 @@ def _finish_checkpoint(run: Run, writer: CheckpointWriter) -> None:
         writer.give_up()
     with run.world.together():
         writer.wait()
+
+
+def _knn(config: Config) -> Evaluate:
+    """KNN accuracy of the teacher in per cent, "knn/<dimension>/<k>", on the images configured.
+
+    Raises:
+        InputError: images that are missing.
+    """
+    sources = (config.evaluation.knn_train, config.evaluation.knn_test)
+    for source in sources:
+        open_images(source)
+
+    def evaluate(step: int, backbone: VisionTransformer) -> dict[str, float]:
+        train, test = (embed(backbone, source) for source in sources)
+        return {
+            f"knn/{m}/{k}": accuracy
+            for m, at_k in knn(train, test, nesting_dims=config.nesting_dims).items()
+            for k, accuracy in at_k.items()
+        }
+
+    return evaluate
 
 
 def _both(first: Evaluate, second: Evaluate | None) -> Evaluate:

@@ -65,9 +65,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"train.device: '{name}' is not accepted; expected auto, cpu or cuda")
+        raise InputError(f"train.device: '{name}'; accepted: auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"train.device: '{name}' is not on this machine; expected auto or cpu")
+        raise InputError(f"train.device: '{name}' is not on this machine; accepted: auto or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

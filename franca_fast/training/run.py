@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,7 +14,9 @@ from franca_fast.backends import backend_table
 from franca_fast.config.data import build_loader
 from franca_fast.config.files import to_yaml
 from franca_fast.config.schema import Config
+from franca_fast.data import Batch
 from franca_fast.errors import InputError
+from franca_fast.hub import save_backbone
 from franca_fast.models import VisionTransformer
 from franca_fast.training.checkpoints.format import Checkpoint
 from franca_fast.training.checkpoints.state import (
@@ -34,9 +36,6 @@ from franca_fast.training.schedules import Schedules, StepValues
 from franca_fast.training.score_memory import choose_score_memory
 from franca_fast.training.step import StepOutput, TrainStep
 from franca_fast.training.student_teacher import StudentTeacher, build_student_backbone
-
-if TYPE_CHECKING:
-    from franca_fast.data import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +78,7 @@ class Run:
             config,
             self.device,
             self.precision.dtype,
-            self.model.student.image_head() if self.model.image_weight else None,
-            self.model.student.patch_head() if self.model.patch_weight else None,
+            self.model.scored_rows(config),
         )
         # One rank that must stream makes all of them: they then compute the same bits.
         streamed = world.all_reduce([self.score_memory.streamed])[0] > 0
@@ -102,7 +100,7 @@ class Run:
             seed=config.train.seed,
         )
         self.stopwatch = Stopwatch(
-            list(self.model.teacher.children())[1:], self.device, config.train.log_every
+            self.model.teacher.heads().values(), self.device, config.train.log_every
         )
         self.step = 0
 
@@ -184,8 +182,6 @@ class Run:
 
     def export(self, folder: Path) -> Path:
         """Writes the teacher's backbone as `teacher.safetensors` and `teacher.json`, on rank 0."""
-        from franca_fast.hub import save_backbone
-
         backbone = self.teacher_backbone()
         return self.world.on_first(lambda: save_backbone(backbone, folder / "teacher"))
 

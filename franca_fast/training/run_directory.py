@@ -67,7 +67,7 @@ class RunDirectory:
         if rank != 0:
             return
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"output directory '{self.path}' is a file; expected a folder")
+            raise InputError(f"output directory: '{self.path}' is a file; accepted: a folder")
         if (self.path / _LOCK).exists():
             self._take_lock()
         try:

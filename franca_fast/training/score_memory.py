@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
-from franca_fast.config.data import mask_settings
 from franca_fast.config.schema import Config
-from franca_fast.data.settings import MaskSettings
-from franca_fast.models import NestedPrototypeHead
+from franca_fast.training.precision import choose_device
+from franca_fast.training.student_teacher import ScoredRows
 
 # Beside the scores there must be room for networks, optimizer and activations.
 _LARGEST_SHARE = 0.25
@@ -41,8 +41,7 @@ def choose_score_memory(
     config: Config,
     device: torch.device,
     dtype: torch.dtype,
-    image_head: NestedPrototypeHead | None,
-    patch_head: NestedPrototypeHead | None,
+    scores: Iterable[ScoredRows],
 ) -> ScoreMemory:
     """Decides by `train.scores`; "auto" streams what would take over a quarter of the memory.
 
@@ -53,16 +52,11 @@ def choose_score_memory(
         config: a checked configuration.
         device: where the losses are computed.
         dtype: of the scores.
-        image_head: scores CLS tokens; None without the image-level loss.
-        patch_head: scores masked patches; None without the patch-level loss.
+        scores: what the nested losses read in a batch.
     """
-    batch, crops = config.train.batch_size_per_gpu, config.crops
     # Scores of the teacher, and scores and their gradients of the student.
-    image_rows = batch * (2 + 2 * (2 + crops.local_crops_number))
-    patch_rows = 3 * mean_masked_patches(config, mask_settings(config))
-    stored = dtype.itemsize * (
-        image_rows * (sum(image_head.out_dims) if image_head else 0)
-        + patch_rows * (sum(patch_head.out_dims) if patch_head else 0)
+    stored = dtype.itemsize * sum(
+        (loss.teacher + 2 * loss.student) * sum(loss.head.out_dims) for loss in scores
     )
     total = _total_memory(device)
     streamed = config.train.scores == "streamed" or (
@@ -71,18 +65,8 @@ def choose_score_memory(
     return ScoreMemory(streamed, stored, total)
 
 
-def mean_masked_patches(config: Config, masks: MaskSettings) -> int:
-    """Masked patches of a batch, on average."""
-    n_patches = (config.crops.global_crops_size // config.student.patch_size) ** 2
-    ratio = sum(masks.mask_ratio_min_max) / 2
-    crops = 2 * config.train.batch_size_per_gpu * masks.mask_sample_probability
-    return round(crops * ratio * n_patches)
-
-
 def describe_choice() -> str:
     """How pretraining here would choose a mode, in one line; without a configuration."""
-    from franca_fast.training.precision import choose_device
-
     device = choose_device("auto")
     limit = _LARGEST_SHARE * _total_memory(device) / 1e9
     return (

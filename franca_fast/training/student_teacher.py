@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from franca_fast.config.checks import nesting_dims
-from franca_fast.config.schema import Config, DinoConfig, IbotConfig
+from franca_fast.config.data import mean_masked_patches
+from franca_fast.config.schema import Config
+from franca_fast.data import Batch
 from franca_fast.losses import ClusteringTargets, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
 from franca_fast.ops import FactoredScores, split_rows
-
-if TYPE_CHECKING:
-    from franca_fast.data import Batch
 
 Scores = tuple[Tensor, ...] | FactoredScores
 
@@ -46,34 +44,50 @@ class Losses:
         return {"total": self.total.detach(), **self.terms}
 
 
+class ScoredRows(NamedTuple):
+    """How many rows of prototype scores one nested loss reads in a batch, on average.
+
+    Attributes:
+        head: of the student; it scores them.
+        teacher: rows of the teacher's scores.
+        student: rows of the student's.
+        terms: cross-entropies that read them.
+    """
+
+    head: NestedPrototypeHead
+    teacher: int
+    student: int
+    terms: int
+
+
 class Network(nn.Module):
     """A backbone with the nested heads that the losses need, with random weights.
 
-    Attributes:
-        backbone: the vision transformer.
-        dino_head: scores CLS tokens, and patches where the head is shared; None when not needed.
-        ibot_head: scores patches; None when they are not scored or share `dino_head`.
+    Its children are `backbone` and the heads: `dino_head` scores CLS tokens, and patches where it
+    is shared; `ibot_head` scores patches where they have one of their own.
     """
-
-    dino_head: NestedPrototypeHead | None
-    ibot_head: NestedPrototypeHead | None
 
     def __init__(self, config: Config, *, drop_path_rate: float) -> None:
         super().__init__()
         separate = config.ibot.loss_weight > 0 and config.ibot.separate_head
         self.backbone = build_student_backbone(config, drop_path_rate=drop_path_rate)
         needed = config.dino.loss_weight > 0 or not separate
-        self.dino_head = _build_head(config, config.dino) if needed else None
-        self.ibot_head = _build_head(config, config.ibot) if separate else None
+        for section, has_head in (("dino", needed), ("ibot", separate)):
+            if has_head:
+                self.add_module(f"{section}_head", _build_head(config, section))
 
-    def image_head(self) -> NestedPrototypeHead:
-        """The head of CLS tokens."""
-        assert self.dino_head is not None
-        return self.dino_head
+    def heads(self) -> dict[str, NestedPrototypeHead]:
+        """All heads by name."""
+        return {
+            name: cast("NestedPrototypeHead", module)
+            for name, module in self.named_children()
+            if name != "backbone"
+        }
 
-    def patch_head(self) -> NestedPrototypeHead:
-        """The head of patch tokens, of their own or the shared one."""
-        return self.ibot_head if self.ibot_head is not None else self.image_head()
+    def head_of(self, loss: str) -> NestedPrototypeHead:
+        """The head whose scores a nested loss reads: `<loss>_head`, or the one that is shared."""
+        heads = self.heads()
+        return heads[f"{loss}_head" if f"{loss}_head" in heads else "dino_head"]
 
 
 class StudentTeacher(nn.Module):
@@ -87,6 +101,7 @@ class StudentTeacher(nn.Module):
     Attributes:
         student: the network that is trained.
         teacher: the network that follows it.
+        weights: of the losses that are computed: "dino", "ibot" and "koleo".
         streamed_scores: whether scores are recomputed block by block instead of stored.
         koleo_over_ranks: whether KoLeo seeks neighbours among the images of all ranks.
     """
@@ -94,9 +109,12 @@ class StudentTeacher(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.streamed_scores = config.train.scores == "streamed"
-        self.image_weight = config.dino.loss_weight
-        self.patch_weight = config.ibot.loss_weight
-        self.koleo_weight = config.dino.koleo_loss_weight
+        weights = {
+            "dino": config.dino.loss_weight,
+            "ibot": config.ibot.loss_weight,
+            "koleo": config.dino.koleo_loss_weight,
+        }
+        self.weights = {name: weight for name, weight in weights.items() if weight}
         self.koleo_over_ranks = config.dino.koleo_over_ranks
         self.student = Network(config, drop_path_rate=config.student.drop_path_rate)
         # Without storage first: initialising 250,000 prototypes only to overwrite them is slow.
@@ -107,11 +125,11 @@ class StudentTeacher(nn.Module):
         self.teacher.requires_grad_(False)
         self.teacher.eval()
         self.koleo_loss = KoLeoLoss()
-        if self.image_weight:
-            out_dims = self.student.image_head().out_dims
+        if "dino" in self.weights:
+            out_dims = self.student.head_of("dino").out_dims
             self.dino_loss = NestedDINOLoss(out_dims, centering=config.train.centering)
-        if self.patch_weight:
-            out_dims = self.student.patch_head().out_dims
+        if "ibot" in self.weights:
+            out_dims = self.student.head_of("ibot").out_dims
             self.ibot_loss = NestedIBOTLoss(out_dims, centering=config.train.centering)
 
     def forward(
@@ -134,26 +152,28 @@ class StudentTeacher(nn.Module):
             masks.append(None)
         outputs = self.student.backbone.forward_features(crops, masks)
         cls_tokens = [output["x_norm_clstoken"] for output in outputs]
-        patches = _masked_patches(outputs[0], batch)
-        image_scores, patch_scores = self._scores(self.student, cls_tokens, patches)
+        tokens = {"dino": cls_tokens, "ibot": [_masked_patches(outputs[0], batch)]}
+        scores = self._scores(self.student, tokens)
         terms: dict[str, Tensor] = {}
-        if self.image_weight:
+        if weight := self.weights.get("dino"):
+            image_scores = scores["dino"]
             local = image_scores[1] if len(image_scores) > 1 else None
             parts = self.dino_loss(image_scores[0], local, targets["dino"], overwrite_student=True)
-            terms["dino_global"] = self.image_weight * parts["global"]
-            terms["dino_local"] = self.image_weight * parts["local"]
-        if self.patch_weight:
+            terms["dino_global"] = weight * parts["global"]
+            terms["dino_local"] = weight * parts["local"]
+        if weight := self.weights.get("ibot"):
             n_crops = batch.global_crops.shape[0]
+            (patch_scores,) = scores["ibot"]
             per_head = self.ibot_loss(
                 patch_scores, targets["ibot"], batch.mask_weights, n_crops, overwrite_student=True
             )
-            terms["ibot"] = self.patch_weight * per_head
-        if self.koleo_weight:
+            terms["ibot"] = weight * per_head
+        if weight := self.weights.get("koleo"):
             # The two crops of an image are meant to be close, so each crop is spread on its own.
             ranks = group if self.koleo_over_ranks else None
             crops_of = cls_tokens[0].chunk(2)
             spread = torch.stack([self.koleo_loss(crop, group=ranks) for crop in crops_of])
-            terms["koleo"] = self.koleo_weight * spread.sum()
+            terms["koleo"] = weight * spread.sum()
         total = torch.stack([term.sum() for term in terms.values()]).sum()
         return Losses(total, {name: term.detach() for name, term in terms.items()}, targets)
 
@@ -168,13 +188,27 @@ class StudentTeacher(nn.Module):
             finite: whether the step is kept.
         """
         for name, of_loss in targets[0].items():
-            loss = self.dino_loss if name == "dino" else self.ibot_loss
+            loss = self._nested_loss(name)
             if loss.center is not None:
                 heads = zip(*(each[name].mean_logits or () for each in targets), strict=True)
                 mean = tuple(torch.stack(head).mean(dim=0) for head in heads)
                 before = loss.center.clone()
                 loss.update_center(of_loss._replace(mean_logits=mean))
                 loss.center.copy_(torch.where(finite, loss.center, before))
+
+    def scored_rows(self, config: Config) -> list[ScoredRows]:
+        """The scores that each nested loss reads, in the batch of one process."""
+        batch, local = config.train.batch_size_per_gpu, config.crops.local_crops_number
+        masked = mean_masked_patches(config)
+        rows = {
+            "dino": (2 * batch, (2 + local) * batch, 1 + (local > 0)),
+            "ibot": (masked, masked, 1),
+        }
+        return [
+            ScoredRows(self.student.head_of(name), *counts)
+            for name, counts in rows.items()
+            if name in self.weights
+        ]
 
     def train(self, mode: bool = True) -> Self:
         """Sets the student's mode; the teacher stays in evaluation mode."""
@@ -187,30 +221,31 @@ class StudentTeacher(nn.Module):
         self, batch: Batch, teacher_temp: float, group: dist.ProcessGroup | None
     ) -> dict[str, ClusteringTargets]:
         output = self.teacher.backbone.forward_features(batch.global_crops)
-        patches = _masked_patches(output, batch)
-        image_scores, patch_scores = self._scores(
-            self.teacher, [output["x_norm_clstoken"]], patches
-        )
-        targets = {}
-        if self.image_weight:
-            targets["dino"] = self.dino_loss.targets(image_scores[0], teacher_temp, group=group)
-        if self.patch_weight:
-            targets["ibot"] = self.ibot_loss.targets(patch_scores, teacher_temp, group=group)
-        return targets
+        tokens = {"dino": [output["x_norm_clstoken"]], "ibot": [_masked_patches(output, batch)]}
+        return {
+            name: self._nested_loss(name).targets(scores, teacher_temp, group=group)
+            for name, (scores,) in self._scores(self.teacher, tokens).items()
+        }
+
+    def _nested_loss(self, name: str) -> NestedDINOLoss | NestedIBOTLoss:
+        return cast("NestedDINOLoss | NestedIBOTLoss", getattr(self, f"{name}_loss"))
 
     def _scores(
-        self, network: Network, cls_tokens: list[Tensor], patches: Tensor
-    ) -> tuple[list[Scores], Scores]:
-        """Scores of each list entry of CLS tokens, and of the patches; empty where not needed.
+        self, network: Network, tokens: Mapping[str, list[Tensor]]
+    ) -> dict[str, list[Scores]]:
+        """Scores of the tokens of each nested loss that is computed.
 
         Everything that one head sees goes through it in one call.
         """
-        shared = self.patch_weight > 0 and network.ibot_head is None
-        inputs = (cls_tokens if self.image_weight else []) + ([patches] if shared else [])
-        scores = self._score(network.image_head(), inputs) if inputs else []
-        if shared:
-            return scores[:-1], scores[-1]
-        return scores, self._score(network.patch_head(), [patches])[0] if self.patch_weight else ()
+        losses: dict[NestedPrototypeHead, list[str]] = {}
+        for name in tokens:
+            if name in self.weights:
+                losses.setdefault(network.head_of(name), []).append(name)
+        scores: dict[str, list[Scores]] = {}
+        for head, names in losses.items():
+            found = iter(self._score(head, [part for name in names for part in tokens[name]]))
+            scores |= {name: [next(found) for _ in tokens[name]] for name in names}
+        return scores
 
     def _score(self, head: NestedPrototypeHead, inputs: list[Tensor]) -> list[Scores]:
         sizes = [tokens.shape[0] for tokens in inputs]
@@ -241,12 +276,12 @@ def build_student_backbone(config: Config, **overrides: Any) -> VisionTransforme
     return build_backbone(student.arch, **{**arguments, **overrides})
 
 
-def _build_head(config: Config, head: DinoConfig | IbotConfig) -> NestedPrototypeHead:
-    dims = nesting_dims(config)
+def _build_head(config: Config, section: str) -> NestedPrototypeHead:
+    head = getattr(config, section)
     return NestedPrototypeHead(
-        dims[-1],
+        config.nesting_dims[-1],
         head.head_n_prototypes,
-        nesting_dims=dims,
+        nesting_dims=config.nesting_dims,
         n_layers=head.head_nlayers,
         hidden_dim=head.head_hidden_dim,
         bottleneck_dim=head.head_bottleneck_dim,

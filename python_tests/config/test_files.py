@@ -172,8 +172,8 @@ def test_released_recipes_have_the_released_values(
         ("dino=3", "override 'dino=3'"),
         ("optim.clip_grad=null", "optim.clip_grad"),
         ("crops.global_crops_scale=0.3", "crops.global_crops_scale"),
-        ("train.seed", "expected section.key=value"),
-        ("train.seed=[1", "the value is no YAML"),
+        ("train.seed", "accepted: section.key=value"),
+        ("train.seed=[1", "accepted: a value in YAML"),
     ],
 )
 def test_a_wrong_override_is_an_input_error_that_names_it(override: str, message: str) -> None:
@@ -187,7 +187,7 @@ def test_a_wrong_override_is_an_input_error_that_names_it(override: str, message
     ("content", "message"),
     [
         ("dino: [", "cannot be read"),
-        ("- 1\n- 2\n", "expected a YAML mapping"),
+        ("- 1\n- 2\n", "accepted: a YAML mapping"),
         ("train:\n  sed: 1\n", "'train.sed' (did you mean 'train.seed'"),
         ("train:\n  seed: 1\n  seed: 2\n", "duplicate key"),
     ],

@@ -132,7 +132,7 @@ def test_the_model_and_its_parameter_groups_are_the_released_ones(
     assert student.backbone.num_heads == expected["heads"]
     rates = [student.backbone.blocks[i].drop_path for i in (0, -1)]
     assert rates == expected["drop_path"]
-    assert list(student.image_head().out_dims) == expected["prototypes"]
+    assert list(student.head_of("dino").out_dims) == expected["prototypes"]
 
 
 def test_the_schedules_are_the_released_ones(name: str, config: Config) -> None:

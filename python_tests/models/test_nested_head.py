@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -42,6 +44,15 @@ def small(**changes):
     return ff.models.NestedPrototypeHead(
         32, 64, **{"hidden_dim": 16, "bottleneck_dim": 8, **changes}
     )
+
+
+def test_the_config_builds_the_same_head():
+    head = small(projection="full", normalize=True)
+    again = ff.models.NestedPrototypeHead(**json.loads(json.dumps(head.config)))
+    again.load_state_dict(head.state_dict())
+    assert again.config == head.config and again.nesting_dims == head.nesting_dims
+    x = torch.randn(3, 32)
+    assert all(torch.equal(*pair) for pair in zip(head(x), again(x), strict=True))
 
 
 def test_slice_reads_only_its_slice():

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from franca_fast.config.data import mean_masked_patches
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.planning.measure import (
     build_without_storage,
     crop_lists,
-    masked_patches,
     measure_step,
     step_flops,
 )
@@ -38,7 +38,7 @@ def n_bytes(tensors: Any) -> int:
 def batch_of(config: Config) -> Any:
     """A real batch with exactly as many masked patches as the plan takes."""
     batch = random_batch(config, config.train.batch_size_per_gpu)
-    n_masked = masked_patches(config)
+    n_masked = mean_masked_patches(config)
     masks = torch.zeros(batch.masks.numel(), dtype=torch.bool)
     masks[:n_masked] = True
     batch.masks = masks.view_as(batch.masks)
@@ -254,7 +254,7 @@ def test_collectives_of_the_assignments_are_those_of_the_operator(
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
     monkeypatch.setattr("franca_fast.ops.sinkhorn._resolve_process_group", lambda name: object())
     model = StudentTeacher(config)
-    for head in (model.student.image_head(), model.student.patch_head()):
+    for head in model.student.heads().values():
         logits = [torch.randn(8, k) for k in head.out_dims]
         torch.ops.franca_fast.sinkhorn_potentials(logits, 0.05, 3, 8, "ranks")
     plan = plan_training(config, 4)
@@ -272,7 +272,10 @@ def test_forward_operations_are_those_that_pytorch_counts() -> None:
     assert flops["teacher"] == counter.get_total_flops()
     assert flops["student"] == flops["teacher"]
     heads = FlopCounterMode(display=False)
-    rows = {"dino_head": 2 * config.train.batch_size_per_gpu, "ibot_head": masked_patches(config)}
+    rows = {
+        "dino_head": 2 * config.train.batch_size_per_gpu,
+        "ibot_head": mean_masked_patches(config),
+    }
     with heads:
         for name, n_rows in rows.items():
             getattr(model.student, name).bottlenecks(torch.randn(n_rows, 32))

@@ -11,13 +11,12 @@ from torch import Tensor
 from franca_fast.errors import InputError
 from franca_fast.hub import save_backbone
 from franca_fast.training.checkpoints.state import checkpoint_tensors
-from franca_fast.training.checkpoints.writer import save_checkpoint
 from franca_fast.training.distributed.parallelize import Layout
 from franca_fast.training.distributed.world import World
 from franca_fast.training.initial_weights import load_initial_weights
 from franca_fast.training.optimizer import LocalOptimizer
 from franca_fast.training.student_teacher import StudentTeacher
-from python_tests.training.tiny import tiny_config
+from python_tests.training.tiny import save_checkpoint, tiny_config
 
 
 def another_model(*overrides: str) -> StudentTeacher:
@@ -31,9 +30,7 @@ def another_model(*overrides: str) -> StudentTeacher:
 def write_run(model: StudentTeacher, folder: Path) -> Path:
     optimizer = LocalOptimizer(model.student, tiny_config().optim)
     tensors = checkpoint_tensors(model, optimizer, Layout(World()))
-    return save_checkpoint(
-        folder / "checkpoints", 5, tensors=tensors, training={}, config="", keep=1
-    )
+    return save_checkpoint(folder / "checkpoints", 5, tensors)
 
 
 def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -125,12 +122,12 @@ def test_an_exported_model_is_found_and_its_heads_are_random(
     path = tmp_path if name in ("", "run") else folder / name
     config = tiny_config(f"MODEL.WEIGHTS={path}")
     model = StudentTeacher(config)
-    heads = {k: t.clone() for k, t in model.student.image_head().state_dict().items()}
+    heads = {k: t.clone() for k, t in model.student.head_of("dino").state_dict().items()}
     with caplog.at_level("WARNING"):
         load_initial_weights(model, config)
     assert "holds no heads" in caplog.text
     assert equal(model.teacher.backbone.state_dict(), source.state_dict())
-    assert equal(model.student.image_head().state_dict(), heads)
+    assert equal(model.student.head_of("dino").state_dict(), heads)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +148,7 @@ def test_an_exported_model_is_found_and_its_heads_are_random(
         (["ibot.head_nlayers=2"], "ibot.head_nlayers is 3, the weights have 2"),
         (["dino.head_bottleneck_dim=8"], "dino.head_bottleneck_dim is 16, the weights have 8"),
         (["dino.projection=full"], "dino.projection is slice, the weights have full"),
-        (["ibot.separate_head=false"], "hold no ibot_head, which the configuration asks for"),
+        (["ibot.separate_head=false"], "hold dino_head; accepted: dino_head and ibot_head, which"),
     ],
 )
 def test_weights_of_another_network_are_refused_by_the_keys_that_differ(
@@ -168,7 +165,7 @@ def test_weights_of_another_network_are_refused_by_the_keys_that_differ(
 def test_a_head_too_many_is_refused(tmp_path: Path) -> None:
     path = whole_file(another_model(), tmp_path / "teacher.pth")
     config = tiny_config(f"MODEL.WEIGHTS={path}", "ibot.separate_head=false")
-    with pytest.raises(InputError, match="hold a ibot_head, which the configuration does not ask"):
+    with pytest.raises(InputError, match="hold dino_head and ibot_head; accepted: dino_head"):
         load_initial_weights(StudentTeacher(config), config)
 
 

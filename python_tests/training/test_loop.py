@@ -269,7 +269,7 @@ def test_knn_accuracies_are_recorded_where_labelled_images_are_named(tmp_path: P
     ("overrides", "message"),
     [
         (["evaluation.knn_train=/absent", "evaluation.knn_test=/absent"], "/absent"),
-        (["evaluation.knn_train=/absent"], "expected both"),
+        (["evaluation.knn_train=/absent"], "accepted: both"),
     ],
 )
 def test_labelled_images_that_are_missing_are_refused(

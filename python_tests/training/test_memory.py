@@ -25,8 +25,8 @@ batches, _ = run.next_batches()
 output, _ = run.train_on(batches, diagnose=False)
 print(json.dumps({
     "finite": bool(output.finite),
-    "heads": [list(run.model.student.image_head().out_dims),
-              list(run.model.student.patch_head().out_dims)],
+    "heads": [list(run.model.student.head_of("dino").out_dims),
+              list(run.model.student.head_of("ibot").out_dims)],
     "gb": peak_memory_gb(run.device),
     "seconds": [built - started, time.perf_counter() - built],
 }))

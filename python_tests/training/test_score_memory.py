@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from franca_fast.config import load_config
 from franca_fast.errors import InputError
-from franca_fast.models import NestedPrototypeHead
-from franca_fast.training import load_config
 from franca_fast.training.run import Run
 from franca_fast.training.score_memory import choose_score_memory
+from franca_fast.training.student_teacher import StudentTeacher
 from python_tests.training.tiny import TINY
 
 
 def choose(recipe, *overrides: str):
-    with torch.device("meta"):
-        head = NestedPrototypeHead(768, 131072)
     config = load_config(recipe, list(overrides))
-    return choose_score_memory(config, torch.device("cpu"), torch.bfloat16, head, head)
+    with torch.device("meta"):
+        scores = StudentTeacher(config).scored_rows(config)
+    return choose_score_memory(config, torch.device("cpu"), torch.bfloat16, scores)
 
 
 def test_auto_stores_what_fits_and_streams_what_does_not() -> None:

@@ -85,16 +85,40 @@ def test_a_weight_of_zero_leaves_its_term_out(override: str, absent: set[str]) -
 
 def test_a_weight_of_zero_leaves_its_head_out() -> None:
     model, _ = loss_of("dino.loss_weight=0")
-    assert model.student.dino_head is None
+    assert set(model.student.heads()) == {"ibot_head"}
     model, _ = loss_of("ibot.loss_weight=0")
-    assert model.student.ibot_head is None
+    assert set(model.student.heads()) == {"dino_head"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dino", "ibot"),
+    [
+        ([], "dino_head", "ibot_head"),
+        (["ibot.separate_head=false"], "dino_head", "dino_head"),
+        (["dino.loss_weight=0"], None, "ibot_head"),
+        (["ibot.loss_weight=0"], "dino_head", None),
+    ],
+)
+def test_each_nested_loss_reads_its_head_and_a_number_of_rows(
+    overrides: list[str], dino: str | None, ibot: str | None
+) -> None:
+    config = tiny_config(*overrides)
+    model = StudentTeacher(config)
+    heads = model.student.heads()
+    # 4 images with 2 global and 2 local crops; 23.75 per cent of 8 x 16 patches are masked.
+    counts = [(dino, 8, 16, 2), (ibot, 24, 24, 1)]
+    assert [row[1:] for row in model.scored_rows(config)] == [
+        count[1:] for count in counts if count[0] is not None
+    ]
+    for row, name in zip(model.scored_rows(config), filter(None, (dino, ibot)), strict=True):
+        assert row.head is heads[name]
 
 
 def test_a_shared_head_sees_patches_too() -> None:
     model, losses = loss_of("dino.loss_weight=0", "ibot.separate_head=false")
     assert set(losses.terms) == {"ibot", "koleo"}
     losses.total.backward()
-    assert model.student.image_head().last_layers[0].weight_v.grad is not None
+    assert model.student.head_of("dino").last_layers[0].weight_v.grad is not None
 
 
 def test_packed_crops_train_like_separate_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,5 +170,5 @@ def test_masked_patches_are_those_of_the_indices() -> None:
     model, batch = StudentTeacher(config), random_batch(config)
     targets = model(batch, 0.05).targets["ibot"]
     tokens = model.teacher.backbone.forward_features(batch.global_crops)["x_norm_patchtokens"]
-    expected = model.teacher.patch_head()(tokens[batch.masks])
+    expected = model.teacher.head_of("ibot")(tokens[batch.masks])
     assert torch.allclose(targets.logits[-1], expected[-1], atol=1e-6)

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from franca_fast.config.schema import Config, MixedPrecisionConfig, ShardedModuleConfig
 from franca_fast.errors import InputError
-from franca_fast.models import NestedPrototypeHead, VisionTransformer
+from franca_fast.models import VisionTransformer
 from franca_fast.training.distributed.world import World
 from franca_fast.training.precision import DTYPES, Precision
 from franca_fast.training.student_teacher import Network, StudentTeacher
@@ -208,8 +208,8 @@ def _mesh(config: Config, world: World, device: torch.device) -> DeviceMesh:
     n_shards = config.train.shard_ranks or world.size
     if world.size % n_shards:
         raise InputError(
-            f"train.shard_ranks: {n_shards} is not accepted with {world.size} ranks; expected a "
-            "divisor of their number"
+            f"train.shard_ranks: {n_shards}; accepted: a divisor of {world.size}, the number of "
+            "ranks"
         )
     if n_shards == world.size:
         return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
@@ -230,17 +230,12 @@ def _shard(network: Network, mesh: DeviceMesh, settings: Any, compute: torch.dty
         register_fsdp_forward_method(block, "forward_packed")
     fully_shard(backbone, **arguments)
     register_fsdp_forward_method(backbone, "forward_features")
-    for name, head in _heads(network):
+    for name, head in network.heads().items():
         arguments = _fsdp_arguments(mesh, getattr(settings, name), compute)
         for prototypes in head.last_layers:
             # The losses may read them until the backward pass.
             fully_shard(prototypes, **{**arguments, "reshard_after_forward": False})
         fully_shard(head, **arguments)
-
-
-def _heads(network: Network) -> Iterable[tuple[str, NestedPrototypeHead]]:
-    heads = (("dino_head", network.dino_head), ("ibot_head", network.ibot_head))
-    return [(name, head) for name, head in heads if head is not None]
 
 
 def _fsdp_arguments(

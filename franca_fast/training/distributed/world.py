@@ -73,7 +73,7 @@ class World:
             for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
         if not 0 <= rank < size:
-            raise InputError(f"RANK is {rank}; expected 0 to WORLD_SIZE - 1 = {size - 1}")
+            raise InputError(f"RANK: {rank}; accepted: 0 to WORLD_SIZE - 1 = {size - 1}")
         if size > 1:
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
             timeout = timedelta(minutes=timeout_minutes)
@@ -215,7 +215,7 @@ class World:
 def _environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
-        raise InputError(f"{name} is '{text}' in the environment; expected a whole number")
+        raise InputError(f"{name}: '{text}' in the environment; accepted: a whole number")
     return int(text)
 
 

@@ -32,13 +32,13 @@ def to_numbers(outputs: Sequence[StepOutput]) -> list[dict[str, Any]]:
     flat = [tensor.detach().double().flatten() for row in rows for tensor in row.values()]
     values = iter(torch.cat(flat).tolist())
     numbers = []
-    for row in rows:
+    for row, output in zip(rows, outputs, strict=True):
         line: dict[str, Any] = {}
         for name, tensor in row.items():
             taken = [next(values) for _ in range(tensor.numel())]
             if tensor.ndim == 0:
                 line[name] = taken[0]
-            elif name in ("dino_global", "dino_local", "ibot"):
+            elif name in output.terms:
                 line[name], line[f"{name}_heads"] = math.fsum(taken), taken
             else:
                 line[name] = taken

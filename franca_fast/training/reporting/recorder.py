@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from franca_fast.config.schema import Config
+from franca_fast.data import Batch
 from franca_fast.training.distributed.world import World
 from franca_fast.training.reporting.metrics import (
     MetricsFile,
@@ -25,9 +26,6 @@ from franca_fast.training.reporting.stopwatch import Stopwatch
 from franca_fast.training.run_directory import RunDirectory
 from franca_fast.training.schedules import StepValues
 from franca_fast.training.step import StepOutput
-
-if TYPE_CHECKING:
-    from franca_fast.data import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Stopwatch:
         steps: how many of the latest steps `seconds` averages over.
     """
 
-    def __init__(self, heads: list[nn.Module], device: torch.device, steps: int) -> None:
+    def __init__(self, heads: Iterable[nn.Module], device: torch.device, steps: int) -> None:
         self._cuda = device.type == "cuda"
         # Moments are seconds on a CPU and events on a GPU.
         self._started: Any = None

@@ -86,7 +86,7 @@ def test_large_students_are_sharded_by_themselves() -> None:
 
 def test_shards_that_do_not_divide_the_ranks_are_refused() -> None:
     config = tiny_config("train.parallel=sharded", "train.shard_ranks=3")
-    with pytest.raises(InputError, match="shard_ranks: 3 is not accepted with 4 ranks"):
+    with pytest.raises(InputError, match="shard_ranks: 3; accepted: a divisor of 4"):
         parallelize(StudentTeacher(config), config, world_of(4), PRECISION)
 
 

@@ -26,7 +26,7 @@ def test_one_rank_of_torchrun_is_one_process(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("rank", "size", "message"), [("2", "2", "RANK is 2"), ("x", "2", "RANK is 'x'")]
+    ("rank", "size", "message"), [("2", "2", "RANK: 2; accepted"), ("x", "2", "RANK: 'x'")]
 )
 def test_ranks_that_do_not_fit_are_refused(
     monkeypatch: pytest.MonkeyPatch, rank: str, size: str, message: str
