@@ -44,7 +44,9 @@ PATH = re.compile(r"(?<![\w./-])(?:bench|cmake|csrc|docs|franca_fast|python_test
 COMMAND = re.compile(r"^(?:\$ )?(?:\S*/)?(?:franca-fast|torchrun .* -m franca_fast) (.*)$")
 MODULE = re.compile(r"python -m ([\w.]+)")
 PUBLIC = re.compile(r"\bff((?:\.\w+)+)")
-SETTING = re.compile(rf"(?<![.\w])(?:{'|'.join(vars(Config()))})(?:\.(?!md\b|log\b)\w+)+")
+SETTING = re.compile(
+    rf"(?<![./\w])(?:{'|'.join(vars(Config()))})(?:\.(?!(?:md|log|py|safetensors)\b)\w+)+"
+)
 # | *`section.key`* | `default` | meaning |, with the asterisks where the key is ours.
 SETTING_ROW = re.compile(r"^\| \*?`([\w.]+)`\*? \| `([^`]+)` \|", re.MULTILINE)
 SHARDED = re.compile(r"^compute_precision\.(teacher|student)\.(backbone|dino_head|ibot_head)\.")

