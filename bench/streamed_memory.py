@@ -9,7 +9,6 @@ memory beyond inputs and gradients. The two losses must agree.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import resource
 import subprocess
@@ -23,18 +22,19 @@ def measure(mode: str, rows: int, prototypes: int, dim: int) -> dict[str, float]
 
     import franca_fast as ff
 
-    def side(trained: bool) -> ff.ops.FactoredScores:
+    def side(trained: bool) -> ff.ops.Scores:
         x = torch.randn(rows, dim).requires_grad_(trained)
         v = torch.nn.functional.normalize(torch.randn(prototypes, dim)).requires_grad_(trained)
-        return ff.ops.FactoredScores((x,), (v,), (torch.ones(prototypes).requires_grad_(trained),))
+        return ff.ops.Scores([x], [v], [torch.ones(prototypes).requires_grad_(trained)])
 
     torch.manual_seed(0)
     teacher, student = side(False), side(True)
-    for tensor in _tensors(student):
+    leaves = [tensor for part in student for tensor in part]
+    for tensor in leaves:
         tensor.grad = torch.zeros_like(tensor)
     # A small run first, so that libraries have taken what they keep.
     _loss(mode, *(_rows(s, 16) for s in (teacher, student))).backward()
-    for tensor in _tensors(student):
+    for tensor in leaves:
         tensor.grad.zero_()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
@@ -43,27 +43,23 @@ def measure(mode: str, rows: int, prototypes: int, dim: int) -> dict[str, float]
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     # Autograd makes the new gradients before it adds them to the old: those are gradients too.
-    gradients = sum(t.numel() * 4 for t in _tensors(student)) / 2**20
+    gradients = sum(t.numel() * 4 for t in leaves) / 2**20
     return {"loss": loss.item(), "seconds": seconds, "extra_mib": peak - before - gradients}
 
 
 def _rows(scores, n):
-    return dataclasses.replace(scores, features=tuple(x[:n] for x in scores.features))
-
-
-def _tensors(scores):
-    return [*scores.features, *scores.prototypes, *scores.scales]
+    return scores._replace(values=[x[:n] for x in scores.values])
 
 
 def _loss(mode: str, teacher, student):
     import franca_fast as ff
 
     if mode == "stored":
-        teacher, student = teacher.stored(), student.stored()
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
-    return ff.ops.clustering_cross_entropy(
-        student, teacher, potentials, teacher_temperature=0.05
-    ).sum()
+        teacher, student = (
+            ff.ops.prototype_scores(s.values, s.prototypes, scales=s.scales)
+            for s in (teacher, student)
+        )
+    return ff.ops.clustering_cross_entropy(student, ff.ops.sinkhorn_targets(teacher, 0.05)).sum()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import franca_fast as ff
-from franca_fast.backends import registry
+from franca_fast.backends import contracts, registry
 from franca_fast.benchmarks.cases import NESTED
 
 Call = Callable[[Any], object]
@@ -64,7 +64,7 @@ class Case:
 def asked_for(variant: str) -> ff.use_backend:
     """The context in which a variant runs."""
     name = variant.split()[0]
-    return ff.use_backend(name if name in registry.NAMES else "auto")
+    return ff.use_backend(name if name in contracts.BACKENDS else "auto")
 
 
 def compiled(call: Call, setting: Setting) -> Call:

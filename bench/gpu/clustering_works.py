@@ -18,11 +18,6 @@ from franca_fast.benchmarks.cases import (
     eager_sinkhorn,
 )
 
-TEMPERATURES = {
-    "teacher_temperature": TEACHER_TEMPERATURE,
-    "student_temperature": STUDENT_TEMPERATURE,
-}
-
 
 def ceiling_cases(setting: Setting) -> Iterator[Case]:
     """What the device reaches: a copy, and a product of matrices of random numbers."""
@@ -69,9 +64,9 @@ def _loss_inputs(n_rows: int, widths: tuple[int, ...]) -> Any:
     teacher, student = logits(n_rows, widths), logits(n_rows, widths)
     # By the reference: inputs of a kernel must not come from another kernel under test.
     with ff.use_backend("torch"):
-        potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER_TEMPERATURE)
-        targets = ff.ops.sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
-    return teacher, [s.requires_grad_() for s in student], potentials, targets
+        targets = ff.ops.sinkhorn_targets(teacher, TEACHER_TEMPERATURE)
+        assignments = ff.ops.sinkhorn_knopp(teacher, TEACHER_TEMPERATURE)
+    return [s.requires_grad_() for s in student], targets, assignments
 
 
 def loss_cases(setting: Setting) -> Iterator[Case]:
@@ -82,16 +77,16 @@ def loss_cases(setting: Setting) -> Iterator[Case]:
     """
 
     def eager(inputs: Any, loss: Call = lambda inputs: eager_loss(*inputs)) -> object:
-        _, student, _, targets = inputs
-        return torch.autograd.grad(loss((student, targets)), student)
+        student, _, assignments = inputs
+        return torch.autograd.grad(loss((student, assignments)), student)
 
     whole = compiled(lambda inputs: eager_loss(*inputs), setting)
 
     def fused(inputs: Any, overwrite: bool = False) -> object:
-        teacher, student, potentials, _ = inputs
+        student, targets, _ = inputs
         scores = [as_result(s) for s in student] if overwrite else student
         loss = ff.ops.clustering_cross_entropy(
-            scores, teacher, potentials, overwrite_student=overwrite, **TEMPERATURES
+            scores, targets, student_temperature=STUDENT_TEMPERATURE, overwrite_student=overwrite
         )
         return torch.autograd.grad(loss.sum(), scores)
 
@@ -144,19 +139,17 @@ def scores_cases(setting: Setting) -> Iterator[Case]:
         )
 
 
-def _factored(n_rows: int, setting: Setting) -> ff.ops.FactoredScores:
-    features, prototypes, scales = _factors(n_rows, setting)
-    return ff.ops.FactoredScores(
-        tuple(x.requires_grad_() for x in features),
-        tuple(v.requires_grad_() for v in prototypes),
-        tuple(scales),
-    )
+def _stored(scores: ff.ops.Scores) -> tuple[Tensor, ...]:
+    return ff.ops.prototype_scores(scores.values, scores.prototypes, scales=scores.scales)
 
 
 def _streamed_inputs(n_rows: int, setting: Setting) -> Any:
-    student, teacher = _factored(n_rows, setting), _factored(n_rows, setting)
+    student, teacher = (ff.ops.Scores(*_factors(n_rows, setting)) for _ in range(2))
+    for leaf in (*student.values, *student.prototypes):
+        leaf.requires_grad_()
     with ff.use_backend("torch"), torch.no_grad():
-        return student, teacher, ff.ops.sinkhorn_potentials(teacher.stored(), TEACHER_TEMPERATURE)
+        targets = ff.ops.sinkhorn_targets(_stored(teacher), TEACHER_TEMPERATURE)
+    return student, targets._replace(scores=teacher)
 
 
 def streamed_cases(setting: Setting) -> Iterator[Case]:
@@ -166,17 +159,18 @@ def streamed_cases(setting: Setting) -> Iterator[Case]:
     """
 
     def fused(inputs: Any) -> object:
-        student, teacher, potentials = inputs
-        loss = ff.ops.clustering_cross_entropy(student, teacher, potentials, **TEMPERATURES)
-        return torch.autograd.grad(loss.sum(), [*student.features, *student.prototypes])
+        student, targets = inputs
+        loss = ff.ops.clustering_cross_entropy(
+            student, targets, student_temperature=STUDENT_TEMPERATURE
+        )
+        return torch.autograd.grad(loss.sum(), [*student.values, *student.prototypes])
 
     def stored(inputs: Any) -> object:
-        student, teacher, potentials = inputs
-        z, a, b = teacher.stored(), potentials.prototype, potentials.row
-        parts = zip(z, a, b, strict=True)
-        targets = [torch.exp(z.float() / TEACHER_TEMPERATURE + a + b[:, None]) for z, a, b in parts]
-        loss = eager_loss(list(student.stored()), targets)
-        return torch.autograd.grad(loss, [*student.features, *student.prototypes])
+        student, targets = inputs
+        parts = zip(_stored(targets.scores), *targets.potentials, strict=True)
+        q = [torch.exp(z.float() / TEACHER_TEMPERATURE + a + b[:, None]) for z, a, b in parts]
+        loss = eager_loss(list(_stored(student)), q)
+        return torch.autograd.grad(loss, [*student.values, *student.prototypes])
 
     columns = sum(setting.widths)
     for n_rows in setting.rows:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 import franca_fast as ff
 from bench.gpu import record
-from bench.gpu.clustering_works import TEMPERATURES
 from bench.gpu.options import parse
+from franca_fast.benchmarks.cases import STUDENT_TEMPERATURE as STUDENT
+from franca_fast.benchmarks.cases import TEACHER_TEMPERATURE as TEACHER
 
-TEACHER, STUDENT = TEMPERATURES["teacher_temperature"], TEMPERATURES["student_temperature"]
 BF16 = torch.bfloat16
 Results = list[Tensor]
 # What to compute, the same in float64, and how far they may differ, relative to their size.
@@ -77,18 +77,18 @@ def loss(n_rows: int, widths: tuple[int, ...]) -> Check:
     teacher, student = _logits(n_rows, widths), _logits(n_rows + 3, widths)
     rows = torch.randint(n_rows, (n_rows + 3, 2))
     with ff.use_backend("torch"):
-        potentials = ff.ops.sinkhorn_potentials(teacher, TEACHER)
+        targets = ff.ops.sinkhorn_targets(teacher, TEACHER)
 
     def call() -> Results:
         leaves = [s.detach().requires_grad_() for s in student]
         value = ff.ops.clustering_cross_entropy(
-            leaves, teacher, potentials, teacher_rows=rows, **TEMPERATURES
+            leaves, targets, teacher_rows=rows, student_temperature=STUDENT
         )
         return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
     def exact() -> Results:
         values, gradients = [], []
-        parts = zip(student, teacher, potentials.prototype, potentials.row, strict=True)
+        parts = zip(student, teacher, *targets.potentials, strict=True)
         for s, z, a, b in parts:
             assigned = torch.exp(z.double() / TEACHER + a + b[:, None])
             leaf = s.double().requires_grad_()
@@ -126,11 +126,13 @@ def streamed(n_rows: int, depth: int, widths: tuple[int, ...]) -> Check:
 
     def call() -> Results:
         leaves = [[m.detach().requires_grad_() for m in part] for part in student]
-        own, other = ff.ops.FactoredScores(*map(tuple, leaves)), ff.ops.FactoredScores(*teacher)
-        potentials = ff.ops.sinkhorn_potentials(other, TEACHER)
-        value = ff.ops.clustering_cross_entropy(own, other, potentials, **TEMPERATURES)
+        targets = ff.ops.sinkhorn_targets(ff.ops.Scores(*teacher), TEACHER)
+        value = ff.ops.clustering_cross_entropy(
+            ff.ops.Scores(*leaves), targets, student_temperature=STUDENT
+        )
         gradients = torch.autograd.grad(value.sum(), [m for part in leaves for m in part])
-        return [*potentials.prototype, *potentials.row, value.detach(), *gradients]
+        a, b = targets.potentials
+        return [*a, *b, value.detach(), *gradients]
 
     def exact() -> Results:
         leaves = [[m.double().requires_grad_() for m in part] for part in student]

@@ -17,12 +17,13 @@ from bench.gpu.parts import ROOT
 # The tests of ranks are left out: their processes talk over the CPU.
 FILES = (
     "python_tests/backends/test_device.py",
+    "python_tests/backends/torch/test_streamed_clustering.py",
     "python_tests/ops/test_clustering_cross_entropy.py",
-    "python_tests/ops/test_factored_scores.py",
     "python_tests/ops/test_gradients.py",
     "python_tests/ops/test_prototype_scores.py",
     "python_tests/ops/test_sinkhorn.py",
     "python_tests/ops/test_split_rows.py",
+    "python_tests/ops/test_targets.py",
     "python_tests/ops/test_varlen_attention.py",
 )
 PROCESSES = 8

@@ -1,5 +1,5 @@
 // How tensors cross from Python: as addresses and sizes. The wrappers in
-// franca_fast/backends/compiled have checked shapes, dtypes and devices; the kernels check sizes.
+// franca_fast/backends have checked shapes, dtypes and devices; the kernels check sizes.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -6,7 +6,8 @@ import sys
 import types
 from typing import NoReturn
 
-from franca_fast.backends.registry import OPERATORS, BackendRow, backend_table, choose, use_backend
+from franca_fast.backends.contracts import OPERATORS
+from franca_fast.backends.registry import BackendRow, backend_table, choose, use_backend
 from franca_fast.errors import RenamedError
 
 __all__ = ["OPERATORS", "BackendRow", "backend_table", "choose", "use_backend"]

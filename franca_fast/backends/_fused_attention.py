@@ -7,22 +7,26 @@ runs of a batch; PyTorch has the rest.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from franca_fast.backends import registry
+import franca_fast.backends.torch.varlen_attention as reference
 from franca_fast.backends.choices import OWN, path, table
-from franca_fast.backends.torch import varlen_attention as reference
+from franca_fast.backends.contracts import AttentionProblem
+from franca_fast.backends.registry import is_requested
 from franca_fast.backends.torch.varlen_attention import Run, runs_of
 
 HEAD_DIMS = (64, 128)
 _ALIGNMENT = 16  # bytes
 
-# forward(q, k, v, runs, scale, out, lse) and
-# backward(grad_out, q, k, v, out, lse, runs, scale, gradients) of one backend.
-Kernel = Callable[..., None]
+# The kernels of one backend, given the runs of the problem that are theirs: they write the output
+# and the log-sum-exp; and, given grad_out and those, the gradients.
+Forward = Callable[[AttentionProblem, tuple[Run, ...], Tensor, Tensor], None]
+Backward = Callable[
+    [AttentionProblem, tuple[Run, ...], Tensor, Tensor, Tensor, Sequence[Tensor]], None
+]
 
 
 def in_place(x: Tensor) -> Tensor:
@@ -34,9 +38,9 @@ def in_place(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _split(q: Tensor, seqlens: list[int], backend: str) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+def _split(problem: AttentionProblem, backend: str) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
     """Runs for our kernels and runs for PyTorch's."""
-    runs = runs_of(seqlens)
+    q, runs = problem.q, runs_of(problem.seqlens)
     if q.shape[2] not in HEAD_DIMS or q.dtype not in (torch.bfloat16, torch.float16):
         return (), runs
     own = own_runs(runs, q, backend)
@@ -48,7 +52,7 @@ def own_runs(runs: tuple[Run, ...], like: Tensor, backend: str) -> tuple[Run, ..
 
     A backend that was asked for runs all lengths itself.
     """
-    if registry.is_requested(backend) or not like.is_cuda:
+    if is_requested(backend) or not like.is_cuda:
         return runs
     return _own_runs(runs, torch.cuda.get_device_capability(like.device), like.shape[2], path())
 
@@ -61,48 +65,46 @@ def _own_runs(
     return tuple(run for run in runs if kernels(capability, head_dim, run.length) == OWN)
 
 
-def forward(
-    kernel: Kernel,
-    backend: str,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    seqlens: list[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(kernel: Forward, backend: str, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Output [tokens, heads, head_dim] and log-sum-exp [tokens, heads]."""
-    q, k, v = tensors
-    own, rest = _split(q, seqlens, backend)
+    own, rest = _split(problem, backend)
     if not own:
-        return reference.forward(q, k, v, seqlens, scale)
+        return reference.forward(problem)
+    q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    kernel(in_place(q), in_place(k), in_place(v), own, scale, out, lse)
+    kernel(_in_place(problem), own, out, lse)
     for run in rest:
         part = slice(run.start, run.stop)
-        theirs = reference.forward(q[part], k[part], v[part], _lengths(run), scale)
-        out[part], lse[part] = theirs
+        out[part], lse[part] = reference.forward(_of_run(problem, run))
     return out, lse
 
 
 def backward(
-    kernel: Kernel,
+    kernel: Backward,
     backend: str,
-    tensors: tuple[Tensor, ...],
-    seqlens: list[int],
-    scale: float,
-    gradients: tuple[Tensor, Tensor, Tensor],
+    problem: AttentionProblem,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    gradients: Sequence[Tensor],
 ) -> None:
-    """Writes the gradients; `tensors` are grad_out, q, k, v, out and lse."""
-    own, rest = _split(tensors[1], seqlens, backend)
+    """Writes the gradients; `tensors` are grad_out, out and lse."""
+    own, rest = _split(problem, backend)
     if own:
-        aligned = [in_place(x) for x in tensors[:5]]
-        kernel(*aligned, tensors[5].contiguous(), own, scale, gradients)
-    dq, dk, dv = gradients
+        grad_out, out, lse = tensors
+        aligned = (in_place(grad_out), in_place(out), lse.contiguous())
+        kernel(_in_place(problem), own, *aligned, gradients)
     for run in rest:
         part = slice(run.start, run.stop)
-        grad, q, k, v, out, lse = (x[part] for x in tensors)
-        targets = (dq[part], dk[part], dv[part])
-        reference.backward(grad, q, k, v, out, lse, _lengths(run), scale, targets)
+        grad_out, out, lse = (x[part] for x in tensors)
+        targets = [x[part] for x in gradients]
+        reference.backward(_of_run(problem, run), grad_out, out, lse, targets)
 
 
-def _lengths(run: Run) -> list[int]:
-    return [run.length] * run.n_sequences
+def _in_place(problem: AttentionProblem) -> AttentionProblem:
+    q, k, v = problem[:3]
+    return problem._replace(q=in_place(q), k=in_place(k), v=in_place(v))
+
+
+def _of_run(problem: AttentionProblem, run: Run) -> AttentionProblem:
+    q, k, v = (x[run.start : run.stop] for x in problem[:3])
+    return AttentionProblem(q, k, v, [run.length] * run.n_sequences, problem.scale)

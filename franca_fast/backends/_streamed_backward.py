@@ -8,14 +8,12 @@ matrix products of the library.
 from __future__ import annotations
 
 import functools
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-# Features [N, C], prototypes [K, C] and float32 scales [K], one entry of each for each head.
-Side: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor]]
-Gradients: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor]]
+from franca_fast.backends.contracts import Scores
 
 CHUNK_ELEMENTS = 1 << 26  # of the gradient of the scores: 128 MiB in 16 bits
 
@@ -47,11 +45,11 @@ def chunk_columns(n_rows: int, block_columns: int) -> int:
     return max(1, CHUNK_ELEMENTS // (max(1, n_rows) * block_columns)) * block_columns
 
 
-def backward(student: Side, block_columns: int, product_gradient: ProductGradient) -> Gradients:
+def backward(student: Scores, block_columns: int, product_gradient: ProductGradient) -> Scores:
     """Gradients of the student's features, prototypes and scales.
 
     Args:
-        student: Factors of the student's scores.
+        student: Streamed scores.
         block_columns: Chunks are multiples of so many prototypes.
         product_gradient: The kernel.
     """
@@ -60,7 +58,7 @@ def backward(student: Side, block_columns: int, product_gradient: ProductGradien
         for h, factors in enumerate(zip(*student, strict=True))
     ]
     dfeatures, dprototypes, dscales = (list(parts) for parts in zip(*gradients, strict=True))
-    return dfeatures, dprototypes, dscales
+    return Scores(dfeatures, dprototypes, dscales)
 
 
 def _head_backward(

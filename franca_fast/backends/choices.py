@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from franca_fast.backends.contracts import BACKENDS, OPERATORS
 from franca_fast.errors import InputError
 
 OWN, TORCH = "own", "torch"
@@ -96,8 +97,6 @@ def read_table(file: Path) -> Table:
     Raises:
         InputError: If the file cannot be read or is not such a table.
     """
-    from franca_fast.backends.registry import NAMES, OPERATORS
-
     try:
         found = Table(**json.loads(file.read_text()))
         if not isinstance(found.origin, list) or not all(isinstance(s, str) for s in found.origin):
@@ -108,7 +107,7 @@ def read_table(file: Path) -> Table:
         found = found._replace(longest=tuple(found.longest))
         for name, backends in found.operators.items():
             version(name)
-            if not set(backends) <= set(OPERATORS) or not set(backends.values()) <= set(NAMES):
+            if not set(backends) <= set(OPERATORS) or not set(backends.values()) <= set(BACKENDS):
                 raise ValueError(f"{name}: {backends}")
         for name, by_size in found.attention.items():
             version(name)

@@ -12,24 +12,22 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from types import ModuleType, TracebackType
-from typing import NamedTuple
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
-from franca_fast.backends import choices
-from franca_fast.errors import InputError, did_you_mean
-
-OPERATORS = (
-    "sinkhorn",
-    "prototype_scores",
-    "clustering_cross_entropy",
-    "streamed_clustering",
-    "varlen_attention",
+from franca_fast.backends.choices import path, table
+from franca_fast.backends.contracts import (
+    BACKENDS,
+    OPERATORS,
+    ClusteringCrossEntropy,
+    PrototypeScores,
+    Sinkhorn,
+    StreamedClustering,
+    VarlenAttention,
 )
-
-# In order of preference, On a GPU what is measured comes first.
-NAMES = ("cuda", "cpu", "triton", "torch")
+from franca_fast.errors import InputError, did_you_mean
 
 # Triton's interpreter runs CPU tensors, far slower than any other backend: it is for tests.
 _ON_REQUEST_ONLY = ("triton", "cpu")
@@ -58,11 +56,11 @@ class BackendRow(NamedTuple):
 
 
 _requested: str | None = None  # None: not asked for in this process, the environment decides
-_choices: dict[tuple[str, str, torch.dtype], ModuleType] = {}
+_choices: dict[tuple[str, str, torch.dtype], Any] = {}
 
 
 def _check_name(name: str, origin: str) -> str:
-    known = (_AUTO, *NAMES)
+    known = (_AUTO, *BACKENDS)
     if name not in known:
         raise InputError(
             f"{origin}: unknown backend {name!r}{did_you_mean(str(name), known)}; "
@@ -92,12 +90,12 @@ def _unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | Non
     if not _offers(backend, operator):
         return f"the {backend} backend has no {operator}"
     package = importlib.import_module(f"{__package__}.{backend}")
-    return package.unavailable(backend, operator, tensor)
+    return package.unavailable(operator, tensor)
 
 
 def available(operator: str, tensor: torch.Tensor) -> list[str]:
     """Names of the backends that can run `operator` on tensors like `tensor`, best first."""
-    return [name for name in NAMES if _unavailable(name, operator, tensor) is None]
+    return [name for name in BACKENDS if _unavailable(name, operator, tensor) is None]
 
 
 def _select(operator: str, tensor: torch.Tensor) -> str:
@@ -121,7 +119,7 @@ def _select(operator: str, tensor: torch.Tensor) -> str:
 
 def _by_preference(operator: str, tensor: torch.Tensor) -> list[str]:
     measured = measured_choice(operator, tensor)
-    return sorted(NAMES, key=lambda name: name != measured)
+    return sorted(BACKENDS, key=lambda name: name != measured)
 
 
 def measured_choice(operator: str, tensor: torch.Tensor) -> str | None:
@@ -129,10 +127,24 @@ def measured_choice(operator: str, tensor: torch.Tensor) -> str | None:
     if not tensor.is_cuda:
         return None
     capability = torch.cuda.get_device_capability(tensor.device)
-    return choices.table(choices.path()).backend(operator, capability)
+    return table(path()).backend(operator, capability)
 
 
-def choose(operator: str, tensor: torch.Tensor) -> ModuleType:
+@overload
+def choose(operator: Literal["sinkhorn"], tensor: torch.Tensor) -> Sinkhorn: ...
+@overload
+def choose(operator: Literal["prototype_scores"], tensor: torch.Tensor) -> PrototypeScores: ...
+@overload
+def choose(
+    operator: Literal["clustering_cross_entropy"], tensor: torch.Tensor
+) -> ClusteringCrossEntropy: ...
+@overload
+def choose(
+    operator: Literal["streamed_clustering"], tensor: torch.Tensor
+) -> StreamedClustering: ...
+@overload
+def choose(operator: Literal["varlen_attention"], tensor: torch.Tensor) -> VarlenAttention: ...
+def choose(operator: str, tensor: torch.Tensor) -> Any:
     """Returns the module that runs `operator` on tensors of the device and dtype of `tensor`.
 
     Raises:
@@ -210,7 +222,7 @@ def _rows(operator: str, tensor: torch.Tensor) -> list[BackendRow]:
         selected = None
     asked = _request() != _AUTO
     rows = []
-    for backend in NAMES:
+    for backend in BACKENDS:
         if not _offers(backend, operator):
             continue
         reason = _unavailable(backend, operator, tensor)

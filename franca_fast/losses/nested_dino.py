@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from franca_fast.backends.contracts import ScoresLike
 from franca_fast.errors import InputError
-from franca_fast.losses.clustering import ClusteringLoss, ClusteringTargets, Scores, n_rows
-from franca_fast.ops import clustering_cross_entropy
+from franca_fast.losses.clustering import ClusteringLoss
+from franca_fast.ops import ClusteringTargets, Scores, clustering_cross_entropy
 
 
 class NestedDINOLoss(ClusteringLoss):
@@ -32,8 +33,8 @@ class NestedDINOLoss(ClusteringLoss):
 
     def forward(
         self,
-        student_global: Scores,
-        student_local: Scores | None,
+        student_global: ScoresLike,
+        student_local: ScoresLike | None,
         targets: ClusteringTargets,
         *,
         overwrite_student: bool = False,
@@ -41,7 +42,7 @@ class NestedDINOLoss(ClusteringLoss):
         """Loss of each head, already weighted: the total is the sum of all entries.
 
         Args:
-            student_global: For each head [2B, K_i], crop 1 of all images, then crop 2; or factors.
+            student_global: For each head [2B, K_i], crop 1 of all images, then crop 2; or `Scores`.
             student_local: For each head [L * B, K_i], crop by crop; None when L = 0.
             targets: Of the teacher's [2B] rows, in the order of `student_global`.
             overwrite_student: As in `clustering_cross_entropy`.
@@ -49,7 +50,7 @@ class NestedDINOLoss(ClusteringLoss):
         Returns:
             "global" and "local", each [number of heads], float32.
         """
-        rows, teacher_rows = n_rows(student_global), n_rows(targets.logits)
+        rows, teacher_rows = Scores.of(student_global).n_rows, targets.scores.n_rows
         if rows < 2 or rows % 2 or teacher_rows != rows:
             raise InputError(
                 f"student_global: {rows} rows with {teacher_rows} teacher rows; "
@@ -57,7 +58,7 @@ class NestedDINOLoss(ClusteringLoss):
             )
         n_images, device = rows // 2, targets.potentials.row[0].device
         images = torch.arange(n_images, device=device)
-        n_local = 0 if student_local is None else _n_crops(n_rows(student_local), n_images)
+        n_local = 0 if student_local is None else _n_crops(student_local, n_images)
         n_terms = 2 + 2 * n_local
         other_crop = torch.cat([images + n_images, images]).unsqueeze(1)
         parts = {
@@ -74,7 +75,7 @@ class NestedDINOLoss(ClusteringLoss):
 
     def _cross_entropy(
         self,
-        student: Scores,
+        student: ScoresLike,
         targets: ClusteringTargets,
         rows: Tensor,
         weight: float,
@@ -82,9 +83,7 @@ class NestedDINOLoss(ClusteringLoss):
     ) -> Tensor:
         return clustering_cross_entropy(
             student,
-            targets.logits,
-            targets.potentials,
-            teacher_temperature=targets.temperature,
+            targets,
             student_temperature=self.student_temp,
             teacher_rows=rows,
             weights=torch.full((rows.shape[0],), weight, device=rows.device),
@@ -92,7 +91,8 @@ class NestedDINOLoss(ClusteringLoss):
         )
 
 
-def _n_crops(rows: int, n_images: int) -> int:
+def _n_crops(student_local: ScoresLike, n_images: int) -> int:
+    rows = Scores.of(student_local).n_rows
     if rows == 0 or rows % n_images:
         raise InputError(
             f"student_local: {rows} rows; accepted: a positive multiple of the {n_images} images"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from franca_fast.backends.contracts import ScoresLike
 from franca_fast.errors import InputError
-from franca_fast.losses.clustering import ClusteringLoss, ClusteringTargets, Scores
-from franca_fast.ops import clustering_cross_entropy
+from franca_fast.losses.clustering import ClusteringLoss
+from franca_fast.ops import ClusteringTargets, clustering_cross_entropy
 
 
 class NestedIBOTLoss(ClusteringLoss):
@@ -27,7 +28,7 @@ class NestedIBOTLoss(ClusteringLoss):
 
     def forward(
         self,
-        student_logits: Scores,
+        student_logits: ScoresLike,
         targets: ClusteringTargets,
         mask_weights: Tensor,
         n_crops: int,
@@ -37,7 +38,7 @@ class NestedIBOTLoss(ClusteringLoss):
         """Loss of each head, [number of heads], float32.
 
         Args:
-            student_logits: For each head [M, K_i], the masked patches only; or factors.
+            student_logits: For each head [M, K_i], the masked patches only; or `Scores`.
             targets: Of the same patches of the teacher.
             mask_weights: w, [M].
             n_crops: Global crops in the batch, masked or not.
@@ -47,9 +48,7 @@ class NestedIBOTLoss(ClusteringLoss):
             raise InputError(f"n_crops: {n_crops}; accepted: an integer >= 1")
         return clustering_cross_entropy(
             student_logits,
-            targets.logits,
-            targets.potentials,
-            teacher_temperature=targets.temperature,
+            targets,
             student_temperature=self.student_temp,
             weights=mask_weights / n_crops,
             overwrite_student=overwrite_student,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.ops import FactoredScores, prototype_scores
+from franca_fast.ops import Scores, prototype_scores
 
 
 def default_nesting_dims(dim: int) -> tuple[int, ...]:
@@ -29,33 +29,30 @@ class WeightNormPrototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(n_prototypes, bottleneck_dim))
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
-    def factors(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [N, C], prototypes [K, C] of their dtype, and g / |v| [K] in float32 at least.
+    @overload
+    def forward(self, features: Tensor, streamed: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(
+        self, features: Tensor, streamed: Literal[True]
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
-        The scores are scale[k] * <features[n], prototypes[k]>.
+    def forward(
+        self, features: Tensor, streamed: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Scores [N, K] of features [N, C]: scale[k] * <features[n], prototypes[k]>.
+
+        Or, streamed, what they come from: features, prototypes [K, C] of their dtype, and scales
+        g / |v| [K], in float32 at least.
         """
         v = self.weight_v
         precise = torch.promote_types(v.dtype, torch.float32)
         norm = torch.linalg.vector_norm(v, dim=1, dtype=precise)
         prototypes = v.view_as(v) if v.dtype == features.dtype else v.to(features.dtype)
-        return features, prototypes, self.weight_g.squeeze(1).to(precise) / norm
-
-    @overload
-    def forward(self, features: Tensor, factored: Literal[False] = False) -> Tensor: ...
-    @overload
-    def forward(
-        self, features: Tensor, factored: Literal[True]
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def forward(
-        self, features: Tensor, factored: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Scores [N, K] of features [N, C], or their `factors`."""
-        if factored:
+        scale = self.weight_g.squeeze(1).to(precise) / norm
+        if streamed:
             # Under autocast the features come in its dtype, and so would the stored scores.
-            return self.factors(features)
-        x, v, scale = self.factors(features)
-        return prototype_scores([x], [v], scales=[scale])[0]
+            return features, prototypes, scale
+        return prototype_scores([features], [prototypes], scales=[scale])[0]
 
 
 class NestedPrototypeHead(nn.Module):
@@ -146,29 +143,26 @@ class NestedPrototypeHead(nn.Module):
         return outputs
 
     @overload
-    def forward(self, features: Tensor, factored: Literal[False] = False) -> tuple[Tensor, ...]: ...
+    def forward(self, features: Tensor, streamed: Literal[False] = False) -> tuple[Tensor, ...]: ...
     @overload
-    def forward(self, features: Tensor, factored: Literal[True]) -> FactoredScores: ...
+    def forward(self, features: Tensor, streamed: Literal[True]) -> Scores: ...
 
-    def forward(
-        self, features: Tensor, factored: bool = False
-    ) -> tuple[Tensor, ...] | FactoredScores:
+    def forward(self, features: Tensor, streamed: bool = False) -> tuple[Tensor, ...] | Scores:
         """Scores of each nested dimension.
 
         Args:
             features: [N, d].
-            factored: Give the factors of the scores instead, for losses that never store scores.
+            streamed: Give what the scores come from instead, for losses that never store them.
 
         Returns:
-            A tuple of [N, K_i], or `FactoredScores`.
+            A tuple of [N, K_i], or streamed `Scores`.
         """
         # Each set of prototypes is asked on its own, so that an engine which spreads them over
         # processes has the gradient of one set at a time.
         pairs = list(zip(self.last_layers, self.bottlenecks(features), strict=True))
-        if not factored:
+        if not streamed:
             return tuple(layer(x) for layer, x in pairs)
-        x, prototypes, scales = zip(*(layer(x, factored=True) for layer, x in pairs), strict=True)
-        return FactoredScores(tuple(x), tuple(prototypes), tuple(scales))
+        return Scores(*zip(*(layer(x, streamed=True) for layer, x in pairs), strict=True))
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -6,27 +6,34 @@ documentation. The implementations are in `franca_fast.backends`.
 
 from __future__ import annotations
 
+from franca_fast.backends.contracts import Scores
+from franca_fast.errors import renamed
 from franca_fast.ops.clustering_cross_entropy import clustering_cross_entropy
-from franca_fast.ops.factored_scores import FactoredScores
 from franca_fast.ops.prototype_scores import prototype_scores
-from franca_fast.ops.sinkhorn import (
-    SinkhornPotentials,
-    row_potentials,
-    sinkhorn_knopp,
-    sinkhorn_potentials,
-)
+from franca_fast.ops.sinkhorn import SinkhornPotentials, sinkhorn_knopp, sinkhorn_potentials
 from franca_fast.ops.split_rows import split_rows
+from franca_fast.ops.targets import ClusteringTargets, centered_targets, sinkhorn_targets
 from franca_fast.ops.varlen_attention import varlen_attention, varlen_attention_qkv
 
 __all__ = [
-    "FactoredScores",
+    "ClusteringTargets",
+    "Scores",
     "SinkhornPotentials",
+    "centered_targets",
     "clustering_cross_entropy",
     "prototype_scores",
-    "row_potentials",
     "sinkhorn_knopp",
     "sinkhorn_potentials",
+    "sinkhorn_targets",
     "split_rows",
     "varlen_attention",
     "varlen_attention_qkv",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "FactoredScores": "franca_fast.ops.Scores(features, prototypes, scales)",
+        "row_potentials": "franca_fast.ops.centered_targets(logits, temperature, center)",
+    },
+)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from franca_fast.backends.contracts import Scores, ScoresLike, potential_dtype
 from franca_fast.errors import InputError
 
 # Numbers that torch.compile traces are no Python numbers.
@@ -18,58 +19,68 @@ _NUMBERS: tuple[type, ...] = (Real, torch.SymFloat, torch.SymInt)
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether there may be one entry for each head; quick to tell of what it mostly is."""
+    if isinstance(value, (tuple, list)):
+        return True
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def as_tensors(name: str, value: object, each: str) -> list[Tensor]:
     """A sequence of tensors as a list; `each` says what is accepted of each."""
-    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
-        raise InputError(f"{name}: {_described(value)}; accepted: for each head, {each}")
-    tensors = list(value)
-    for i, tensor in enumerate(tensors):
+    if not is_sequence(value):
+        raise InputError(f"{name}: {described(value)}; accepted: for each head, {each}")
+    tensors = []
+    for i, tensor in enumerate(value):
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{name}[{i}]: {_described(tensor)}; accepted: {each}")
+            raise InputError(f"{name}[{i}]: {described(tensor)}; accepted: {each}")
+        tensors.append(tensor)
     return tensors
 
 
 def as_tensor(name: str, value: object, accepted: str) -> Tensor:
     """A tensor, and nothing that might be made one."""
     if not isinstance(value, Tensor):
-        raise InputError(f"{name}: {_described(value)}; accepted: {accepted}")
+        raise InputError(f"{name}: {described(value)}; accepted: {accepted}")
     return value
 
 
 def flag(name: str, value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise InputError(f"{name}: {_described(value)}; accepted: True or False")
+        raise InputError(f"{name}: {described(value)}; accepted: True or False")
     return value
 
 
 def as_matrices(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """A matrix or a sequence of matrices as a list of floating 2-D tensors, all of one kind."""
     if isinstance(value, Tensor):
-        matrices = [value]
-    else:
-        matrices = as_tensors(name, value, "a tensor [rows, columns]")
+        return _matrices(name, [value])
+    return matrices_of_heads(name, value)
+
+
+def matrices_of_heads(name: str, value: Sequence[Tensor]) -> list[Tensor]:
+    """The same, of a sequence: where one tensor for all heads would be ambiguous."""
+    return _matrices(name, as_tensors(name, value, "a tensor [rows, columns]"))
+
+
+def _matrices(name: str, matrices: list[Tensor]) -> list[Tensor]:
     if not matrices:
         raise InputError(f"{name}: empty sequence; accepted: at least one matrix")
     first = matrices[0]
     for i, m in enumerate(matrices):
         if m.dim() != 2 or m.layout is not torch.strided:
             raise InputError(
-                f"{name}[{i}]: {_described(m)}; accepted: a dense tensor [rows, columns]"
+                f"{name}[{i}]: {described(m)}; accepted: a dense tensor [rows, columns]"
             )
         if m.dtype not in FLOATING:
             raise InputError(f"{name}[{i}]: dtype {m.dtype}; accepted: {_dtype_names()}")
-        if m.dtype != first.dtype or m.device != first.device:
+        if m is not first and (m.dtype != first.dtype or m.device != first.device):
             raise InputError(
                 f"{name}[{i}]: {m.dtype} on {m.device} beside {first.dtype} on {first.device}; "
                 f"accepted: one dtype and one device"
             )
     return matrices
-
-
-def matrices_of_heads(name: str, value: Sequence[Tensor]) -> list[Tensor]:
-    """The same, of a sequence: where one tensor for all heads would be ambiguous."""
-    return as_matrices(name, as_tensors(name, value, "a tensor [rows, columns]"))
 
 
 def same_rows(name: str, matrices: list[Tensor]) -> None:
@@ -94,17 +105,12 @@ def same_columns(name: str, matrices: list[Tensor], other_name: str, others: lis
         )
 
 
-def potential_dtype(scores: Tensor) -> torch.dtype:
-    """Dtype of potentials, losses and weights that go with these scores."""
-    return torch.float64 if scores.dtype == torch.float64 else torch.float32
-
-
 def potentials(
     name: str, given: list[Tensor], shapes: list[tuple[int, ...]], scores: Tensor
 ) -> None:
     """One vector for each head, of the dtype and device that go with the scores."""
     dtype = potential_dtype(scores)
-    if [tuple(a.shape) for a in given] != shapes:
+    if [a.shape for a in given] != shapes:
         raise InputError(f"{name}: shapes {[tuple(a.shape) for a in given]}; accepted: {shapes}")
     for i, a in enumerate(given):
         if a.dtype != dtype or a.device != scores.device:
@@ -137,18 +143,43 @@ def scales(name: str, factors: list[Tensor], prototypes: list[Tensor]) -> None:
         )
 
 
+def scores(name: str, given: ScoresLike) -> Scores:
+    """Scores of all heads in any form that operators take."""
+    if not isinstance(given, Scores):
+        stored = as_matrices(name, given)
+        same_rows(name, stored)
+        return Scores(stored)
+    if _is_empty(given.prototypes) and _is_empty(given.scales):
+        values = matrices_of_heads(f"{name}.values", given.values)
+        same_rows(f"{name}.values", values)
+        return Scores(values)
+    features = matrices_of_heads(f"{name}.values", given.values)
+    prototypes = matrices_of_heads(f"{name}.prototypes", given.prototypes)
+    same_rows(f"{name}.values", features)
+    same_columns(f"{name}.prototypes", prototypes, f"{name}.values", features)
+    factors = as_tensors(f"{name}.scales", given.scales, "a tensor [K_i]")
+    scales(f"{name}.scales", factors, prototypes)
+    same_kind(f"{name}.prototypes", prototypes[0], f"{name}.values", features[0])
+    return Scores(features, prototypes, factors)
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and not value
+
+
 def temperature(name: str, value: float) -> float:
     """A temperature whose inverse is an ordinary float32 on every backend."""
-    number = real_number(name, value, "a number from 1e-6 to 1e6")
+    accepted = "a number from 1e-6 to 1e6"
+    number = value if type(value) is float else real_number(name, value, accepted)
     if not 1e-6 <= number <= 1e6:
-        raise InputError(f"{name}: {number}; accepted: a number from 1e-6 to 1e6")
+        raise InputError(f"{name}: {number}; accepted: {accepted}")
     return number
 
 
 def real_number(name: str, value: Any, accepted: str) -> float:
     """A number, not a tensor: reading one would stall the device."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
-        raise InputError(f"{name}: {_described(value)}; accepted: {accepted}")
+        raise InputError(f"{name}: {described(value)}; accepted: {accepted}")
     return float(cast(Any, value))
 
 
@@ -159,7 +190,7 @@ def group_name(group: dist.ProcessGroup | None) -> str | None:
     name = getattr(group, "group_name", None)
     if not isinstance(name, str):
         raise InputError(
-            f"group: {_described(group)}; accepted: a torch.distributed process group, or None"
+            f"group: {described(group)}; accepted: a torch.distributed process group, or None"
         )
     return name
 
@@ -181,7 +212,8 @@ def valid_rows(value: int | None, n_rows: int) -> int:
     return value
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """A value as error messages name it."""
     if isinstance(value, Tensor):
         kind = "" if value.layout is torch.strided else f", {value.layout}"
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype} on {value.device}{kind}"

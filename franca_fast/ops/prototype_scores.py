@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.backends import choose
+from franca_fast.backends.contracts import Scores
 from franca_fast.ops import _checks
 from franca_fast.ops._library import define
 
@@ -59,7 +60,7 @@ def prototype_scores(
 
 
 def _forward_impl(x: list[Tensor], v: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
-    return choose("prototype_scores", x[0]).forward(x, v, scales or None)
+    return choose("prototype_scores", x[0]).forward(Scores(x, v, scales))
 
 
 def _forward_fake(x: list[Tensor], v: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
@@ -68,17 +69,14 @@ def _forward_fake(x: list[Tensor], v: list[Tensor], scales: list[Tensor]) -> lis
 
 def _backward_impl(
     grads: list[Tensor], x: list[Tensor], v: list[Tensor], scales: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    implementation = choose("prototype_scores", x[0])
-    dx, dv, dscales = implementation.backward(grads, x, v, scales or None)
-    return dx, dv, dscales or []
+) -> Scores:
+    return choose("prototype_scores", x[0]).backward(Scores(x, v, scales), grads)
 
 
 def _backward_fake(
     grads: list[Tensor], x: list[Tensor], v: list[Tensor], scales: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    dx, dv, dscales = ([m.new_empty(m.shape) for m in part] for part in (x, v, scales))
-    return dx, dv, dscales
+) -> Scores:
+    return Scores(*([m.new_empty(m.shape) for m in part] for part in (x, v, scales)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

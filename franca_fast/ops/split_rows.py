@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from franca_fast.backends.contracts import Scores
 from franca_fast.errors import InputError
 from franca_fast.ops import _checks
 
 
-def split_rows(matrix: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+@overload
+def split_rows(matrix: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]: ...
+@overload
+def split_rows(matrix: Scores, sizes: Sequence[int]) -> tuple[Scores, ...]: ...
+def split_rows(
+    matrix: Tensor | Scores, sizes: Sequence[int]
+) -> tuple[Tensor, ...] | tuple[Scores, ...]:
     """`matrix.split(sizes)`, for parts that go into losses that overwrite them.
 
     The gradient of `split` copies the gradients of all parts into one matrix. Where they already
@@ -20,13 +27,13 @@ def split_rows(matrix: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     they are.
 
     Args:
-        matrix: [N, K].
+        matrix: [N, K], or `Scores` of N rows.
         sizes: Rows of each part; they sum to N.
 
     Returns:
-        The parts, [sizes[i], K]. They share the memory of the matrix and must not be changed; a
-        loss may overwrite them, after which autograd refuses whatever else needs them or the
-        matrix.
+        The parts, [sizes[i], K], or `Scores` that share their prototypes. They share the memory of
+        what they are parts of and must not be changed; a loss may overwrite them, after which
+        autograd refuses whatever else needs them or the whole.
 
     Raises:
         InputError: Naming the argument that is wrong.
@@ -37,7 +44,14 @@ def split_rows(matrix: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         >>> [tuple(part.shape) for part in split_rows(torch.zeros(5, 2), [2, 3])]
         [(2, 2), (3, 2)]
     """
-    _checks.as_tensor("matrix", matrix, "a tensor [rows, columns]")
+    if isinstance(matrix, Scores):
+        heads = zip(*(_split(z, sizes) for z in matrix.values), strict=True)
+        return tuple(matrix._replace(values=values) for values in heads)
+    return _split(matrix, sizes)
+
+
+def _split(matrix: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    _checks.as_tensor("matrix", matrix, "a tensor [rows, columns], or Scores")
     _checks.as_matrices("matrix", matrix)
     accepted = f"whole numbers >= 0 that sum to the {matrix.shape[0]} rows"
     if not isinstance(sizes, Sequence) or any(type(size) is not int for size in sizes):

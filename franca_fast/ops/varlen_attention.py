@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.backends import choose
+from franca_fast.backends.contracts import AttentionProblem
 from franca_fast.errors import InputError
 from franca_fast.ops import _checks
 from franca_fast.ops._library import define
@@ -152,7 +153,8 @@ def _lengths(runs: list[int]) -> list[int]:
 def _forward_impl(
     q: Tensor, k: Tensor, v: Tensor, runs: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    return choose("varlen_attention", q).forward(q, k, v, _lengths(runs), scale)
+    problem = AttentionProblem(q, k, v, _lengths(runs), scale)
+    return choose("varlen_attention", q).forward(problem)
 
 
 def _forward_fake(
@@ -173,8 +175,8 @@ def _backward_impl(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = (q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape))
-    attention = choose("varlen_attention", q)
-    attention.backward(grad_out, q, k, v, out, lse, _lengths(runs), scale, gradients)
+    problem = AttentionProblem(q, k, v, _lengths(runs), scale)
+    choose("varlen_attention", q).backward(problem, grad_out, out, lse, gradients)
     return gradients
 
 
@@ -219,9 +221,8 @@ def _qkv_backward_impl(
 ) -> Tensor:
     gradient = qkv.new_empty(qkv.shape)
     q, k, v = qkv.unbind(1)
-    attention = choose("varlen_attention", qkv)
-    parts = gradient.unbind(1)
-    attention.backward(grad_out, q, k, v, out, lse, _lengths(runs), scale, parts)
+    problem = AttentionProblem(q, k, v, _lengths(runs), scale)
+    choose("varlen_attention", qkv).backward(problem, grad_out, out, lse, gradient.unbind(1))
     return gradient
 
 

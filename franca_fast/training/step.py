@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from franca_fast.losses import ClusteringTargets
+from franca_fast.ops import ClusteringTargets, Scores
 from franca_fast.training.distributed.parallelize import Layout, local_tensors
 from franca_fast.training.optimizer import (
     LocalOptimizer,
@@ -107,7 +107,8 @@ class TrainStep:
                 statistics = self._statistics(losses.targets)
             # A sharded teacher's prototypes, and so the scores, are no more after this.
             self._layout.reshard(self.model.teacher)
-            targets.append({name: t._replace(logits=()) for name, t in losses.targets.items()})
+            nothing = Scores(())
+            targets.append({n: t._replace(scores=nothing) for n, t in losses.targets.items()})
             for name, part in losses.parts().items():
                 part = part / len(batches)
                 parts[name] = parts[name] + part if name in parts else part

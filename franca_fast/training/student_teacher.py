@@ -17,11 +17,9 @@ from typing_extensions import Self
 from franca_fast.config.data import mean_masked_patches
 from franca_fast.config.schema import Config
 from franca_fast.data import Batch
-from franca_fast.losses import ClusteringTargets, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
+from franca_fast.losses import KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
-from franca_fast.ops import FactoredScores, split_rows
-
-Scores = tuple[Tensor, ...] | FactoredScores
+from franca_fast.ops import ClusteringTargets, Scores, split_rows
 
 
 @dataclass
@@ -190,10 +188,10 @@ class StudentTeacher(nn.Module):
         for name, of_loss in targets[0].items():
             loss = self._nested_loss(name)
             if loss.center is not None:
-                heads = zip(*(each[name].mean_logits or () for each in targets), strict=True)
+                heads = zip(*(each[name].mean_scores or () for each in targets), strict=True)
                 mean = tuple(torch.stack(head).mean(dim=0) for head in heads)
                 before = loss.center.clone()
-                loss.update_center(of_loss._replace(mean_logits=mean))
+                loss.update_center(of_loss._replace(mean_scores=mean))
                 loss.center.copy_(torch.where(finite, loss.center, before))
 
     def scored_rows(self, config: Config) -> list[ScoredRows]:
@@ -249,11 +247,8 @@ class StudentTeacher(nn.Module):
 
     def _score(self, head: NestedPrototypeHead, inputs: list[Tensor]) -> list[Scores]:
         sizes = [tokens.shape[0] for tokens in inputs]
-        features = torch.cat(inputs)
-        if self.streamed_scores:
-            return list(head(features, factored=True).split(sizes))
-        per_head = [split_rows(logits, sizes) for logits in head(features)]
-        return list(zip(*per_head, strict=True))
+        scores = Scores.of(head(torch.cat(inputs), streamed=self.streamed_scores))
+        return list(split_rows(scores, sizes))
 
 
 def build_student_backbone(config: Config, **overrides: Any) -> VisionTransformer:

@@ -15,7 +15,7 @@ import franca_fast as ff
 from python_tests.helpers import DEVICE, backends_of
 
 TEMPERATURE = 0.06
-TEMPERATURES = {"teacher_temperature": TEMPERATURE, "student_temperature": 0.1}
+STUDENT_TEMPERATURE = 0.1
 LARGE = DEVICE.type == "cuda" and os.environ.get("FRANCA_FAST_TEST_SIZES") != "small"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Rows, rows that count, columns of the heads.
@@ -79,9 +79,9 @@ def test_assignments(backend, dtype):
 
 def loss_and_gradients(student, teacher, rows):
     leaves = [s.detach().requires_grad_() for s in student]
-    potentials = ff.ops.sinkhorn_potentials(teacher, TEMPERATURE)
+    targets = ff.ops.sinkhorn_targets(teacher, TEMPERATURE)
     loss = ff.ops.clustering_cross_entropy(
-        leaves, teacher, potentials, teacher_rows=rows, **TEMPERATURES
+        leaves, targets, teacher_rows=rows, student_temperature=STUDENT_TEMPERATURE
     )
     return [loss.detach()], torch.autograd.grad(loss.sum(), leaves)
 
@@ -121,12 +121,12 @@ def factors(n_rows, depth, widths, dtype):
 def streamed_results(student, teacher):
     """Potentials and loss, and the gradients of all factors of the student."""
     leaves = [[m.detach().requires_grad_() for m in part] for part in student]
-    scores = ff.ops.FactoredScores(*map(tuple, leaves))
-    constants = ff.ops.FactoredScores(*teacher)
-    potentials = ff.ops.sinkhorn_potentials(constants, TEMPERATURE)
-    loss = ff.ops.clustering_cross_entropy(scores, constants, potentials, **TEMPERATURES)
+    targets = ff.ops.sinkhorn_targets(ff.ops.Scores(*teacher), TEMPERATURE)
+    loss = ff.ops.clustering_cross_entropy(
+        ff.ops.Scores(*leaves), targets, student_temperature=STUDENT_TEMPERATURE
+    )
     gradients = torch.autograd.grad(loss.sum(), [m for part in leaves for m in part])
-    return [*potentials.prototype, loss.detach()], gradients
+    return [*targets.potentials.prototype, loss.detach()], gradients
 
 
 @pytest.mark.parametrize("shape", FACTORS)
@@ -147,10 +147,10 @@ def test_rows_beyond_two_to_the_thirty_one_elements(backend, dtype):
     n_rows, n_columns = OVERFLOW
     z = torch.zeros(n_rows, n_columns, dtype=dtype)
     z[-3:] = torch.randn(3, n_columns).to(dtype)
-    a = torch.randn(n_columns)
+    center = torch.randn(n_columns)
     with ff.use_backend(backend):
-        last = ff.ops.row_potentials(z, TEMPERATURE, [a]).row[0][-3:]
-        alone = ff.ops.row_potentials(z[-3:], TEMPERATURE, [a]).row[0]
+        last = ff.ops.centered_targets(z, TEMPERATURE, [center]).potentials.row[0][-3:]
+        alone = ff.ops.centered_targets(z[-3:], TEMPERATURE, [center]).potentials.row[0]
     assert_near([last], [alone], 1e-6)
 
 
@@ -165,15 +165,14 @@ def test_loss_beyond_two_to_the_thirty_one_elements(backend, dtype):
     with ff.use_backend(backend):
         for part in (slice(None), slice(n_rows - 3, None)):
             student, teacher = s[part].clone().requires_grad_(), s[part]
-            potentials = ff.ops.row_potentials(teacher, TEMPERATURE, [torch.zeros(n_columns)])
+            targets = ff.ops.centered_targets(teacher, TEMPERATURE, [torch.zeros(n_columns)])
             own_rows = rows[part] - rows[part][0]
             loss = ff.ops.clustering_cross_entropy(
                 student,
-                teacher,
-                potentials,
+                targets,
                 teacher_rows=own_rows,
                 weights=weights[part],
-                **TEMPERATURES,
+                student_temperature=STUDENT_TEMPERATURE,
             )
             results.append((loss.detach(), torch.autograd.grad(loss.sum(), student)[0][-3:]))
     assert_near(results[0], results[1], 1e-3)
@@ -186,9 +185,9 @@ def test_a_captured_graph_gives_what_a_call_gives(backend, dtype, n_rows):
     z = random_logits(n_rows, (2048, 300), dtype)
 
     def call():
-        potentials = ff.ops.sinkhorn_potentials(z, TEMPERATURE)
-        loss = ff.ops.clustering_cross_entropy(z, z, potentials, **TEMPERATURES)
-        return [*potentials.prototype, *potentials.row, loss]
+        targets = ff.ops.sinkhorn_targets(z, TEMPERATURE)
+        loss = ff.ops.clustering_cross_entropy(z, targets, student_temperature=STUDENT_TEMPERATURE)
+        return [*targets.potentials.prototype, *targets.potentials.row, loss]
 
     with ff.use_backend(backend):
         results, again = captured(call)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from franca_fast.backends import _streamed_backward as shared
+from franca_fast.backends.contracts import Scores
 
 WIDTHS = (70, 13)
 
@@ -25,7 +26,7 @@ def test_chunks_add_up_to_the_products_of_all_columns(monkeypatch, dtype, chunk_
         dscale.copy_(torch.arange(columns.start, columns.stop))
         return products[head][:, columns]
 
-    dx, dv, dscale = shared.backward((features, prototypes, scales), 16, kernel)
+    dx, dv, dscale = shared.backward(Scores(features, prototypes, scales), 16, kernel)
     assert asked == ([16, 16, 16, 16, 6, 13] if chunk_elements == 1 else [70, 13])
     eps = 2 * torch.finfo(dtype).eps
     for h, k in enumerate(WIDTHS):
@@ -37,8 +38,8 @@ def test_chunks_add_up_to_the_products_of_all_columns(monkeypatch, dtype, chunk_
 
 
 def test_no_rows_have_gradients_of_zero():
-    side = ([torch.zeros(0, 6)], [torch.ones(9, 6)], [torch.ones(9)])
-    dx, dv, dscale = shared.backward(side, 16, lambda *_: pytest.fail("there is nothing to do"))
+    scores = Scores([torch.zeros(0, 6)], [torch.ones(9, 6)], [torch.ones(9)])
+    dx, dv, dscale = shared.backward(scores, 16, lambda *_: pytest.fail("there is nothing to do"))
     assert dx[0].shape == (0, 6) and not dv[0].any() and not dscale[0].any()
 
 

@@ -1,4 +1,4 @@
-"""The image-level loss: golden values, the weighting of crops, both kinds of targets."""
+"""The image-level loss: golden values, the weighting of crops, both forms of scores."""
 
 from __future__ import annotations
 
@@ -23,13 +23,10 @@ def test_equals_golden(golden):
     """The golden assignments are in swapped order; the loss wants the teacher's own order."""
     q = [torch.cat([q[4:], q[:4]]) for q in heads(golden, "sinkhorn.assignments")]
     loss = ff.losses.NestedDINOLoss([x.shape[1] for x in q])
-    targets = ff.losses.ClusteringTargets(
-        tuple(x.log() * 0.05 for x in q),
-        ff.ops.SinkhornPotentials(
-            tuple(torch.zeros(x.shape[1]) for x in q), tuple(torch.zeros(8) for _ in q)
-        ),
-        0.05,
+    zeros = ff.ops.SinkhornPotentials(
+        tuple(torch.zeros(x.shape[1]) for x in q), tuple(torch.zeros(8) for _ in q)
     )
+    targets = ff.ops.ClusteringTargets(ff.ops.Scores([x.log() * 0.05 for x in q]), zeros, 0.05)
     parts = loss(heads(golden, "loss.student_global"), heads(golden, "loss.student_local"), targets)
     # L = 3: (2 * global + local) / 8. The local pairs are symmetric in the teacher's crops.
     expected = {"global": golden["loss.dino_global"] / 4, "local": golden["loss.dino_local"] / 8}
@@ -58,34 +55,6 @@ def test_equals_the_sum_over_pairs_of_crops(n_local):
         torch.testing.assert_close(total.double(), sum(terms) / len(terms), rtol=1e-5, atol=0)
 
 
-def test_centering_is_the_softmax_of_centred_logits():
-    student_global, student_local, teacher = problem()
-    loss = ff.losses.NestedDINOLoss(OUT_DIMS, centering="centering")
-    loss.center.normal_()
-    targets = loss.targets(teacher, 0.05)
-    for z, a, b, c in zip(teacher, *targets.potentials, loss.center.split(OUT_DIMS), strict=True):
-        expected = torch.softmax((z - c) / 0.05, dim=1)
-        torch.testing.assert_close(
-            torch.exp(z / 0.05 + a + b[:, None]), expected, rtol=1e-4, atol=1e-6
-        )
-    assert loss(student_global, student_local, targets)["local"].isfinite().all()
-
-
-def test_center_moves_only_when_told():
-    _, _, teacher = problem()
-    loss = ff.losses.NestedDINOLoss(OUT_DIMS, centering="centering", center_momentum=0.9)
-    targets = loss.targets(teacher, 0.05)
-    assert not loss.center.any()
-    loss.update_center(targets)
-    expected = 0.1 * torch.cat([z.mean(dim=0) for z in teacher])
-    torch.testing.assert_close(loss.center, expected)
-
-
-def test_center_is_saved_with_the_loss():
-    assert "center" in ff.losses.NestedDINOLoss(OUT_DIMS, centering="centering").state_dict()
-    assert not ff.losses.NestedDINOLoss(OUT_DIMS).state_dict()
-
-
 def test_one_nested_dimension_works():
     loss = ff.losses.NestedDINOLoss([16])
     student = torch.randn(4, 16, requires_grad=True)
@@ -109,24 +78,15 @@ def test_rows_that_do_not_fit_are_refused(rows, message):
         loss(student_global, student_local, loss.targets(teacher, 0.05))
 
 
-def test_unknown_centering_is_refused():
-    with pytest.raises(InputError, match="centering: 'mean'"):
-        ff.losses.NestedDINOLoss(OUT_DIMS, centering="mean")
-
-
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "centering"])
-def test_factored_scores_give_the_loss_of_stored_ones(centering):
+def test_streamed_scores_give_the_loss_of_stored_ones(centering):
     heads = [ff.models.NestedPrototypeHead(32, 64, hidden_dim=16, bottleneck_dim=8)] * 2
     teacher, student = torch.randn(6, 32), torch.randn(6 + 12, 32)
     losses = []
-    for factored in (False, True):
+    for streamed in (False, True):
         loss = ff.losses.NestedDINOLoss(heads[0].out_dims, centering=centering)
-        z, scores = heads[0](teacher, factored=factored), heads[1](student, factored=factored)
-        parts = (
-            scores.split([6, 12])
-            if factored
-            else list(zip(*(s.split([6, 12]) for s in scores), strict=True))
-        )
+        z, scores = heads[0](teacher, streamed=streamed), heads[1](student, streamed=streamed)
+        parts = ff.ops.split_rows(ff.ops.Scores.of(scores), [6, 12])
         targets = loss.targets(z, 0.05)
         loss.update_center(targets)
         losses.append([*loss(*parts, targets).values(), loss.center])

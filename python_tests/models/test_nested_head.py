@@ -10,7 +10,7 @@ import torch
 import franca_fast as ff
 from franca_fast.errors import InputError
 from franca_fast.hub import read_state_dict
-from python_tests.helpers import heads
+from python_tests.helpers import DEVICE, heads
 
 FILES = {
     "full": ("teacher_checkpoint.pth", "dino_head."),
@@ -75,6 +75,16 @@ def test_scores_are_those_of_weight_normalised_prototypes():
     layer, bottleneck = head.last_layers[2], head.bottlenecks(x)[2]
     weight = torch._weight_norm(layer.weight_v, layer.weight_g, 0)
     torch.testing.assert_close(head(x)[2], bottleneck @ weight.t())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_streamed_scores_multiply_out_to_the_stored_ones(autocast):
+    head, x = small(), torch.randn(3, 32)
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+        stored, scores = head(x), head(x, streamed=True)
+        products = ff.ops.prototype_scores(scores.values, scores.prototypes, scales=scores.scales)
+    assert scores.streamed and scores.columns == list(head.out_dims)
+    assert all(map(torch.equal, products, stored))
 
 
 def test_every_parameter_gets_a_gradient():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import franca_fast as ff
-from franca_fast.errors import InputError
+from franca_fast.errors import InputError, RenamedError
 
 Z = torch.zeros(6, 8)
 X, V = torch.zeros(6, 4), torch.zeros(8, 4)
@@ -76,11 +76,14 @@ WEIGHTS = {
 }
 
 
-def loss(student=Z, teacher=Z, potentials=None, **options):
-    if potentials is None:
-        potentials = ff.ops.sinkhorn_potentials(Z, 0.1)
-    options = {"teacher_temperature": 0.1, **options}
-    return ff.ops.clustering_cross_entropy(student, teacher, potentials, **options)
+def loss(student=Z, targets=None, **options):
+    if targets is None:
+        targets = ff.ops.sinkhorn_targets(Z, 0.1)
+    return ff.ops.clustering_cross_entropy(student, targets, **options)
+
+
+def targets_with(**changes):
+    return ff.ops.sinkhorn_targets(Z, 0.1)._replace(**changes)
 
 
 def potentials_of(prototype=None, row=None):
@@ -92,37 +95,59 @@ def attention(q=Q, k=Q, v=Q, seqlens=(6,), scale=None):
     return ff.ops.varlen_attention(q, k, v, seqlens, scale)
 
 
-def factored(features=(X,), prototypes=(V,), scales=(Z[0],)):
-    return ff.ops.FactoredScores(features, prototypes, scales)
+def streamed(features=(X,), prototypes=(V,), scales=(Z[0],)):
+    return ff.ops.Scores(features, prototypes, scales)
 
 
 # The argument that the message must name, a call with a bad value, and bad values.
 TABLE = [
     ("logits", lambda bad: ff.ops.sinkhorn_knopp(bad, 0.1), MATRICES),
     ("logits", lambda bad: ff.ops.sinkhorn_potentials(bad, 0.1), MATRICES),
-    ("logits", lambda bad: ff.ops.row_potentials(bad, 0.1, [torch.zeros(8)]), MATRICES),
-    ("student_logits", lambda bad: loss(student=bad), MATRICES),
-    ("teacher_logits", lambda bad: loss(teacher=bad), MATRICES),
-    ("logits", lambda bad: ff.ops.sinkhorn_knopp(bad, 0.1), {"factors": factored()}),
-    ("teacher_logits", lambda bad: loss(teacher=bad), {"factors": factored()}),
-    ("teacher_logits", lambda bad: loss(student=factored(), teacher=bad), {"stored": Z}),
+    ("logits", lambda bad: ff.ops.sinkhorn_targets(bad, 0.1), MATRICES),
+    ("logits", lambda bad: ff.ops.centered_targets(bad, 0.1, [torch.zeros(8)]), MATRICES),
+    ("logits.values", lambda bad: ff.ops.sinkhorn_knopp(ff.ops.Scores(bad), 0.1), MATRICES),
+    ("student", lambda bad: loss(student=bad), MATRICES),
+    ("targets.scores", lambda bad: loss(targets=targets_with(scores=bad)), MATRICES),
+    ("logits", lambda bad: ff.ops.sinkhorn_knopp(bad, 0.1), {"streamed": streamed()}),
+    ("student", lambda bad: loss(student=bad), {"streamed": streamed()}),
+    (
+        "student",
+        lambda bad: loss(student=bad, targets=ff.ops.sinkhorn_targets(streamed(), 0.1)),
+        {"stored": Z},
+    ),
     ("temperature", lambda bad: ff.ops.sinkhorn_knopp(Z, bad), TEMPERATURES),
-    ("temperature", lambda bad: ff.ops.row_potentials(Z, bad, [torch.zeros(8)]), TEMPERATURES),
-    ("teacher_temperature", lambda bad: loss(teacher_temperature=bad), TEMPERATURES),
+    ("temperature", lambda bad: ff.ops.centered_targets(Z, bad, [torch.zeros(8)]), TEMPERATURES),
+    (
+        "targets.temperature",
+        lambda bad: loss(targets=targets_with(temperature=bad)),
+        TEMPERATURES,
+    ),
     ("student_temperature", lambda bad: loss(student_temperature=bad), TEMPERATURES),
     ("n_iterations", lambda bad: ff.ops.sinkhorn_knopp(Z, 0.1, bad), {"zero": 0, **COUNTS}),
     ("n_valid", lambda bad: ff.ops.sinkhorn_knopp(Z, 0.1, n_valid=bad), {"7": 7, **COUNTS}),
     ("group", lambda bad: ff.ops.sinkhorn_knopp(Z, 0.1, group=bad), GROUPS),
     ("group", lambda bad: ff.ops.sinkhorn_potentials(Z, 0.1, group=bad), GROUPS),
-    ("prototype", lambda bad: ff.ops.row_potentials(Z, 0.1, bad), VECTORS),
+    ("group", lambda bad: ff.ops.centered_targets(Z, 0.1, [Z[0]], group=bad), GROUPS),
+    ("center", lambda bad: ff.ops.centered_targets(Z, 0.1, bad), VECTORS),
     (
-        "potentials",
-        lambda bad: ff.ops.clustering_cross_entropy(Z, Z, bad, teacher_temperature=0.1),
+        "targets",
+        lambda bad: ff.ops.clustering_cross_entropy(Z, bad),
+        {
+            "None": None,
+            "teacher's logits": Z,
+            "all of them": [Z],
+            "Scores": ff.ops.Scores((Z,)),
+            "potentials": ff.ops.sinkhorn_potentials(Z, 0.1),
+        },
+    ),
+    (
+        "targets.potentials",
+        lambda bad: loss(targets=targets_with(potentials=bad)),
         {"None": None, "tensor": Z, "one": (Z,), "None twice": (None, None), "lists": ([0], [0])},
     ),
     (
-        "potentials",
-        lambda bad: loss(potentials=potentials_of(prototype=bad)),
+        "targets.potentials",
+        lambda bad: loss(targets=targets_with(potentials=potentials_of(prototype=bad))),
         {name: bad for name, bad in VECTORS.items() if isinstance(bad, list)},
     ),
     ("teacher_rows", lambda bad: loss(teacher_rows=bad), ROWS),
@@ -144,11 +169,16 @@ TABLE = [
         {name: bad for name, bad in VECTORS.items() if bad is not None},
     ),
     (
-        "logits.features",
-        lambda bad: ff.ops.sinkhorn_potentials(factored(features=bad), 0.1),
+        "logits.values",
+        lambda bad: ff.ops.sinkhorn_potentials(streamed(features=bad), 0.1),
         {"None": None, "tensor": X, "none": (), "lists": ([1.0],)},
     ),
-    ("logits.scales", lambda bad: ff.ops.sinkhorn_potentials(factored(scales=bad), 0.1), VECTORS),
+    (
+        "logits.prototypes",
+        lambda bad: ff.ops.sinkhorn_potentials(streamed(prototypes=bad), 0.1),
+        {"None": None, "tensor": V, "none beside scales": (), "narrow": (V[:, :2],)},
+    ),
+    ("logits.scales", lambda bad: ff.ops.sinkhorn_potentials(streamed(scales=bad), 0.1), VECTORS),
     (
         "q",
         lambda bad: attention(q=bad),
@@ -198,7 +228,8 @@ GOOD = {
     "whole temperature": lambda: ff.ops.sinkhorn_knopp(Z, 1),
     "whole weights": lambda: loss(weights=torch.ones(6, dtype=torch.int64)),
     "half student, float teacher": lambda: loss(student=Z.half()),
-    "a tuple for potentials": lambda: loss(potentials=potentials_of()),
+    "a tuple for potentials": lambda: loss(targets=targets_with(potentials=potentials_of())),
+    "a tensor for the targets' scores": lambda: loss(targets=targets_with(scores=Z)),
     "no features": lambda: ff.ops.prototype_scores([X[:0]], [V]),
     "no depth": lambda: ff.ops.prototype_scores([X[:, :0]], [V[:, :0]]),
 }
@@ -209,3 +240,9 @@ def test_odd_but_good_input_works(name):
     result = GOOD[name]()
     tensors = [result] if isinstance(result, torch.Tensor) else list(result)
     assert all(torch.isfinite(tensor).all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", ["FactoredScores", "row_potentials"])
+def test_names_of_earlier_versions_say_what_stands_in_their_place(name):
+    with pytest.raises(RenamedError, match=rf"ops\.{name}: since 0\.2 it is franca_fast\.ops\."):
+        getattr(ff.ops, name)

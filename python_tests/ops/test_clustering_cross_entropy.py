@@ -17,7 +17,6 @@ from python_tests.helpers import (
 )
 
 COLUMNS = (1, 7, 64, 1031)
-TEMPERATURES = {"teacher_temperature": 0.05, "student_temperature": 0.1}
 
 
 @pytest.fixture(params=backends_of("clustering_cross_entropy"))
@@ -34,21 +33,20 @@ def problem(n_student=10, n_teacher=6, n_targets=2, dtype=torch.float32):
     return student, teacher, rows, weights
 
 
-def known_assignments(assignments, temperature):
-    """Teacher logits and potentials that give these assignments."""
-    logits = [q.log() * temperature for q in assignments]
+def known_targets(assignments):
+    """Targets that are these assignments."""
     zeros = ff.ops.SinkhornPotentials(
         tuple(torch.zeros(q.shape[1]) for q in assignments),
         tuple(torch.zeros(q.shape[0]) for q in assignments),
     )
-    return logits, zeros
+    return ff.ops.ClusteringTargets(ff.ops.Scores([q.log() for q in assignments]), zeros, 1.0)
 
 
 def golden_loss(golden, student_name, rows, weights):
-    logits, potentials = known_assignments(heads(golden, "sinkhorn.assignments"), 0.05)
+    targets = known_targets(heads(golden, "sinkhorn.assignments"))
     student = [s.clone().requires_grad_() for s in heads(golden, student_name)]
     loss = ff.ops.clustering_cross_entropy(
-        student, logits, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
+        student, targets, teacher_rows=rows, weights=weights
     ).sum()
     loss.backward()
     return loss.detach(), [s.grad for s in student]
@@ -74,12 +72,7 @@ def test_local_crops_equal_golden(golden, backend):
 def test_equals_float64(backend, shape):
     student, teacher, rows, weights = problem(*shape)
     loss = ff.ops.clustering_cross_entropy(
-        student,
-        teacher,
-        ff.ops.sinkhorn_potentials(teacher, 0.05),
-        teacher_rows=rows,
-        weights=weights,
-        **TEMPERATURES,
+        student, ff.ops.sinkhorn_targets(teacher, 0.05), teacher_rows=rows, weights=weights
     )
     loss.sum().backward()
     for i, (s, z) in enumerate(zip(student, teacher, strict=True)):
@@ -96,12 +89,10 @@ def test_equals_float64(backend, shape):
 def test_gradcheck_in_float64():
     student, teacher, rows, weights = problem(4, 3, 2, torch.float64)
     student, teacher = student[:3], teacher[:3]
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
 
     def loss(*logits):
-        return ff.ops.clustering_cross_entropy(
-            logits, teacher, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
-        )
+        return ff.ops.clustering_cross_entropy(logits, targets, teacher_rows=rows, weights=weights)
 
     assert torch.autograd.gradcheck(loss, tuple(student))
 
@@ -109,11 +100,11 @@ def test_gradcheck_in_float64():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_gradient_is_the_rounded_exact_one(backend, dtype):
     student, teacher, rows, weights = problem(dtype=dtype)
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
-    arguments = dict(teacher_rows=rows, weights=weights, **TEMPERATURES)
-    ff.ops.clustering_cross_entropy(student, teacher, potentials, **arguments).sum().backward()
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
+    arguments = dict(teacher_rows=rows, weights=weights)
+    ff.ops.clustering_cross_entropy(student, targets, **arguments).sum().backward()
     exact = [s.detach().float().requires_grad_() for s in student]
-    ff.ops.clustering_cross_entropy(exact, teacher, potentials, **arguments).sum().backward()
+    ff.ops.clustering_cross_entropy(exact, targets, **arguments).sum().backward()
     for ours, reference in zip(student, exact, strict=True):
         assert ours.grad.dtype == dtype
         tolerance = torch.finfo(dtype).eps
@@ -123,12 +114,7 @@ def test_low_precision_gradient_is_the_rounded_exact_one(backend, dtype):
 def test_each_head_has_its_own_gradient(backend):
     student, teacher, rows, weights = problem()
     loss = ff.ops.clustering_cross_entropy(
-        student,
-        teacher,
-        ff.ops.sinkhorn_potentials(teacher, 0.05),
-        teacher_rows=rows,
-        weights=weights,
-        **TEMPERATURES,
+        student, ff.ops.sinkhorn_targets(teacher, 0.05), teacher_rows=rows, weights=weights
     )
     loss[2].backward()
     assert [bool(s.grad.any()) for s in student] == [False, False, True, False]
@@ -136,39 +122,49 @@ def test_each_head_has_its_own_gradient(backend):
 
 def test_same_bits_on_repeated_calls(backend):
     student, teacher, rows, weights = problem(40, 20)
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
     results = []
     for _ in range(2):
-        loss = ff.ops.clustering_cross_entropy(
-            student, teacher, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
-        )
+        loss = ff.ops.clustering_cross_entropy(student, targets, teacher_rows=rows, weights=weights)
         results.append([loss, *torch.autograd.grad(loss.sum(), student)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_operator_keeps_pytorchs_contract():
+def streamed_sides():
+    """Student and teacher, of ten and six rows: features, prototypes and scales."""
+    return [
+        [torch.randn(n, 8, requires_grad=trained) for _ in COLUMNS]
+        + [torch.randn(k, 8, requires_grad=trained) for k in COLUMNS]
+        + [torch.rand(k, requires_grad=trained) for k in COLUMNS]
+        for n, trained in ((10, True), (6, False))
+    ]
+
+
+@pytest.mark.parametrize("form", ["stored", "streamed"])
+def test_operator_keeps_pytorchs_contract(form):
     student, teacher, rows, weights = problem()
-    prototype, row = torch.ops.franca_fast.sinkhorn_potentials(teacher, 0.05, 3, 6, None)
+    if form == "streamed":
+        student, teacher = streamed_sides()
+    n_heads = len(COLUMNS)
+    potentials = torch.ops.franca_fast.sinkhorn_potentials(teacher, n_heads, 0.05, 3, 6, None)
     opcheck(
         torch.ops.franca_fast.clustering_cross_entropy.default,
-        (student, teacher, prototype, row, 0.1, 0.05, rows, weights, False),
+        (student, teacher, *potentials, 0.1, 0.05, rows, weights, False),
     )
 
 
-def loss_of_scores(leaves, teacher, potentials, **options):
+def loss_of_scores(leaves, targets, **options):
     """The loss of scores that nothing else needs, and those scores."""
     student = [leaf * 2 for leaf in leaves]
-    return ff.ops.clustering_cross_entropy(student, teacher, potentials, **options), student
+    return ff.ops.clustering_cross_entropy(student, targets, **options), student
 
 
 def test_gradient_may_take_the_place_of_the_logits(backend):
     leaves, teacher, rows, weights = problem(40, 20)
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
-    options = dict(teacher_rows=rows, weights=weights, **TEMPERATURES)
-    expected = torch.autograd.grad(
-        loss_of_scores(leaves, teacher, potentials, **options)[0].sum(), leaves
-    )
-    loss, student = loss_of_scores(leaves, teacher, potentials, overwrite_student=True, **options)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
+    options = dict(teacher_rows=rows, weights=weights)
+    expected = torch.autograd.grad(loss_of_scores(leaves, targets, **options)[0].sum(), leaves)
+    loss, student = loss_of_scores(leaves, targets, overwrite_student=True, **options)
     got = torch.autograd.grad(loss.sum(), leaves)
     for ours, reference, s in zip(got, expected, student, strict=True):
         assert torch.equal(ours, reference)
@@ -177,18 +173,16 @@ def test_gradient_may_take_the_place_of_the_logits(backend):
 
 def test_overwriting_works_on_parts_and_under_compilation(backend):
     leaves, teacher, _, _ = problem(20, 8)
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
     rows = torch.arange(8).to(DEVICE).unsqueeze(1)
-    options = dict(teacher_rows=rows, **TEMPERATURES)
+    options = dict(teacher_rows=rows)
 
     def total(split, overwrite):
         parts = [split(leaf * 2, [8, 12]) for leaf in leaves]
         first, second = zip(*parts, strict=True)
         second = [part[:8] for part in second]
         losses = [
-            ff.ops.clustering_cross_entropy(
-                part, teacher, potentials, overwrite_student=overwrite, **options
-            )
+            ff.ops.clustering_cross_entropy(part, targets, overwrite_student=overwrite, **options)
             for part in (first, second)
         ]
         return losses[0].sum() + 3 * losses[1].sum()
@@ -202,9 +196,9 @@ def test_overwriting_works_on_parts_and_under_compilation(backend):
 
 def test_a_second_backward_pass_over_overwritten_logits_is_refused():
     leaves, teacher, rows, weights = problem()
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
-    options = dict(teacher_rows=rows, weights=weights, overwrite_student=True, **TEMPERATURES)
-    loss, student = loss_of_scores(leaves, teacher, potentials, **options)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
+    options = dict(teacher_rows=rows, weights=weights, overwrite_student=True)
+    loss, student = loss_of_scores(leaves, targets, **options)
     other = sum((s * s).sum() for s in student)
     loss.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="overwrite_student"):
@@ -239,10 +233,8 @@ def loss_with(overwrite):
         if teacher is None:
             teacher = torch.randn(n_rows, 8, generator=generator).to(DEVICE)
         teachers = [teacher] * len(student)
-        potentials = ff.ops.sinkhorn_potentials(teachers, 0.1)
-        return ff.ops.clustering_cross_entropy(
-            student, teachers, potentials, teacher_temperature=0.1, overwrite_student=overwrite
-        ).sum()
+        targets = ff.ops.sinkhorn_targets(teachers, 0.1)
+        return ff.ops.clustering_cross_entropy(student, targets, overwrite_student=overwrite).sum()
 
     return loss
 
@@ -277,19 +269,19 @@ def test_uses_of_overwritten_logits_are_refused():
 
 def test_leaves_are_not_overwritten():
     student, teacher, rows, weights = problem()
-    options = dict(teacher_rows=rows, weights=weights, overwrite_student=True, **TEMPERATURES)
-    with pytest.raises(InputError, match=r"overwrite_student: True, but student_logits\[0\]"):
-        potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
-        ff.ops.clustering_cross_entropy(student, teacher, potentials, **options)
+    options = dict(teacher_rows=rows, weights=weights, overwrite_student=True)
+    with pytest.raises(InputError, match=r"overwrite_student: True, but student\[0\]"):
+        targets = ff.ops.sinkhorn_targets(teacher, 0.05)
+        ff.ops.clustering_cross_entropy(student, targets, **options)
 
 
 def test_compiles_without_graph_breaks():
     student, teacher, rows, weights = problem()
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
 
     def loss(logits):
         return ff.ops.clustering_cross_entropy(
-            logits, teacher, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
+            logits, targets, teacher_rows=rows, weights=weights
         ).sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -299,7 +291,6 @@ def test_compiles_without_graph_breaks():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(teacher_temperature=-1.0), "teacher_temperature: -1.0"),
         (dict(student_temperature=0.0), "student_temperature: 0.0"),
         (dict(teacher_rows=None), "teacher_rows: None with 10 student and 6 teacher rows"),
         (dict(teacher_rows=torch.zeros(10, 1)), "teacher_rows: torch.float32"),
@@ -309,22 +300,20 @@ def test_compiles_without_graph_breaks():
 )
 def test_wrong_arguments_are_named(change, message):
     student, teacher, rows, weights = problem()
-    arguments = {"teacher_rows": rows, "weights": weights, **TEMPERATURES, **change}
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    arguments = {"teacher_rows": rows, "weights": weights, **change}
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
     with pytest.raises(InputError, match=message):
-        ff.ops.clustering_cross_entropy(student, teacher, potentials, **arguments)
+        ff.ops.clustering_cross_entropy(student, targets, **arguments)
 
 
 @pytest.mark.parametrize("value", [6, -1])
 def test_teacher_rows_that_do_not_exist_are_refused_or_give_nan(value):
     student, teacher, _, weights = problem()
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
     rows = torch.full((10, 1), value)
 
     def loss():
-        return ff.ops.clustering_cross_entropy(
-            student, teacher, potentials, teacher_rows=rows, weights=weights, **TEMPERATURES
-        )
+        return ff.ops.clustering_cross_entropy(student, targets, teacher_rows=rows, weights=weights)
 
     if DEVICE.type == "cpu":
         with pytest.raises(InputError, match=f"teacher_rows: values {value}..{value}"):
@@ -335,8 +324,21 @@ def test_teacher_rows_that_do_not_exist_are_refused_or_give_nan(value):
 
 def test_heads_that_do_not_match_are_refused():
     student, teacher, _, _ = problem()
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.05)
-    with pytest.raises(InputError, match="student_logits: columns"):
-        ff.ops.clustering_cross_entropy(student[:2], teacher, potentials, **TEMPERATURES)
-    with pytest.raises(InputError, match=r"potentials\.prototype: shapes"):
-        ff.ops.clustering_cross_entropy(student[:2], teacher[:2], potentials, **TEMPERATURES)
+    targets = ff.ops.sinkhorn_targets(teacher, 0.05)
+    with pytest.raises(InputError, match="student: columns"):
+        ff.ops.clustering_cross_entropy(student[:2], targets)
+    fewer = targets._replace(scores=ff.ops.Scores(teacher[:2]))
+    with pytest.raises(InputError, match=r"targets\.potentials\.prototype: shapes"):
+        ff.ops.clustering_cross_entropy(student[:2], fewer)
+
+
+def test_stored_and_streamed_sides_do_not_go_together():
+    stored = torch.randn(6, 8)
+    streamed = ff.ops.Scores([torch.randn(6, 4)], [torch.randn(8, 4)], [torch.rand(8)])
+    for student, teacher, words in (
+        (stored, streamed, "stored scores beside streamed ones"),
+        (streamed, stored, "streamed scores beside stored ones"),
+    ):
+        targets = ff.ops.sinkhorn_targets(teacher, 0.05)
+        with pytest.raises(InputError, match=f"student: {words}"):
+            ff.ops.clustering_cross_entropy(student, targets)

@@ -22,10 +22,10 @@ def logits(n_rows):
     return [torch.randn(n_rows, k, generator=generator) for k in COLUMNS]
 
 
-def factors(z):
-    """The same scores as factors: z @ I^T."""
-    scales = tuple(torch.ones(k) for k in COLUMNS)
-    return ff.ops.FactoredScores(tuple(z), tuple(torch.eye(k) for k in COLUMNS), scales)
+def streamed_from(z):
+    """The same scores as products: z @ I^T."""
+    scales = [torch.ones(k) for k in COLUMNS]
+    return ff.ops.Scores(z, [torch.eye(k) for k in COLUMNS], scales)
 
 
 def work(rank, spread, folder):
@@ -35,10 +35,10 @@ def work(rank, spread, folder):
     with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as collective:
         stored = ff.ops.sinkhorn_potentials(own, 0.05, group=group)
         n_collectives = collective.call_count
-    streamed = ff.ops.sinkhorn_potentials(factors(own), 0.05, group=group)
+    streamed = ff.ops.sinkhorn_potentials(streamed_from(own), 0.05, group=group)
     assignments = ff.ops.sinkhorn_knopp(own, 0.05, group=group)
     center_loss = ff.losses.NestedDINOLoss(COLUMNS, centering="centering")
-    mean = center_loss.targets(own, 0.05, group=group).mean_logits
+    mean = center_loss.targets(own, 0.05, group=group).mean_scores
     result = (stored, streamed, assignments, mean, n_collectives)
     torch.save(result, folder / f"rank{rank}.pt")
 

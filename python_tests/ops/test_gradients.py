@@ -15,18 +15,16 @@ def scores(x):
 
 def loss(x):
     teacher = torch.randn(6, 8, device=DEVICE)
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.1)
-    return ff.ops.clustering_cross_entropy(x, teacher, potentials, teacher_temperature=0.1)
+    return ff.ops.clustering_cross_entropy(x, ff.ops.sinkhorn_targets(teacher, 0.1))
 
 
-def factored_loss(x):
-    def factors(features):
+def streamed_loss(x):
+    def streamed(features):
         one = torch.ones(8, device=DEVICE)
-        return ff.ops.FactoredScores((features,), (torch.eye(8, device=DEVICE),), (one,))
+        return ff.ops.Scores((features,), (torch.eye(8, device=DEVICE),), (one,))
 
-    teacher = factors(torch.randn(6, 8, device=DEVICE))
-    potentials = ff.ops.sinkhorn_potentials(teacher, 0.1)
-    return ff.ops.clustering_cross_entropy(factors(x), teacher, potentials, teacher_temperature=0.1)
+    targets = ff.ops.sinkhorn_targets(streamed(torch.randn(6, 8, device=DEVICE)), 0.1)
+    return ff.ops.clustering_cross_entropy(streamed(x), targets)
 
 
 def attention(x):
@@ -38,7 +36,7 @@ def attention_qkv(x):
     return ff.ops.varlen_attention_qkv(x.repeat(1, 3).view(6, 3, 1, 8), [2, 4])
 
 
-@pytest.mark.parametrize("operator", [scores, loss, factored_loss, attention, attention_qkv])
+@pytest.mark.parametrize("operator", [scores, loss, streamed_loss, attention, attention_qkv])
 def test_a_gradient_of_a_gradient_is_refused_and_not_wrong(operator):
     x = torch.randn(6, 8, device=DEVICE, requires_grad=True)
     (gradient,) = torch.autograd.grad(operator(x).pow(2).sum(), x, create_graph=True)

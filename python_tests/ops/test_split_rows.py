@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.ops import split_rows
+from franca_fast.ops import Scores, split_rows
 
 
 def test_equals_split_and_its_gradient():
@@ -18,6 +18,16 @@ def test_equals_split_and_its_gradient():
     loss = sum((p * f).sum() for p, f in zip(parts, factor.split([2, 0, 7]), strict=True))
     loss.backward()
     assert torch.equal(matrix.grad, factor)
+
+
+@pytest.mark.parametrize("more", [(), ([torch.zeros(3, 4)], [torch.ones(3)])])
+def test_parts_of_scores_share_their_prototypes(more):
+    scores = Scores([torch.randn(9, 4), torch.randn(9, 4)], *more)
+    parts = split_rows(scores, [2, 7])
+    assert [part.n_rows for part in parts] == [2, 7]
+    for part, rows in zip(parts, (slice(0, 2), slice(2, 9)), strict=True):
+        assert part.prototypes is scores.prototypes and part.scales is scores.scales
+        assert all(map(torch.equal, part.values, (z[rows] for z in scores.values)))
 
 
 def test_a_part_without_gradient_counts_as_zero():

@@ -256,7 +256,7 @@ def test_collectives_of_the_assignments_are_those_of_the_operator(
     model = StudentTeacher(config)
     for head in model.student.heads().values():
         logits = [torch.randn(8, k) for k in head.out_dims]
-        torch.ops.franca_fast.sinkhorn_potentials(logits, 0.05, 3, 8, "ranks")
+        torch.ops.franca_fast.sinkhorn_potentials(logits, len(logits), 0.05, 3, 8, "ranks")
     plan = plan_training(config, 4)
     assert plan.layouts[0].communication["assignments"] == sum(sent) * 2 * 3 // 4
 

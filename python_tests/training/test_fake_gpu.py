@@ -107,7 +107,7 @@ def _step_with_a_defect_in_the_loss(name: str) -> None:
     loss = nested_dino.clustering_cross_entropy
 
     def planted(student: Any, *arguments: Any, **keywords: Any) -> Tensor:
-        defect(student[0])
+        defect(student.values[0])
         return loss(student, *arguments, **keywords)
 
     with mock.patch.object(nested_dino, "clustering_cross_entropy", planted):

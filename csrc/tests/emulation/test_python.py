@@ -1,4 +1,4 @@
-"""The wrappers in backends/compiled/cuda on a module whose kernels run on the emulated device.
+"""The wrappers in franca_fast/backends/cuda on a module whose kernels run on the emulated device.
 
 Compares them with the torch backend, on CPU tensors: to the wrappers an address is an address.
 
@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,8 +65,10 @@ def check_devices() -> None:
 def check_sinkhorn() -> None:
     """Passes, assignments and the joined passes."""
     own, reference = backends("sinkhorn")
+    from franca_fast.backends.contracts import Scores
+
     # Rows further apart than they are long, and columns that are not adjacent.
-    logits = [torch.randn(9, 40)[:, :24], torch.randn(13, 9).t()]
+    logits = Scores([torch.randn(9, 40)[:, :24], torch.randn(13, 9).t()])
     for x, y in zip(
         own.column_logsumexp(logits, TEMPERATURE, 7),
         reference.column_logsumexp(logits, TEMPERATURE, 7),
@@ -73,75 +76,82 @@ def check_sinkhorn() -> None:
     ):
         close(x, y)
     maximum, total = reference.column_logsumexp(logits, TEMPERATURE, 7)
-    prototype = -(maximum + total.log())
-    row, mass = own.row_step(logits, TEMPERATURE, prototype, 7, True)
-    expected_row, expected_mass = reference.row_step(logits, TEMPERATURE, prototype, 7, True)
+    first = -(maximum + total.log())
+    row, mass = own.row_step(logits, TEMPERATURE, first, 7, True)
+    expected_row, expected_mass = reference.row_step(logits, TEMPERATURE, first, 7, True)
     close(row, expected_row)
     close(mass, expected_mass)
-    assert own.row_step(logits, TEMPERATURE, prototype, 7, False)[1] is None
+    assert own.row_step(logits, TEMPERATURE, first, 7, False)[1] is None
     for x, y in zip(
-        own.assignments(logits, TEMPERATURE, prototype, 7),
-        reference.assignments(logits, TEMPERATURE, prototype, 7),
+        own.assignments(logits, TEMPERATURE, first, 7),
+        reference.assignments(logits, TEMPERATURE, first, 7),
         strict=True,
     ):
         close(x, y)
-    joined_prototype, joined_row = own.potentials(logits, TEMPERATURE, 2, 7)
-    second = prototype - expected_mass.log()
-    close(joined_prototype, second)
-    close(joined_row, reference.row_step(logits, TEMPERATURE, second, 7, False)[0])
+    potentials, row = own.potentials(logits, TEMPERATURE, 2, 7)
+    second = first - expected_mass.log()
+    close(potentials, second)
+    close(row, reference.row_step(logits, TEMPERATURE, second, 7, False)[0])
 
 
 def check_clustering() -> None:
     """Loss and gradient, also over the student's own memory."""
+    from franca_fast.backends.contracts import ClusteringProblem, Scores
+
     own, reference = backends("clustering_cross_entropy")
-    student, teacher = [torch.randn(6, k) for k in (20, 33)], [torch.randn(4, k) for k in (20, 33)]
-    prototype, weights = -torch.rand(53), torch.rand(6)
-    row, _ = backends("sinkhorn")[1].row_step(teacher, TEMPERATURE, prototype, 4, False)
+    student, teacher = (Scores([torch.randn(n, k) for k in (20, 33)]) for n in (6, 4))
+    a, weights = -torch.rand(53), torch.rand(6)
+    b, _ = backends("sinkhorn")[1].row_step(teacher, TEMPERATURE, a, 4, False)
     rows = torch.randint(4, (6, 2))
-    arguments = (student, teacher, prototype, row)
-    rest = (0.1, TEMPERATURE, rows, weights)
-    loss, lse = own.forward(*arguments, *rest)
-    expected_loss, expected_lse = reference.forward(*arguments, *rest)
+    problem = ClusteringProblem(student, teacher, a, b, 0.1, TEMPERATURE, rows, weights)
+    loss, lse = own.forward(problem)
+    expected_loss, expected_lse = reference.forward(problem)
     close(loss, expected_loss)
     close(lse, expected_lse)
     grad = torch.rand(2)
-    expected = reference.backward(grad, *arguments, lse, *rest)
-    for x, y in zip(own.backward(grad, *arguments, lse, *rest), expected, strict=True):
-        close(x, y)
-    for x, y in zip(own.backward(grad, *arguments, lse, *rest, out=student), expected, strict=True):
-        close(x, y)
+    expected = reference.backward(problem, grad, lse).values
+    for out in (None, student.values):
+        for x, y in zip(own.backward(problem, grad, lse, out=out).values, expected, strict=True):
+            close(x, y)
     try:
-        own.backward(grad, *arguments, lse, *rest, out=[s.t().contiguous().t() for s in student])
+        apart = [s.t().contiguous().t() for s in student.values]
+        own.backward(problem, grad, lse, out=apart)
     except ValueError as error:
         assert "adjacent" in str(error)
     else:
         raise AssertionError("gradients were written to copies")
 
 
-def make_side(n_rows: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Random factors of two heads."""
+def streamed(n_rows: int, dtype: torch.dtype) -> Any:
+    """Random streamed scores of two heads."""
+    from franca_fast.backends.contracts import Scores
+
     features = [torch.randn(n_rows, c, dtype=dtype) for c in (24, 40)]
     prototypes = [torch.randn(k, c, dtype=dtype) / c**0.5 for k, c in ((21, 24), (66, 40))]
-    return features, prototypes, [torch.rand(k) + 0.5 for k in (21, 66)]
+    return Scores(features, prototypes, [torch.rand(k) + 0.5 for k in (21, 66)])
 
 
 def check_scores() -> None:
     """Scores with and without scales, in both forms in which tiles are multiplied."""
     from franca_fast import _C
-    from franca_fast.backends.cuda import _factors
+    from franca_fast.backends.cuda import _streamed_scores
 
     assert _C.cuda.offers_warpgroups()
     own, reference = backends("prototype_scores")
-    x, v, scales = make_side(5, torch.bfloat16)
-    for given, _factors._WARPGROUPS in ((scales, False), (scales, True), (None, True)):
-        for a, b in zip(own.forward(x, v, given), reference.forward(x, v, given), strict=True):
+    scaled = streamed(5, torch.bfloat16)
+    plain = scaled._replace(scales=())
+    for scores, warpgroups in ((scaled, False), (scaled, True), (plain, True)):
+        _streamed_scores._WARPGROUPS = warpgroups
+        for a, b in zip(own.forward(scores), reference.forward(scores), strict=True):
             close(a, b, 2e-2)
 
 
 def check_default_dtype() -> None:
     """Results are float32 whatever type new tensors have by default."""
+    from franca_fast.backends.contracts import Scores
+
     own, _ = backends("sinkhorn")
-    logits = [torch.randn(9, 40)]
+    logits = Scores([torch.randn(9, 40)])
     expected = own.potentials(logits, TEMPERATURE, 2, 9)
     torch.set_default_dtype(torch.float64)
     try:
@@ -154,37 +164,42 @@ def check_default_dtype() -> None:
 def check_streamed() -> None:
     """Passes, loss and gradients of scores that are never stored."""
     from franca_fast.backends import _streamed_backward as shared
+    from franca_fast.backends.contracts import ClusteringProblem, Scores
 
     own, reference = backends("streamed_clustering")
-    student, teacher = make_side(6, torch.float16), make_side(4, torch.float16)
-    wide = [tuple([m.float() for m in part] for part in side) for side in (student, teacher)]
-    maximum, total = own.column_logsumexp(*teacher, TEMPERATURE, 4)
-    expected_maximum, expected_total = reference.column_logsumexp(*wide[1], TEMPERATURE, 4)
+    student, teacher = streamed(6, torch.float16), streamed(4, torch.float16)
+    wide = [Scores(*([m.float() for m in part] for part in side)) for side in (student, teacher)]
+    maximum, total = own.column_logsumexp(teacher, TEMPERATURE, 4)
+    expected_maximum, expected_total = reference.column_logsumexp(wide[1], TEMPERATURE, 4)
     close(maximum, expected_maximum)
     close(total, expected_total, 2e-3)
-    prototype = -(expected_maximum + expected_total.log())
-    row, mass = own.row_step(*teacher, TEMPERATURE, prototype, 4, True)
-    expected_row, expected_mass = reference.row_step(*wide[1], TEMPERATURE, prototype, 4, True)
-    close(row, expected_row, 1e-3)
+    a = -(expected_maximum + expected_total.log())
+    b, mass = own.row_step(teacher, TEMPERATURE, a, 4, True)
+    expected_row, expected_mass = reference.row_step(wide[1], TEMPERATURE, a, 4, True)
+    close(b, expected_row, 1e-3)
     close(mass, expected_mass, 1e-3)
-    rest = (0.1, TEMPERATURE, torch.randint(4, (6, 2)), torch.rand(6))
-    loss, lse = own.forward(student, teacher, prototype, row, *rest)
-    expected_loss, expected_lse = reference.forward(*wide, prototype, row, *rest)
+    rows, weights = torch.randint(4, (6, 2)), torch.rand(6)
+    problem = ClusteringProblem(student, teacher, a, b, 0.1, TEMPERATURE, rows, weights)
+    wide_problem = problem._replace(student=wide[0], teacher=wide[1])
+    loss, lse = own.forward(problem)
+    expected_loss, expected_lse = reference.forward(wide_problem)
     close(loss, expected_loss, 1e-3)
     close(lse, expected_lse, 1e-3)
     grad = torch.rand(2)
-    gradients = own.backward(grad, student, teacher, prototype, row, lse, *rest)
-    expected = reference.backward(grad, *wide, prototype, row, lse, *rest)
+    gradients = own.backward(problem, grad, lse)
+    expected = reference.backward(wide_problem, grad, lse)
     own._BLOCK_COLUMNS, shared.CHUNK_ELEMENTS = 16, 1
-    in_chunks = own.backward(grad, student, teacher, prototype, row, lse, *rest)
+    in_chunks = own.backward(problem, grad, lse)
     for results in (gradients, in_chunks):
         for part, expected_part in zip(results, expected, strict=True):
-            for a, b in zip(part, expected_part, strict=True):
-                close(a, b, 1e-2)
+            for x, y in zip(part, expected_part, strict=True):
+                close(x, y, 1e-2)
 
 
 def check_attention() -> None:
     """Attention read from a projection's output, written into the gradient of one."""
+    from franca_fast.backends.contracts import AttentionProblem
+
     own, reference = backends("varlen_attention")
     for dtype, dim, seqlens in (
         (torch.bfloat16, 64, [50, 50, 17, 65]),
@@ -198,10 +213,9 @@ def check_attention() -> None:
         errors = []
         for module, kind in ((reference, torch.float64), (reference, dtype), (own, dtype)):
             qkv, gradient = wide.to(kind), torch.full(wide.shape, torch.nan, dtype=kind)
-            parts = qkv.unbind(1)
-            out, lse = module.forward(*parts, seqlens, 0.125)
-            arguments = (grad.to(kind), *parts, out, lse, seqlens, 0.125)
-            module.backward(*arguments, gradient.unbind(1))
+            problem = AttentionProblem(*qkv.unbind(1), seqlens, 0.125)
+            out, lse = module.forward(problem)
+            module.backward(problem, grad.to(kind), out, lse, gradient.unbind(1))
             results = (out.double(), lse.double(), gradient.double())
             exact = exact or list(results)
             errors.append(
@@ -215,6 +229,7 @@ def check_shared_attention() -> None:
     """A batch of which PyTorch's kernels have a part."""
     own, reference = backends("varlen_attention")
     from franca_fast.backends import _fused_attention as fused_attention
+    from franca_fast.backends.contracts import AttentionProblem
 
     qkv = torch.randn(60, 3, 2, 64).to(torch.float16)
     grad = torch.randn(60, 2, 64).to(torch.float16)
@@ -222,10 +237,10 @@ def check_shared_attention() -> None:
     everything = fused_attention.own_runs
     for module, chosen in ((reference, None), (own, lambda runs, *rest: runs[1:2])):
         fused_attention.own_runs = chosen or everything
-        out, lse = module.forward(*qkv.unbind(1), [17, 13, 13, 17], 0.125)
+        problem = AttentionProblem(*qkv.unbind(1), [17, 13, 13, 17], 0.125)
+        out, lse = module.forward(problem)
         gradient = torch.full(qkv.shape, torch.nan, dtype=qkv.dtype)
-        arguments = (grad, *qkv.unbind(1), out, lse, [17, 13, 13, 17], 0.125)
-        module.backward(*arguments, gradient.unbind(1))
+        module.backward(problem, grad, out, lse, gradient.unbind(1))
         results.append((out, lse, gradient))
     fused_attention.own_runs = everything
     for ours, theirs in zip(results[1], results[0], strict=True):

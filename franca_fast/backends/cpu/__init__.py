@@ -1,54 +1,21 @@
-"""The operators in the compiled core, `franca_fast._C`, as backends "cpu" and "cuda".
-
-The core knows nothing of torch: the modules here allocate results and workspaces and hand over
-addresses and sizes.
-"""
+"""The operators on CPU tensors in the compiled core, `franca_fast._C`."""
 
 from __future__ import annotations
 
-import warnings
+from torch import Tensor
 
-import torch
-
+from franca_fast.backends._core import _C, missing, unreadable
 from franca_fast.errors import InputError
 
-try:
-    from franca_fast import _C
-except ImportError as error:
-    _C = None
-    _missing: str | None = f"the compiled core is not installed ({error})"
-else:
-    _missing = None
 
-NAMES = ("cpu", "cuda")
-
-# Codes of the dtypes that the kernels read, as in csrc/include/franca/views.hpp.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-_warned = False
-
-
-def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None:
-    """Why `backend` cannot run `operator` on tensors like `tensor`, or None when it can.
-
-    Args:
-        backend: "cpu" or "cuda".
-        operator: Name of the operator; all that have a module in this package are supported.
-        tensor: A tensor of the device and dtype in question.
-    """
-    if _missing is not None:
-        _warn_once()
-        return _missing
-    if tensor.device.type != backend:
-        return f"it runs on {backend} tensors"
-    if backend == "cuda" and not _C.has_cuda:
-        return "the compiled core was built without CUDA"
-    if backend == "cpu":
+def unavailable(operator: str, tensor: Tensor) -> str | None:
+    """Why the kernels cannot run `operator` on tensors like `tensor`, or None when they can."""
+    reason = missing()
+    if reason is not None:
+        return reason
+    if tensor.device.type == "cpu":
         _check_instruction_set()
-    if tensor.dtype not in DTYPE_CODES:
-        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPE_CODES)
-        return f"it reads {accepted}"
-    return None
+    return unreadable(tensor, "cpu")
 
 
 def _check_instruction_set() -> None:
@@ -56,16 +23,3 @@ def _check_instruction_set() -> None:
         _C.cpu_isa()
     except ValueError as error:
         raise InputError(f"FRANCA_FAST_CPU_ISA: {error}") from None
-
-
-def _warn_once() -> None:
-    global _warned
-    if _warned:
-        return
-    _warned = True
-    warnings.warn(
-        "franca_fast was installed without its compiled core, so the slower 'torch' backend runs. "
-        "Install a C++17 compiler and reinstall franca_fast to build it.",
-        RuntimeWarning,
-        stacklevel=2,
-    )

@@ -1,7 +1,4 @@
-"""Sinkhorn-Knopp half-steps in the compiled core.
-
-The functions are those of `backends.torch.sinkhorn`, which says what they compute.
-"""
+"""Sinkhorn-Knopp half-steps in the compiled core, and all iterations at once."""
 
 from __future__ import annotations
 
@@ -9,42 +6,53 @@ import torch
 from torch import Tensor
 
 from franca_fast import _C
-from franca_fast.backends._core import matrix, pack_heads, vector
+from franca_fast.backends._balance import balance
+from franca_fast.backends._core import pack_heads, vector
+from franca_fast.backends.contracts import Scores
+from franca_fast.backends.cpu._memory import matrix
 
 
 def potentials(
-    logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int
+    scores: Scores, temperature: float, n_iterations: int, n_valid: int
+) -> tuple[Tensor, Tensor]:
+    """All iterations: potentials of prototypes [sum K] and rows [H, N], both float32."""
+    joined = _joined(scores, temperature, n_iterations, n_valid)
+    if joined is not None:
+        return joined
+    return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
+
+
+def _joined(
+    scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Potentials [sum K] and [H, N] of all iterations, or None where the passes must do it."""
-    heads = pack_heads(logits, "logits")
+    """Potentials by passes that are joined, or None where the scores are not fit for it."""
+    heads = pack_heads(scores.values, "scores")
     threads = torch.get_num_threads()
     shape = (heads.numbers, heads.n_rows, heads.dtype)
     n_bytes = _C.potentials_workspace(*shape, n_valid, threads)
     if n_bytes == 0:
         return None
-    prototype, row = torch.empty(sum(heads.columns)), torch.empty(len(logits), heads.n_rows)
+    of_prototypes = torch.empty(sum(heads.columns), dtype=torch.float32)
+    of_rows = torch.empty(len(heads.columns), heads.n_rows, dtype=torch.float32)
     workspace = torch.empty(n_bytes, dtype=torch.uint8)
     done = _C.potentials(
         *shape,
         temperature,
         n_iterations,
         n_valid,
-        prototype.data_ptr(),
-        row.data_ptr(),
+        of_prototypes.data_ptr(),
+        of_rows.data_ptr(),
         workspace.data_ptr(),
         n_bytes,
         threads,
     )
-    return (prototype, row) if done else None
+    return (of_prototypes, of_rows) if done else None
 
 
-def column_logsumexp(
-    logits: list[Tensor], temperature: float, n_valid: int
-) -> tuple[Tensor, Tensor]:
+def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
     """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K] float32."""
-    heads = pack_heads(logits, "logits")
-    total_columns = sum(heads.columns)
-    maximum, total = torch.empty(total_columns), torch.empty(total_columns)
+    heads = pack_heads(scores.values, "scores")
+    maximum, total = (torch.empty(sum(heads.columns), dtype=torch.float32) for _ in range(2))
     _C.column_logsumexp(
         heads.numbers,
         heads.n_rows,
@@ -59,49 +67,44 @@ def column_logsumexp(
 
 
 def row_step(
-    logits: list[Tensor], temperature: float, prototype: Tensor, n_valid: int, with_mass: bool
+    scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials for given prototype potentials and, on request, the mass of each prototype.
-
-    Returns:
-        row: [H, N] float32, b[n] = -log sum_k exp(z/T + a[k]); -inf for rows from n_valid on.
-        mass: [sum K] float32, sum over valid rows of exp(z/T + a[k] + b[n]), or None.
-    """
-    heads = pack_heads(logits, "logits")
-    prototype = vector(prototype, "prototype", (sum(heads.columns),), torch.float32)
-    row = torch.empty(len(logits), heads.n_rows)
-    mass = torch.empty(prototype.shape) if with_mass else None
-    n_bytes = _C.row_step_workspace(prototype.numel(), n_valid) if with_mass else 0
+    """Row potentials [H, N] and, on request, the mass of each prototype [sum K], both float32."""
+    heads = pack_heads(scores.values, "scores")
+    a = vector(prototype_potentials, "prototype_potentials", (sum(heads.columns),), torch.float32)
+    row_potentials = torch.empty(len(heads.columns), heads.n_rows, dtype=torch.float32)
+    mass = torch.empty_like(a) if with_mass else None
+    n_bytes = _C.row_step_workspace(a.numel(), n_valid) if with_mass else 0
     workspace = torch.empty(n_bytes, dtype=torch.uint8)
     _C.row_step(
         heads.numbers,
         heads.n_rows,
         heads.dtype,
         temperature,
-        prototype.data_ptr(),
+        a.data_ptr(),
         n_valid,
-        row.data_ptr(),
+        row_potentials.data_ptr(),
         0 if mass is None else mass.data_ptr(),
         workspace.data_ptr(),
         n_bytes,
         torch.get_num_threads(),
     )
-    return row, mass
+    return row_potentials, mass
 
 
 def assignments(
-    logits: list[Tensor], temperature: float, prototype: Tensor, n_valid: int
+    scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int
 ) -> list[Tensor]:
     """Softmax over k of z/T + a[k], [N, K] float32 for each head; zero for rows from n_valid on."""
-    heads = pack_heads(logits, "logits")
-    prototype = vector(prototype, "prototype", (sum(heads.columns),), torch.float32)
+    heads = pack_heads(scores.values, "scores")
+    a = vector(prototype_potentials, "prototype_potentials", (sum(heads.columns),), torch.float32)
     out = [matrix(heads.n_rows, width, torch.float32) for width in heads.columns]
     _C.assignments(
         heads.numbers,
         heads.n_rows,
         heads.dtype,
         temperature,
-        prototype.data_ptr(),
+        a.data_ptr(),
         n_valid,
         [q.data_ptr() for q in out],
         torch.get_num_threads(),

@@ -1,17 +1,14 @@
-"""Nested prototype scores on tensor cores: all heads in one launch, scaled before they are stored.
-
-The functions are those of `backends.torch.prototype_scores`, which says what they compute.
-"""
+"""Nested prototype scores on tensor cores, all heads in one launch, scaled before being stored."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from franca_fast import _C
 from franca_fast.backends._core import pack_heads
+from franca_fast.backends.contracts import Scores
 from franca_fast.backends.cuda._device import on_device_of, stream_of
-from franca_fast.backends.cuda._factors import pack_factors
+from franca_fast.backends.cuda._streamed_scores import pack_streamed
 
 # Two plain matrix products for each head, which the library does well.
 from franca_fast.backends.torch.prototype_scores import backward
@@ -19,16 +16,12 @@ from franca_fast.backends.torch.prototype_scores import backward
 __all__ = ["backward", "forward"]
 
 
-def forward(
-    features: list[Tensor], prototypes: list[Tensor], scales: list[Tensor] | None
-) -> list[Tensor]:
+def forward(scores: Scores) -> list[Tensor]:
     """scale[k] * <x[n], v[k]>, [N, K] for each head, in the dtype of the features."""
-    own_scales = None if scales is None else [s.float() for s in scales]
-    factors = pack_factors(features, prototypes, own_scales)
-    dtype, device = features[0].dtype, features[0].device
-    scores = [torch.empty(factors.n_rows, k, dtype=dtype, device=device) for k in factors.columns]
-    with on_device_of(features[0]):
-        _C.cuda.prototype_scores(
-            factors.arguments, pack_heads(scores, "out", device).numbers, stream_of(features[0])
-        )
-    return scores
+    packed = pack_streamed(scores._replace(scales=[s.float() for s in scores.scales]))
+    like = scores.values[0]
+    out = [like.new_empty((packed.n_rows, k)) for k in packed.columns]
+    with on_device_of(like):
+        places = pack_heads(out, "out", like.device).numbers
+        _C.cuda.prototype_scores(packed.arguments, places, stream_of(like))
+    return out

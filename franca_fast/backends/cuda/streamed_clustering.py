@@ -1,7 +1,4 @@
-"""The clustering operators on scores that are never stored, on tensor cores.
-
-The functions are those of `backends.torch.streamed_clustering`, which says what they compute.
-"""
+"""The clustering operators on scores that are never stored, on tensor cores."""
 
 from __future__ import annotations
 
@@ -10,33 +7,36 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import franca_fast.backends.torch.streamed_clustering as reference
 from franca_fast import _C
-from franca_fast.backends._core import vector
-from franca_fast.backends._streamed_backward import Gradients, Side, chunk_columns, padded
+from franca_fast.backends._balance import balance
+from franca_fast.backends._core import pack_targets, vector
 from franca_fast.backends._streamed_backward import backward as chunked_backward
+from franca_fast.backends._streamed_backward import chunk_columns, padded
+from franca_fast.backends.contracts import ClusteringProblem, Scores
 from franca_fast.backends.cuda._device import on_device_of, stream_of, workspace
-from franca_fast.backends.cuda._factors import Factors, pack_factors
-from franca_fast.backends.torch import streamed_clustering as reference
+from franca_fast.backends.cuda._streamed_scores import Streamed, pack_streamed
 
 _BLOCK_COLUMNS = 2048  # a slice, see csrc/cuda/logits.cuh
 
 
-def column_logsumexp(
-    features: list[Tensor],
-    prototypes: list[Tensor],
-    scales: list[Tensor],
-    temperature: float,
-    n_valid: int,
+def potentials(
+    scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
+    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
+    return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
+
+
+def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
     """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
-    factors, device = pack_factors(features, prototypes, scales), features[0].device
-    result = torch.empty(2, sum(factors.columns), dtype=torch.float32, device=device)
+    packed, device = pack_streamed(scores), scores.values[0].device
+    result = torch.empty(2, sum(packed.columns), dtype=torch.float32, device=device)
     maximum, total = result.unbind(0)
     with on_device_of(result):
-        n_bytes = _C.cuda.streamed_column_workspace(factors.arguments, n_valid)
+        n_bytes = _C.cuda.streamed_column_workspace(packed.arguments, n_valid)
         memory = workspace(n_bytes, device)
         _C.cuda.streamed_column_logsumexp(
-            factors.arguments,
+            packed.arguments,
             temperature,
             n_valid,
             maximum.data_ptr(),
@@ -49,100 +49,64 @@ def column_logsumexp(
 
 
 def row_step(
-    features: list[Tensor],
-    prototypes: list[Tensor],
-    scales: list[Tensor],
-    temperature: float,
-    prototype: Tensor,
-    n_valid: int,
-    with_mass: bool,
+    scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] for given prototype potentials and, on request, the mass [sum K]."""
-    factors, device = pack_factors(features, prototypes, scales), features[0].device
-    prototype = vector(prototype, "prototype", (sum(factors.columns),), torch.float32, device)
-    row = torch.empty(len(features), factors.n_rows, dtype=torch.float32, device=device)
-    mass = torch.empty_like(prototype) if with_mass else None
-    with on_device_of(row):
-        n_bytes = _C.cuda.streamed_row_step_workspace(factors.arguments, n_valid)
+    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
+    packed, device = pack_streamed(scores), scores.values[0].device
+    a = vector(
+        prototype_potentials, "prototype_potentials", (sum(packed.columns),), torch.float32, device
+    )
+    b = torch.empty(len(packed.columns), packed.n_rows, dtype=torch.float32, device=device)
+    mass = torch.empty_like(a) if with_mass else None
+    with on_device_of(b):
+        n_bytes = _C.cuda.streamed_row_step_workspace(packed.arguments, n_valid)
         memory = workspace(n_bytes, device)
         _C.cuda.streamed_row_step(
-            factors.arguments,
+            packed.arguments,
             temperature,
-            prototype.data_ptr(),
+            a.data_ptr(),
             n_valid,
-            row.data_ptr(),
+            b.data_ptr(),
             0 if mass is None else mass.data_ptr(),
             memory.data_ptr(),
             n_bytes,
-            stream_of(row),
+            stream_of(b),
         )
-    return row, mass
+    return b, mass
 
 
-class _Problem(NamedTuple):
-    view: Any  # the inputs as the core takes them
-    student: Factors
-    alive: tuple[Any, ...]
+class _Packed(NamedTuple):
+    view: Any  # the problem as the core takes it
+    student: Streamed
+    alive: tuple[object, ...]
 
 
-def _problem(
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    temperatures: tuple[float, float],
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> _Problem:
-    own, other = pack_factors(*student), pack_factors(*teacher)
-    device = weights.device
-    n_targets = teacher_rows.shape[1]
-    vectors = (
-        vector(prototype, "prototype", (sum(other.columns),), torch.float32, device),
-        vector(row, "row", (len(other.columns), other.n_rows), torch.float32, device),
-        vector(teacher_rows, "teacher_rows", (own.n_rows, n_targets), torch.int64, device),
-        vector(weights, "weights", (own.n_rows,), torch.float32, device),
-    )
-    prototype, row, teacher_rows, weights = vectors
-    view = _C.cuda.StreamedProblem(
-        own.arguments,
-        other.arguments,
-        prototype.data_ptr(),
-        row.data_ptr(),
-        *temperatures,
-        teacher_rows.data_ptr(),
-        n_targets,
-        weights.data_ptr(),
-    )
-    return _Problem(view, own, (other, vectors))
+def _packed(problem: ClusteringProblem) -> _Packed:
+    own, other = pack_streamed(problem.student), pack_streamed(problem.teacher)
+    device = problem.weights.device
+    numbers, alive = pack_targets(problem, own.n_rows, other.n_rows, other.columns, device)
+    view = _C.cuda.StreamedProblem(own.arguments, other.arguments, *numbers)
+    return _Packed(view, own, (other, alive))
 
 
-def forward(
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _is_mixed(problem: ClusteringProblem) -> bool:
+    """Whether the sides differ in their type, which one kernel that holds tiles of both cannot."""
+    return problem.student.values[0].dtype != problem.teacher.values[0].dtype
+
+
+def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
     """Loss [H] and log-sum-exp of the student rows [H, M]."""
-    temperatures = (student_temperature, teacher_temperature)
-    if student[0][0].dtype != teacher[0][0].dtype:
-        # One kernel holds tiles of both sides, so they share their type.
-        return reference.forward(
-            student, teacher, prototype, row, *temperatures, teacher_rows, weights
-        )
-    problem = _problem(student, teacher, prototype, row, temperatures, teacher_rows, weights)
-    device, n_heads = weights.device, len(student[0])
+    if _is_mixed(problem):
+        return reference.forward(problem)
+    packed, device = _packed(problem), problem.weights.device
+    n_heads = len(packed.student.columns)
     loss = torch.empty(n_heads, dtype=torch.float32, device=device)
-    lse = torch.empty(n_heads, problem.student.n_rows, dtype=torch.float32, device=device)
+    lse = torch.empty(n_heads, packed.student.n_rows, dtype=torch.float32, device=device)
     with on_device_of(loss):
-        n_bytes = _C.cuda.streamed_forward_workspace(problem.view)
+        n_bytes = _C.cuda.streamed_forward_workspace(packed.view)
         memory = workspace(n_bytes, device)
         _C.cuda.streamed_forward(
-            problem.view,
+            packed.view,
             loss.data_ptr(),
             lse.data_ptr(),
             memory.data_ptr(),
@@ -152,41 +116,26 @@ def forward(
     return loss, lse
 
 
-def backward(
-    grad_loss: Tensor,
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    lse: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> Gradients:
+def backward(problem: ClusteringProblem, grad_loss: Tensor, lse: Tensor) -> Scores:
     """Gradients of the student's features, prototypes and scales, for each head."""
-    temperatures = (student_temperature, teacher_temperature)
-    if student[0][0].dtype != teacher[0][0].dtype:
-        return reference.backward(
-            grad_loss, student, teacher, prototype, row, lse, *temperatures, teacher_rows, weights
-        )
-
-    problem = _problem(student, teacher, prototype, row, temperatures, teacher_rows, weights)
-    device, (n_heads, n_rows) = weights.device, lse.shape
+    if _is_mixed(problem):
+        return reference.backward(problem, grad_loss, lse)
+    packed, device = _packed(problem), problem.weights.device
+    n_heads, n_rows = lse.shape
     grad_loss = vector(grad_loss, "grad_loss", (n_heads,), torch.float32, device)
     lse = vector(lse, "lse", (n_heads, n_rows), torch.float32, device)
-    with on_device_of(weights):
-        kernel = _GradientKernel(problem, student[0][0], grad_loss, lse)
-        return chunked_backward(student, _BLOCK_COLUMNS, kernel)
+    with on_device_of(lse):
+        kernel = _GradientKernel(packed, problem.student.values[0], grad_loss, lse)
+        return chunked_backward(problem.student, _BLOCK_COLUMNS, kernel)
 
 
 class _GradientKernel:
     """Gradient of the products <x, v> of some prototypes of a head, in memory of its own."""
 
-    def __init__(self, problem: _Problem, x: Tensor, grad_loss: Tensor, lse: Tensor) -> None:
-        self._problem, self._grad_loss, self._lse = problem, grad_loss, lse
+    def __init__(self, packed: _Packed, x: Tensor, grad_loss: Tensor, lse: Tensor) -> None:
+        self._packed, self._grad_loss, self._lse = packed, grad_loss, lse
         self._n_rows = lse.shape[1]
-        width = min(max(problem.student.columns), chunk_columns(self._n_rows, _BLOCK_COLUMNS))
+        width = min(max(packed.student.columns), chunk_columns(self._n_rows, _BLOCK_COLUMNS))
         # Rows begin on 16 bytes, for the library.
         self._products = x.new_empty(self._n_rows * padded(width))
         self._n_bytes = _C.cuda.streamed_gradient_workspace(self._n_rows, width)
@@ -197,7 +146,7 @@ class _GradientKernel:
         width = dscale.shape[0]
         stride = padded(width)
         _C.cuda.streamed_gradient(
-            self._problem.view,
+            self._packed.view,
             (head, columns.start, width),
             self._grad_loss.data_ptr(),
             self._lse.data_ptr(),

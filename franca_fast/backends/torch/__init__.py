@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
 
-def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None:
+def unavailable(operator: str, tensor: Tensor) -> str | None:
     """Why this backend cannot run: never."""
     return None

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
-from franca_fast.backends.torch.sinkhorn import accumulation_dtype, row_blocks
+from franca_fast.backends.contracts import ClusteringProblem, Scores, potential_dtype
+from franca_fast.backends.torch.sinkhorn import row_blocks
 
 
-def _assignments(z: Tensor, temperature: float, prototype: Tensor, row: Tensor) -> Tensor:
-    """Q = exp(z/T + a + b), [N, K]; the one large temporary, of one head at a time."""
-    x = (z.to(prototype.dtype) / temperature).add_(prototype)
-    return x.add_(row.unsqueeze(1)).exp_()
+def _heads(problem: ClusteringProblem) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each head with its student scores and Q = exp(z/T + a + b), [N, K].
+
+    Q is the one large temporary, of one head at a time.
+    """
+    teacher, temperature = problem.teacher, problem.teacher_temperature
+    potentials = problem.prototype_potentials.split(teacher.columns)
+    for head, (s, z) in enumerate(zip(problem.student.values, teacher.values, strict=True)):
+        a, b = potentials[head], problem.row_potentials[head]
+        x = (z.to(a.dtype) / temperature).add_(a)
+        yield head, s, x.add_(b.unsqueeze(1)).exp_()
 
 
 def _targets(assignments: Tensor, rows: Tensor) -> Tensor:
@@ -22,60 +32,39 @@ def _targets(assignments: Tensor, rows: Tensor) -> Tensor:
     return q
 
 
-def forward(
-    student: list[Tensor],
-    teacher: list[Tensor],
-    prototype: Tensor,
-    row: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
+def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
     """Loss [H] and log-sum-exp of the student rows [H, M]."""
-    n_rows, n_targets = teacher_rows.shape
-    dtype = accumulation_dtype(student[0])
+    student, rows = problem.student.values, problem.teacher_rows
+    n_rows, n_targets = rows.shape
+    dtype = potential_dtype(student[0])
     loss = torch.zeros(len(student), dtype=dtype, device=student[0].device)
     lse = torch.empty(len(student), n_rows, dtype=dtype, device=student[0].device)
-    potentials = prototype.split([z.shape[1] for z in teacher])
-    for head, (s, z) in enumerate(zip(student, teacher, strict=True)):
-        q = _assignments(z, teacher_temperature, potentials[head], row[head])
+    for head, s, q in _heads(problem):
         for block in row_blocks(n_rows, s.shape[1]):
-            x = s[block].to(dtype) / student_temperature
+            x = s[block].to(dtype) / problem.student_temperature
             lse[head, block] = torch.logsumexp(x, dim=1)
-            agreement = (x * _targets(q, teacher_rows[block])).sum(dim=1)
-            loss[head] += weights[block] @ (n_targets * lse[head, block] - agreement)
+            agreement = (x * _targets(q, rows[block])).sum(dim=1)
+            loss[head] += problem.weights[block] @ (n_targets * lse[head, block] - agreement)
     return loss, lse
 
 
 def backward(
+    problem: ClusteringProblem,
     grad_loss: Tensor,
-    student: list[Tensor],
-    teacher: list[Tensor],
-    prototype: Tensor,
-    row: Tensor,
     lse: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-    out: list[Tensor] | None = None,
-) -> list[Tensor]:
-    """Gradient of the student logits: grad * w/t * (P softmax(s/t) - q), in their dtype.
-
-    `out` is where to write the gradients; it may be `student` itself, whose logits are then lost.
-    """
-    n_rows, n_targets = teacher_rows.shape
-    potentials = prototype.split([z.shape[1] for z in teacher])
+    out: Sequence[Tensor] | None = None,
+) -> Scores:
+    """Gradient of the student's scores: grad * w/t * (P softmax(s/t) - q), in their dtype."""
+    rows, temperature = problem.teacher_rows, problem.student_temperature
+    n_rows, n_targets = rows.shape
     gradients = []
-    for head, (s, z) in enumerate(zip(student, teacher, strict=True)):
-        q = _assignments(z, teacher_temperature, potentials[head], row[head])
-        scale = (weights * (grad_loss[head] / student_temperature)).unsqueeze(1)
+    for head, s, q in _heads(problem):
+        scale = (problem.weights * (grad_loss[head] / temperature)).unsqueeze(1)
         gradient = s.new_empty(s.shape) if out is None else out[head]
         for block in row_blocks(n_rows, s.shape[1]):
-            x = (s[block].to(lse.dtype) / student_temperature).sub_(lse[head, block].unsqueeze(1))
-            x.exp_().mul_(n_targets).sub_(_targets(q, teacher_rows[block]))
+            x = (s[block].to(lse.dtype) / temperature).sub_(lse[head, block].unsqueeze(1))
+            x.exp_().mul_(n_targets).sub_(_targets(q, rows[block]))
             torch.mul(x, scale[block], out=x)
             gradient[block] = x
         gradients.append(gradient)
-    return gradients
+    return Scores(gradients)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from franca_fast.backends.contracts import Scores
 
-def forward(
-    features: list[Tensor], prototypes: list[Tensor], scales: list[Tensor] | None
-) -> list[Tensor]:
+
+def forward(scores: Scores) -> list[Tensor]:
     """scale[k] * <x[n], v[k]>, [N, K] for each head, in the dtype of the features."""
-    if scales is None:
-        return [x @ v.t() for x, v in zip(features, prototypes, strict=True)]
-    triples = zip(features, prototypes, scales, strict=True)
-    return [_scores(x, v, scale) for x, v, scale in triples]
+    if not scores.scales:
+        return [x @ v.t() for x, v in zip(scores.values, scores.prototypes, strict=True)]
+    return [_scaled(x, v, scale) for x, v, scale in zip(*scores, strict=True)]
 
 
-def _scores(x: Tensor, v: Tensor, scale: Tensor) -> Tensor:
+def _scaled(x: Tensor, v: Tensor, scale: Tensor) -> Tensor:
     """Scales whichever is smaller, the scores or the prototypes."""
     if x.shape[0] <= v.shape[1]:
         return (x @ v.t()).mul_(scale)
@@ -28,24 +29,19 @@ def _rescaled(matrix: Tensor, scale: Tensor) -> Tensor:
     return torch.mul(matrix, scale, out=torch.empty_like(matrix))
 
 
-def backward(
-    grads: list[Tensor],
-    features: list[Tensor],
-    prototypes: list[Tensor],
-    scales: list[Tensor] | None,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
+def backward(scores: Scores, gradients: Sequence[Tensor]) -> Scores:
     """Gradients of the features, the prototypes and the scales."""
-    if scales is None:
-        pairs = zip(grads, features, prototypes, strict=True)
-        products = [(g @ v, g.t() @ x) for g, x, v in pairs]
-        return [dx for dx, _ in products], [dv for _, dv in products], None
+    if not scores.scales:
+        triples = zip(gradients, scores.values, scores.prototypes, strict=True)
+        products = [(g @ v, g.t() @ x) for g, x, v in triples]
+        return Scores([dx for dx, _ in products], [dv for _, dv in products])
     dfeatures, dprototypes, dscales = [], [], []
-    for g, x, v, scale in zip(grads, features, prototypes, scales, strict=True):
+    for g, x, v, scale in zip(gradients, *scores, strict=True):
         dfeatures.append(_scaled_product(g, scale, v))
         unscaled = (g.t() @ x).to(scale.dtype)
         dscales.append(torch.linalg.vecdot(unscaled, v.to(scale.dtype)))
         dprototypes.append(unscaled.mul_(scale.unsqueeze(1)).to(v.dtype))
-    return dfeatures, dprototypes, dscales
+    return Scores(dfeatures, dprototypes, dscales)
 
 
 def _scaled_product(g: Tensor, scale: Tensor, v: Tensor) -> Tensor:

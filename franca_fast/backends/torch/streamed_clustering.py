@@ -1,7 +1,7 @@
 """Clustering on scores that are never stored: a block of rows at a time is scored and consumed.
 
-Each block goes through the same kernels as stored logits, whichever backend runs them, so this adds
-only the recomputation. Extra memory is one block of scores for the student and one for the teacher.
+Each block goes through the kernels of stored scores, whichever backend runs them, so this adds only
+the recomputation. Extra memory is one block of scores for the student and one for the teacher.
 """
 
 from __future__ import annotations
@@ -12,57 +12,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from franca_fast.backends._balance import balance
+from franca_fast.backends.contracts import ClusteringProblem, Scores, potential_dtype
 from franca_fast.backends.registry import choose
 
 # Scores of one block: 32 MiB in float32.
 _BLOCK_SCORES = 1 << 23
 
-Side = tuple[list[Tensor], list[Tensor], list[Tensor]]
-
 
 class _Head(NamedTuple):
-    """One head of a side: features [N, C], prototypes [K, C], scales [K]."""
+    """One head: features [N, C], prototypes [K, C], scales [K]."""
 
     features: Tensor
     prototypes: Tensor
     scales: Tensor
 
-    def scores(self, rows: slice | Tensor) -> Tensor:
-        """Scores of some rows, [rows, K]."""
+    def scores(self, rows: slice | Tensor) -> Scores:
+        """Scores of some rows, stored."""
         x = self.features[rows]
-        scorer = choose("prototype_scores", x)
-        return scorer.forward([x], [self.prototypes], [self.scales])[0]
+        own = Scores([x], [self.prototypes], [self.scales])
+        return Scores(choose("prototype_scores", x).forward(own))
 
     def blocks(self, n_rows: int, blocks_at_once: int = 1) -> Iterator[slice]:
         step = max(1, _BLOCK_SCORES // (self.prototypes.shape[0] * blocks_at_once))
         return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
-def _heads(side: Side) -> list[_Head]:
-    return [_Head(*factors) for factors in zip(*side, strict=True)]
+def _heads(scores: Scores) -> list[_Head]:
+    return [_Head(*factors) for factors in zip(*scores, strict=True)]
 
 
-def _potential_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
-def column_logsumexp(
-    features: list[Tensor],
-    prototypes: list[Tensor],
-    scales: list[Tensor],
-    temperature: float,
-    n_valid: int,
+def potentials(
+    scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
+    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
+    return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
+
+
+def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
     """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
-    passes = choose("sinkhorn", features[0])
-    dtype = _potential_dtype(features[0])
+    passes, dtype = choose("sinkhorn", scores.values[0]), potential_dtype(scores.values[0])
     maxima, totals = [], []
-    for head in _heads((features, prototypes, scales)):
+    for head in _heads(scores):
         maximum = head.scales.new_full(head.scales.shape, float("-inf"), dtype=dtype)
         total = torch.zeros_like(maximum)
         for block in head.blocks(n_valid):
             z = head.scores(block)
-            block_maximum, block_total = passes.column_logsumexp([z], temperature, z.shape[0])
+            block_maximum, block_total = passes.column_logsumexp(z, temperature, z.n_rows)
             larger = torch.maximum(maximum, block_maximum)
             # exp(-inf - larger) is 0: the first block replaces the empty sum.
             total.mul_((maximum - larger).exp_())
@@ -74,126 +70,80 @@ def column_logsumexp(
 
 
 def row_step(
-    features: list[Tensor],
-    prototypes: list[Tensor],
-    scales: list[Tensor],
-    temperature: float,
-    prototype: Tensor,
-    n_valid: int,
-    with_mass: bool,
+    scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
-    passes = choose("sinkhorn", features[0])
-    heads = _heads((features, prototypes, scales))
-    row = prototype.new_full((len(heads), features[0].shape[0]), float("-inf"))
-    mass = torch.zeros_like(prototype) if with_mass else None
+    passes, heads = choose("sinkhorn", scores.values[0]), _heads(scores)
+    row_potentials = prototype_potentials.new_full((len(heads), scores.n_rows), float("-inf"))
+    mass = torch.zeros_like(prototype_potentials) if with_mass else None
     start = 0
     for i, head in enumerate(heads):
         columns = slice(start, start + head.prototypes.shape[0])
         for block in head.blocks(n_valid):
             z = head.scores(block)
             block_row, block_mass = passes.row_step(
-                [z], temperature, prototype[columns], z.shape[0], with_mass
+                z, temperature, prototype_potentials[columns], z.n_rows, with_mass
             )
-            row[i, block] = block_row[0]
-            if mass is not None:
+            row_potentials[i, block] = block_row[0]
+            if mass is not None and block_mass is not None:
                 mass[columns] += block_mass
         start = columns.stop
-    return row, mass
+    return row_potentials, mass
 
 
-def forward(
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
+def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
     """Loss [H] and log-sum-exp of the student rows [H, M]."""
-    loss_kernel = choose("clustering_cross_entropy", student[0][0])
-    n_rows = teacher_rows.shape[0]
-    temperatures = (student_temperature, teacher_temperature)
-    loss = weights.new_zeros(len(student[0]))
-    lse = weights.new_empty(len(student[0]), n_rows)
-    for i, meeting in enumerate(_meetings(student, teacher, prototype, row)):
-        for block in meeting.blocks(n_rows, teacher_rows.shape[1]):
-            own, other, arguments = meeting.at(block, teacher_rows)
-            part, part_lse = loss_kernel.forward(
-                [own], [other], *arguments[:2], *temperatures, arguments[2], weights[block]
-            )
+    kernel = choose("clustering_cross_entropy", problem.student.values[0])
+    n_heads, weights = len(problem.student.values), problem.weights
+    loss = weights.new_zeros(n_heads)
+    lse = weights.new_empty(n_heads, weights.shape[0])
+    for i in range(n_heads):
+        for block, stored in _stored_blocks(problem, i):
+            part, part_lse = kernel.forward(stored)
             loss[i] += part[0]
             lse[i, block] = part_lse[0]
     return loss, lse
 
 
-def backward(
-    grad_loss: Tensor,
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    lse: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def backward(problem: ClusteringProblem, grad_loss: Tensor, lse: Tensor) -> Scores:
     """Gradients of the student's features, prototypes and scales."""
-    loss_kernel = choose("clustering_cross_entropy", student[0][0])
-    n_rows = teacher_rows.shape[0]
-    temperatures = (student_temperature, teacher_temperature)
+    kernel = choose("clustering_cross_entropy", problem.student.values[0])
     dfeatures, dprototypes, dscales = [], [], []
-    for i, meeting in enumerate(_meetings(student, teacher, prototype, row)):
-        x, v, scale = meeting.student
+    for i, (x, v, scale) in enumerate(_heads(problem.student)):
         dx = torch.empty_like(x)
         unscaled = torch.zeros(v.shape, dtype=scale.dtype, device=v.device)
-        for block in meeting.blocks(n_rows, teacher_rows.shape[1]):
-            own, other, arguments = meeting.at(block, teacher_rows)
-            (ds,) = loss_kernel.backward(
-                grad_loss[i : i + 1],
-                [own],
-                [other],
-                *arguments[:2],
-                lse[i : i + 1, block].contiguous(),
-                *temperatures,
-                arguments[2],
-                weights[block],
-            )
+        for block, stored in _stored_blocks(problem, i):
+            block_lse = lse[i : i + 1, block].contiguous()
+            (ds,) = kernel.backward(stored, grad_loss[i : i + 1], block_lse).values
             unscaled += ds.t() @ x[block]
             dx[block] = ds.mul_(scale) @ v
         dfeatures.append(dx)
         dscales.append(torch.linalg.vecdot(unscaled, v.to(scale.dtype)))
         dprototypes.append(unscaled.mul_(scale.unsqueeze(1)).to(v.dtype))
-    return dfeatures, dprototypes, dscales
+    return Scores(dfeatures, dprototypes, dscales)
 
 
-class _Meeting(NamedTuple):
-    """One head of student and teacher, with the teacher's potentials a [K] and b [N]."""
+def _stored_blocks(
+    problem: ClusteringProblem, head: int
+) -> Iterator[tuple[slice, ClusteringProblem]]:
+    """Blocks of student rows of one head with the teacher rows they meet, all of them scored.
 
-    student: _Head
-    teacher: _Head
-    prototype: Tensor
-    row: Tensor
-
-    def blocks(self, n_rows: int, n_targets: int) -> Iterator[slice]:
-        """Blocks of student rows, so small that they and their teacher rows fit the budget."""
-        return self.student.blocks(n_rows, 1 + n_targets)
-
-    def at(
-        self, block: slice, teacher_rows: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Student scores, scores of the teacher rows they meet, and (a, b, rows) among those."""
-        rows = teacher_rows[block]
+    Blocks are so small that both sides fit the budget.
+    """
+    student, teacher = _heads(problem.student)[head], _heads(problem.teacher)[head]
+    potentials = problem.prototype_potentials.split(problem.teacher.columns)[head]
+    n_rows, n_targets = problem.teacher_rows.shape
+    for block in student.blocks(n_rows, 1 + n_targets):
+        rows = problem.teacher_rows[block]
         met = rows.flatten()
-        local = torch.arange(met.shape[0], device=met.device).view(rows.shape)
-        arguments = (self.prototype, self.row[met].unsqueeze(0), local)
-        return self.student.scores(block), self.teacher.scores(met), arguments
-
-
-def _meetings(student: Side, teacher: Side, prototype: Tensor, row: Tensor) -> Iterator[_Meeting]:
-    students, teachers = _heads(student), _heads(teacher)
-    potentials = prototype.split([head.prototypes.shape[0] for head in teachers])
-    return (_Meeting(*parts) for parts in zip(students, teachers, potentials, row, strict=True))
+        yield (
+            block,
+            problem._replace(
+                student=student.scores(block),
+                teacher=teacher.scores(met),
+                prototype_potentials=potentials,
+                row_potentials=problem.row_potentials[head][met].unsqueeze(0),
+                teacher_rows=torch.arange(met.shape[0], device=met.device).view(rows.shape),
+                weights=problem.weights[block],
+            ),
+        )

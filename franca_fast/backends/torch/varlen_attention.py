@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from franca_fast.backends.contracts import AttentionProblem
+
 
 class Run(NamedTuple):
     """Sequences of one length that follow each other.
@@ -66,15 +68,14 @@ def _pack(runs: list[Tensor]) -> Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, seqlens: list[int], scale: float
-) -> tuple[Tensor, Tensor]:
+def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Output [tokens, heads, dim] and the softmax's log-sum-exp [tokens, heads].
 
     The CPU kernel gives the log-sum-exp, which its backward needs. Elsewhere the backward
     recomputes through autograd; the second result is then not a number, so that another backend's
     backward, which would need it, cannot go wrong unnoticed.
     """
+    q, k, v, seqlens, scale = problem
     outputs, statistics = [], []
     for run in runs_of(seqlens):
         query, key, value = run.of(q), run.of(k), run.of(v)
@@ -92,17 +93,14 @@ def forward(
 
 
 def backward(
+    problem: AttentionProblem,
     grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
     out: Tensor,
     lse: Tensor,
-    seqlens: list[int],
-    scale: float,
-    gradients: tuple[Tensor, Tensor, Tensor],
+    gradients: Sequence[Tensor],
 ) -> None:
     """Writes the gradients of q, k and v, [tokens, heads, dim] in any strides."""
+    q, k, v, seqlens, scale = problem
     for run in runs_of(seqlens):
         query, key, value, grad = run.of(q), run.of(k), run.of(v), run.of(grad_out)
         if q.device.type == "cpu":

@@ -18,7 +18,7 @@ _OLDEST = (3, 4)  # the oldest release that these kernels were tried with
 _OLDEST_CAPABILITY = (8, 0)  # bfloat16 in registers and tensor cores
 
 
-def unavailable(backend: str, operator: str, tensor: torch.Tensor) -> str | None:
+def unavailable(operator: str, tensor: torch.Tensor) -> str | None:
     """Why the Triton kernels cannot run on tensors like `tensor`, or None when they can."""
     reason = _missing()
     if reason is not None:

@@ -49,18 +49,18 @@ def combine_columns(maximum: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
 def first_potentials(maximum: Tensor, total: Tensor) -> Tensor:
     """Prototype potentials [sum K] from the log-sum-exps of the splits, [splits, sum K]."""
     n_splits, n_columns = maximum.shape
-    prototype = maximum.new_empty(n_columns)
+    potential = maximum.new_empty(n_columns)
     _combine_potentials[(triton.cdiv(n_columns, _COLUMNS),)](
-        maximum, total, prototype, n_splits, n_columns, COLUMNS=_COLUMNS, num_warps=4
+        maximum, total, potential, n_splits, n_columns, COLUMNS=_COLUMNS, num_warps=4
     )
-    return prototype
+    return potential
 
 
-def update_potentials(prototype: Tensor, mass: Tensor) -> None:
+def update_potentials(potential: Tensor, mass: Tensor) -> None:
     """Takes the logarithm of the mass, [splits, sum K], off the prototype potentials."""
     n_splits, n_columns = mass.shape
     _combine_mass[(triton.cdiv(n_columns, _COLUMNS),)](
-        mass, prototype, n_splits, n_columns, COLUMNS=_COLUMNS, num_warps=4
+        mass, potential, n_splits, n_columns, COLUMNS=_COLUMNS, num_warps=4
     )
 
 
@@ -174,7 +174,7 @@ def _combine_columns(
 def _combine_potentials(
     partial_maximum,  # [splits, sum K]
     partial_total,  # [splits, sum K]
-    prototype_out,  # [sum K]
+    potential_out,  # [sum K]
     n_splits,
     n_columns,
     COLUMNS: tl.constexpr,
@@ -182,13 +182,13 @@ def _combine_potentials(
     k = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     maximum, total = _column_sums(partial_maximum, partial_total, k, n_splits, n_columns, COLUMNS)
     total = tl.where(k < n_columns, total, 1.0)
-    tl.store(prototype_out + k, -(maximum + tl.log(total)), mask=k < n_columns)
+    tl.store(potential_out + k, -(maximum + tl.log(total)), mask=k < n_columns)
 
 
 @triton.jit(do_not_specialize=["n_splits"])
 def _combine_mass(
     partial,  # [splits, sum K]
-    prototype,  # [sum K], updated
+    potential,  # [sum K], updated
     n_splits,
     n_columns,
     COLUMNS: tl.constexpr,
@@ -199,8 +199,8 @@ def _combine_mass(
     for _ in range(n_splits):
         mass += tl.load(partial + k, mask=inside, other=0.0)
         partial += n_columns
-    a = tl.load(prototype + k, mask=inside, other=0.0)
-    tl.store(prototype + k, a - tl.log(tl.where(mass > 0, mass, 1.0)), mask=inside)
+    a = tl.load(potential + k, mask=inside, other=0.0)
+    tl.store(potential + k, a - tl.log(tl.where(mass > 0, mass, 1.0)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["row_stride", "n_rows", "n_valid"])

@@ -51,7 +51,7 @@ def row_partials_kernel(
     logits,  # for each head [N, K]
     strides,
     columns,
-    prototype,  # [sum K]
+    potential,  # [sum K]
     maximum_out,  # [units, N]
     total_out,  # [units, N]
     width,
@@ -73,7 +73,7 @@ def row_partials_kernel(
         k = start + tl.arange(0, COLUMNS)
         inside = (n < n_valid)[:, None] & (k < n_columns)[None, :]
         z = tl.load(z_rows[:, None] + k[None, :], mask=inside, other=float("-inf"))
-        a = tl.load(prototype + head_column + k, mask=k < n_columns, other=0.0)
+        a = tl.load(potential + head_column + k, mask=k < n_columns, other=0.0)
         x = tl.fma(z.to(tl.float32), inverse_temperature, a[None, :])  # [ROWS, COLUMNS]
         larger = tl.maximum(maximum, tl.max(x, 1))
         totals = totals * tl.exp(maximum - larger)[:, None] + tl.exp(x - larger[:, None])
@@ -88,7 +88,7 @@ def mass_kernel(
     logits,  # for each head [N, K]
     strides,
     columns,
-    prototype,  # [sum K]
+    potential,  # [sum K]
     row_maximum,  # [H, N]
     row_total,  # [H, N]
     mass_out,  # [splits, sum K]
@@ -106,7 +106,7 @@ def mass_kernel(
     k = column + tl.arange(0, COLUMNS)
     z_columns = pick(logits, head, HEADS) + k
     stride = pick(strides, head, HEADS)
-    a = tl.load(prototype + head_column + k, mask=k < n_columns, other=0.0)
+    a = tl.load(potential + head_column + k, mask=k < n_columns, other=0.0)
     stop = tl.minimum((split + 1) * split_rows, n_valid)
     mass = tl.zeros([COLUMNS], tl.float32)
     for start in range(split * split_rows, stop, ROWS):
@@ -128,7 +128,7 @@ def assignments_kernel(
     logits,  # for each head [N, K]
     strides,
     columns,
-    prototype,  # [sum K]
+    potential,  # [sum K]
     row_maximum,  # [H, N]
     row_total,  # [H, N]
     out,  # for each head [N, K]
@@ -147,7 +147,7 @@ def assignments_kernel(
     valid = (n < n_valid)[:, None] & inside
     z_rows = pick(logits, head, HEADS) + row * pick(strides, head, HEADS)
     z = tl.load(z_rows[:, None] + k[None, :], mask=valid, other=float("-inf"))
-    a = tl.load(prototype + head_column + k, mask=k < n_columns, other=0.0)
+    a = tl.load(potential + head_column + k, mask=k < n_columns, other=0.0)
     x = tl.fma(z.to(tl.float32), inverse_temperature, a[None, :])  # [ROWS, COLUMNS]
     at = head.to(tl.int64) * n_rows + n
     maximum = tl.load(row_maximum + at, mask=n < n_valid, other=0.0)
@@ -163,7 +163,7 @@ def iteration_kernel(
     strides,
     columns,
     row,  # [H, N], potentials of the last iteration
-    prototype,  # [sum K], potentials: of the last iteration, then of this one
+    potential,  # [sum K], of the last iteration, then of this one
     maximum_out,  # [units, N]
     total_out,  # [units, N]
     width,
@@ -199,10 +199,10 @@ def iteration_kernel(
             # What lies outside has no terms: its potential stays 0.
             a = tl.where(total > 0, -(maximum + tl.log(tl.where(total > 0, total, 1.0))), 0.0)
         else:
-            a = tl.load(prototype + head_column + k, mask=k < n_columns, other=0.0)
+            a = tl.load(potential + head_column + k, mask=k < n_columns, other=0.0)
             mass = tl.sum(tl.exp(tl.fma(z, inverse_temperature, a[None, :]) + b[:, None]), 0)
             a -= tl.log(tl.where(mass > 0, mass, 1.0))
-        tl.store(prototype + head_column + k, a, mask=k < n_columns)
+        tl.store(potential + head_column + k, a, mask=k < n_columns)
         x = tl.fma(z, inverse_temperature, a[None, :])
         row_maximum, row_total = add_exponentials(x, row_maximum, row_total, 1)
     at = unit.to(tl.int64) * part_stride + n

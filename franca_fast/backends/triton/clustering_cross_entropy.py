@@ -1,18 +1,18 @@
-"""Clustering cross-entropy as Triton kernels, one launch for all heads and all pairs.
-
-The functions are those of `backends.torch.clustering_cross_entropy`, which says what they compute.
-"""
+"""Clustering cross-entropy as Triton kernels, one launch for all heads and all pairs."""
 
 # Triton gives the arguments of kernels their types, at each launch.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from franca_fast.backends.contracts import ClusteringProblem, Scores
 from franca_fast.backends.triton._heads import (
     LOWEST,
     count_units,
@@ -30,19 +30,11 @@ _WARPS = 8
 _PROGRAMS = 2048  # enough to fill a large GPU several times over
 
 
-def forward(
-    student: list[Tensor],
-    teacher: list[Tensor],
-    prototype: Tensor,
-    row: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
+def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
     """Loss [H] and log-sum-exp of the student rows [H, M]."""
-    students, teachers = pack(student), pack(teacher)
-    n_rows, n_targets = teacher_rows.shape
+    students, teachers = pack(problem.student.values), pack(problem.teacher.values)
+    n_rows, n_targets = problem.teacher_rows.shape
+    weights = problem.weights
     rows, columns = _TILE
     row_blocks = triton.cdiv(n_rows, rows)
     width = unit_width(students.columns, row_blocks, columns, _PROGRAMS)
@@ -54,19 +46,19 @@ def forward(
             _forward[(row_blocks, units)](
                 *students,
                 *teachers[:2],
-                prototype.contiguous(),
-                row.contiguous(),
-                teacher_rows.contiguous(),
+                problem.prototype_potentials.contiguous(),
+                problem.row_potentials.contiguous(),
+                problem.teacher_rows.contiguous(),
                 parts.maximum,
                 parts.total,
                 agreement,
                 width,
                 parts.maximum.stride(0),
                 n_rows,
-                row.shape[1],
-                1.0 / student_temperature,
-                1.0 / teacher_temperature,
-                HEADS=len(student),
+                problem.row_potentials.shape[1],
+                1.0 / problem.student_temperature,
+                1.0 / problem.teacher_temperature,
+                HEADS=len(students.columns),
                 TARGETS=n_targets,
                 ROWS=rows,
                 COLUMNS=columns,
@@ -78,51 +70,43 @@ def forward(
 
 
 def backward(
+    problem: ClusteringProblem,
     grad_loss: Tensor,
-    student: list[Tensor],
-    teacher: list[Tensor],
-    prototype: Tensor,
-    row: Tensor,
     lse: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-    out: list[Tensor] | None = None,
-) -> list[Tensor]:
-    """Gradient of the student logits: grad * w/t * (P softmax(s/t) - q), in their dtype.
+    out: Sequence[Tensor] | None = None,
+) -> Scores:
+    """Gradient of the student's scores: grad * w/t * (P softmax(s/t) - q), in their dtype.
 
-    `out` is where to write the gradients, contiguous; it may be `student` itself, whose logits are
-    then lost.
+    `out` is where to write the gradients, contiguous; it may be the scores themselves.
     """
-    students, teachers = pack(student), pack(teacher)
-    n_rows, n_targets = teacher_rows.shape
-    gradients = [s.new_empty(s.shape) for s in student] if out is None else out
+    students, teachers = pack(problem.student.values), pack(problem.teacher.values)
+    n_rows, n_targets = problem.teacher_rows.shape
+    gradients = out or [s.new_empty(s.shape) for s in problem.student.values]
     if n_rows == 0:
-        return gradients
+        return Scores(gradients)
     rows, columns = _TILE
-    with on_device_of(weights):
+    with on_device_of(problem.weights):
         _backward[(triton.cdiv(n_rows, rows), count_units(students.columns, columns))](
             grad_loss.contiguous(),
             *students,
             *teachers[:2],
-            prototype.contiguous(),
-            row.contiguous(),
+            problem.prototype_potentials.contiguous(),
+            problem.row_potentials.contiguous(),
             lse.contiguous(),
-            teacher_rows.contiguous(),
-            weights.contiguous(),
+            problem.teacher_rows.contiguous(),
+            problem.weights.contiguous(),
             tuple(gradients),
             n_rows,
-            row.shape[1],
-            1.0 / student_temperature,
-            1.0 / teacher_temperature,
-            HEADS=len(student),
+            problem.row_potentials.shape[1],
+            1.0 / problem.student_temperature,
+            1.0 / problem.teacher_temperature,
+            HEADS=len(students.columns),
             TARGETS=n_targets,
             ROWS=rows,
             COLUMNS=columns,
             num_warps=_WARPS,
         )
-    return gradients
+    return Scores(gradients)
 
 
 @triton.jit
@@ -164,7 +148,7 @@ def _forward(
     columns,
     teacher,  # for each head [N, K]
     teacher_strides,
-    prototype,  # [sum K]
+    potential,  # [sum K]
     row,  # [H, N]
     teacher_rows,  # [M, P]
     maximum_out,  # [units, M]
@@ -196,7 +180,7 @@ def _forward(
     for start in range(column, tl.minimum(column + width, n_columns), COLUMNS):
         k = start + tl.arange(0, COLUMNS)
         inside = valid[:, None] & (k < n_columns)[None, :]
-        a = tl.load(prototype + head_column + k, mask=k < n_columns, other=0.0)
+        a = tl.load(potential + head_column + k, mask=k < n_columns, other=0.0)
         s = tl.load(s_rows[:, None] + k[None, :], mask=inside, other=0.0)
         x = s.to(tl.float32) * inverse_student  # [ROWS, COLUMNS]
         q = _targets(
@@ -231,7 +215,7 @@ def _backward(
     columns,
     teacher,  # for each head [N, K]
     teacher_strides,
-    prototype,  # [sum K]
+    potential,  # [sum K]
     row,  # [H, N]
     lse,  # [H, M]
     teacher_rows,  # [M, P]
@@ -252,7 +236,7 @@ def _backward(
     valid = m < n_rows
     inside = valid[:, None] & (k < n_columns)[None, :]
     wide_m = m.to(tl.int64)
-    a = tl.load(prototype + head_column + k, mask=k < n_columns, other=0.0)
+    a = tl.load(potential + head_column + k, mask=k < n_columns, other=0.0)
     s_rows = pick(student, head, HEADS) + wide_m * pick(student_strides, head, HEADS)
     s = tl.load(s_rows[:, None] + k[None, :], mask=inside, other=0.0)
     q = _targets(

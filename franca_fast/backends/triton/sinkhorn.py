@@ -1,8 +1,8 @@
 """Sinkhorn-Knopp half-steps as Triton kernels, one launch for all heads.
 
-The functions are those of `backends.torch.sinkhorn`, which says what they compute. A row of 131072
-logits does not fit a Triton program, so a row step that also gives the mass reads the logits twice.
-With few rows a program holds columns whole, and `potentials` reads the logits once an iteration.
+A row of 131072 scores does not fit a Triton program, so a row step that also gives the mass reads
+them twice. With few rows a program holds columns whole, and `potentials` reads the scores once an
+iteration.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from franca_fast.backends.contracts import Scores
 from franca_fast.backends.triton import _sinkhorn_kernels as kernels
 from franca_fast.backends.triton._heads import Heads, count_units, on_device_of, pack, unit_width
 from franca_fast.backends.triton._reductions import (
@@ -34,67 +35,65 @@ _FEWEST_ROWS_OF_A_SPLIT = 64
 _FEW_ROWS, _FEW_ROWS_TILE, _FEW_ROWS_WIDTH = 64, 8192, 1024
 
 
-def column_logsumexp(
-    logits: list[Tensor], temperature: float, n_valid: int
-) -> tuple[Tensor, Tensor]:
+def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
     """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K] float32."""
-    heads = pack(logits)
+    heads = pack(scores.values)
     if n_valid == 0:
-        like = logits[0].new_empty(sum(heads.columns), dtype=torch.float32)
+        like = scores.values[0].new_empty(sum(heads.columns), dtype=torch.float32)
         return like.fill_(float("-inf")), torch.zeros_like(like)
-    with on_device_of(logits[0]):
+    with on_device_of(scores.values[0]):
         return combine_columns(*_column_partials(heads, temperature, n_valid))
 
 
 def row_step(
-    logits: list[Tensor], temperature: float, prototype: Tensor, n_valid: int, with_mass: bool
+    scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] for given prototype potentials and, on request, the mass [sum K]."""
-    heads, prototype = pack(logits), prototype.contiguous()
-    with on_device_of(prototype):
-        row, maximum, total = _row_logsumexp(heads, temperature, prototype, n_valid)
+    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
+    heads, potential = pack(scores.values), prototype_potentials.contiguous()
+    with on_device_of(potential):
+        row, maximum, total = _row_logsumexp(heads, temperature, potential, n_valid)
         if not with_mass:
             return row, None
         if n_valid == 0:
-            return row, torch.zeros_like(prototype)
-        partial = _mass_partials(heads, temperature, prototype, maximum, total, n_valid)
+            return row, torch.zeros_like(potential)
+        partial = _mass_partials(heads, temperature, potential, maximum, total, n_valid)
         return row, partial[0] if partial.shape[0] == 1 else partial.sum(dim=0)
 
 
 def potentials(
-    logits: list[Tensor], temperature: float, n_iterations: int, n_valid: int
+    scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations at once on one device: potentials [sum K] and [H, N]."""
-    heads = pack(logits)
-    with on_device_of(logits[0]):
+    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
+    heads = pack(scores.values)
+    with on_device_of(scores.values[0]):
         if n_valid <= _FEW_ROWS:
             return _potentials_of_few_rows(heads, temperature, n_iterations, n_valid)
-        prototype = first_potentials(*_column_partials(heads, temperature, n_valid))
+        potential = first_potentials(*_column_partials(heads, temperature, n_valid))
         for _ in range(n_iterations - 1):
-            _, maximum, total = _row_logsumexp(heads, temperature, prototype, n_valid)
-            mass = _mass_partials(heads, temperature, prototype, maximum, total, n_valid)
-            update_potentials(prototype, mass)
-        return prototype, _row_logsumexp(heads, temperature, prototype, n_valid)[0]
+            _, maximum, total = _row_logsumexp(heads, temperature, potential, n_valid)
+            mass = _mass_partials(heads, temperature, potential, maximum, total, n_valid)
+            update_potentials(potential, mass)
+        return potential, _row_logsumexp(heads, temperature, potential, n_valid)[0]
 
 
 def _potentials_of_few_rows(
     heads: Heads, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
     n_rows, like = heads.matrices[0].shape[0], heads.matrices[0]
-    prototype = like.new_zeros(sum(heads.columns), dtype=torch.float32)
-    row = prototype.new_full((len(heads.columns), n_rows), float("-inf"))
+    potential = like.new_zeros(sum(heads.columns), dtype=torch.float32)
+    row = potential.new_full((len(heads.columns), n_rows), float("-inf"))
     if n_valid == 0:
-        return prototype, row
+        return potential, row
     rows = triton.next_power_of_2(n_valid)
     columns = _FEW_ROWS_TILE // rows
     width = max(columns, _FEW_ROWS_WIDTH)
     units = count_units(heads.columns, width)
-    parts = RowSums(units, n_valid, prototype)
+    parts = RowSums(units, n_valid, potential)
     for iteration in range(n_iterations):
         kernels.iteration_kernel[(units,)](
             *heads,
             row,
-            prototype,
+            potential,
             parts.maximum,
             parts.total,
             width,
@@ -109,7 +108,7 @@ def _potentials_of_few_rows(
             num_warps=_ROW_WARPS,
         )
         row, _, _ = combine_rows(parts, heads.columns, width, n_rows, n_valid)
-    return prototype, row
+    return potential, row
 
 
 def _column_partials(heads: Heads, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
@@ -136,21 +135,21 @@ def _column_partials(heads: Heads, temperature: float, n_valid: int) -> tuple[Te
 def _mass_partials(
     heads: Heads,
     temperature: float,
-    prototype: Tensor,
+    potential: Tensor,
     row_maximum: Tensor,
     row_total: Tensor,
     n_valid: int,
 ) -> Tensor:
     """Masses of the prototypes in parts to be summed, [splits, sum K]."""
     units, n_splits, split_rows = split_rows_of(heads.columns, n_valid, _COLUMN_TILE[1])
-    partial = prototype.new_empty((n_splits, prototype.shape[0]))
+    partial = potential.new_empty((n_splits, potential.shape[0]))
     kernels.mass_kernel[(units, n_splits)](
         *heads,
-        prototype,
+        potential,
         row_maximum,
         row_total,
         partial,
-        prototype.shape[0],
+        potential.shape[0],
         row_maximum.shape[1],
         n_valid,
         split_rows,
@@ -164,29 +163,29 @@ def _mass_partials(
 
 
 def assignments(
-    logits: list[Tensor], temperature: float, prototype: Tensor, n_valid: int
+    scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int
 ) -> list[Tensor]:
     """Softmax over k of z/T + a[k], [N, K] for each head; zero for rows from n_valid on."""
-    heads, prototype = pack(logits), prototype.contiguous()
-    out = [prototype.new_empty(z.shape) for z in logits]
-    n_rows = logits[0].shape[0]
+    heads, potential = pack(scores.values), prototype_potentials.contiguous()
+    out = [potential.new_empty(z.shape) for z in scores.values]
+    n_rows = scores.n_rows
     if n_rows == 0:
         return out
     rows, columns = _ROW_TILE
-    with on_device_of(prototype):
-        _, maximum, total = _row_logsumexp(heads, temperature, prototype, n_valid)
+    with on_device_of(potential):
+        _, maximum, total = _row_logsumexp(heads, temperature, potential, n_valid)
         kernels.assignments_kernel[
             (triton.cdiv(n_rows, rows), count_units(heads.columns, columns))
         ](
             *heads,
-            prototype,
+            potential,
             maximum,
             total,
             tuple(out),
             n_rows,
             n_valid,
             1.0 / temperature,
-            HEADS=len(logits),
+            HEADS=len(out),
             ROWS=rows,
             COLUMNS=columns,
             num_warps=_ROW_WARPS,
@@ -206,18 +205,18 @@ def split_rows_of(columns: tuple[int, ...], n_rows: int, width: int) -> tuple[in
 
 
 def _row_logsumexp(
-    heads: Heads, temperature: float, prototype: Tensor, n_valid: int
+    heads: Heads, temperature: float, potential: Tensor, n_valid: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row potential, and maximum and sum of exponentials of z/T + a in each row; all [H, N]."""
     rows, columns = _ROW_TILE
     row_blocks = triton.cdiv(n_valid, rows)
     width = unit_width(heads.columns, row_blocks, columns, _PROGRAMS)
     units = count_units(heads.columns, width)
-    parts = RowSums(units, n_valid, prototype)
+    parts = RowSums(units, n_valid, potential)
     if n_valid:
         kernels.row_partials_kernel[(row_blocks, units)](
             *heads,
-            prototype,
+            potential,
             parts.maximum,
             parts.total,
             width,

@@ -1,18 +1,18 @@
-"""The clustering operators on scores that are never stored, as Triton kernels.
-
-The functions are those of `backends.torch.streamed_clustering`, which says what they compute.
-"""
+"""The clustering operators on scores that are never stored, as Triton kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from franca_fast.backends._streamed_backward import Gradients, Side, padded
+from franca_fast.backends._balance import balance
 from franca_fast.backends._streamed_backward import backward as chunked_backward
+from franca_fast.backends._streamed_backward import padded
+from franca_fast.backends.contracts import ClusteringProblem, Scores
 from franca_fast.backends.triton import _streamed_kernels as kernels
 from franca_fast.backends.triton._heads import Heads, count_units, on_device_of, pack, unit_width
 from franca_fast.backends.triton._reductions import (
@@ -61,9 +61,9 @@ class _Packed(NamedTuple):
         return (*self.features, *self.prototypes[:2], self.scales)
 
 
-def _pack(side: Side) -> _Packed:
-    features, prototypes, scales = side
-    return _Packed(pack(features), pack(prototypes), tuple(s.contiguous() for s in scales))
+def _pack(scores: Scores) -> _Packed:
+    scales = tuple(s.contiguous() for s in scores.scales)
+    return _Packed(pack(scores.values), pack(scores.prototypes), scales)
 
 
 # The tiles of 16-bit features. One product leaves registers for a large tile; those with more tiles
@@ -81,21 +81,22 @@ def _tile(features: Tensor, n_rows: int, preferred: _Tile) -> _Tile:
     return preferred if n_rows > _ALONG_COLUMNS.rows else _ALONG_COLUMNS
 
 
-def column_logsumexp(
-    features: list[Tensor],
-    prototypes: list[Tensor],
-    scales: list[Tensor],
-    temperature: float,
-    n_valid: int,
+def potentials(
+    scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
+    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
+    return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
+
+
+def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
     """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
-    side = _pack((features, prototypes, scales))
-    columns, like = side.columns, scales[0]
+    side = _pack(scores)
+    columns, like = side.columns, scores.scales[0]
     n_columns = sum(columns)
     if n_valid == 0:
         maximum = like.new_full((n_columns,), float("-inf"))
         return maximum, torch.zeros_like(maximum)
-    tile = _tile(features[0], n_valid, _ONE_PRODUCT)
+    tile = _tile(scores.values[0], n_valid, _ONE_PRODUCT)
     units, n_splits, split_rows = split_rows_of(columns, n_valid, tile.columns)
     partial = like.new_empty((2, n_splits, n_columns))
     with on_device_of(like):
@@ -115,33 +116,27 @@ def column_logsumexp(
 
 
 def row_step(
-    features: list[Tensor],
-    prototypes: list[Tensor],
-    scales: list[Tensor],
-    temperature: float,
-    prototype: Tensor,
-    n_valid: int,
-    with_mass: bool,
+    scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] for given prototype potentials and, on request, the mass [sum K]."""
-    side, prototype = _pack((features, prototypes, scales)), prototype.contiguous()
-    with on_device_of(prototype):
-        row, maximum, total = _row_logsumexp(side, temperature, prototype, n_valid)
+    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
+    side, potential = _pack(scores), prototype_potentials.contiguous()
+    with on_device_of(potential):
+        row, maximum, total = _row_logsumexp(side, temperature, potential, n_valid)
         if not with_mass:
             return row, None
         if n_valid == 0:
-            return row, torch.zeros_like(prototype)
-        columns, tile = side.columns, _tile(features[0], n_valid, _ALONG_COLUMNS)
+            return row, torch.zeros_like(potential)
+        columns, tile = side.columns, _tile(scores.values[0], n_valid, _ALONG_COLUMNS)
         units, n_splits, split_rows = split_rows_of(columns, n_valid, tile.columns)
-        partial = prototype.new_empty((n_splits, prototype.shape[0]))
+        partial = potential.new_empty((n_splits, potential.shape[0]))
         kernels.mass_kernel[(units, n_splits)](
             columns,
             *side.arguments(),
-            prototype,
+            potential,
             maximum,
             total,
             partial,
-            prototype.shape[0],
+            potential.shape[0],
             row.shape[1],
             n_valid,
             split_rows,
@@ -153,7 +148,7 @@ def row_step(
 
 
 def _row_logsumexp(
-    side: _Packed, temperature: float, prototype: Tensor, n_valid: int
+    side: _Packed, temperature: float, potential: Tensor, n_valid: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row potential, and maximum and sum of exponentials of z/T + a in each row; all [H, N]."""
     features, columns = side.features.matrices, side.columns
@@ -161,12 +156,12 @@ def _row_logsumexp(
     row_blocks = triton.cdiv(n_valid, tile.rows)
     width = unit_width(columns, row_blocks, tile.columns, _PROGRAMS)
     units = count_units(columns, width)
-    parts = RowSums(units, n_valid, prototype)
+    parts = RowSums(units, n_valid, potential)
     if n_valid:
         kernels.row_partials_kernel[(row_blocks, units)](
             columns,
             *side.arguments(),
-            prototype,
+            potential,
             parts.maximum,
             parts.total,
             width,
@@ -179,20 +174,12 @@ def _row_logsumexp(
     return combine_rows(parts, columns, width, features[0].shape[0], n_valid)
 
 
-def forward(
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
+def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
     """Loss [H] and log-sum-exp of the student rows [H, M]."""
-    students, teachers = _pack(student), _pack(teacher)
-    n_rows, n_targets = teacher_rows.shape
-    columns, tile = students.columns, _tile(student[0][0], n_rows, _ALONG_ROWS)
+    students, teachers = _pack(problem.student), _pack(problem.teacher)
+    n_rows, n_targets = problem.teacher_rows.shape
+    weights = problem.weights
+    columns, tile = students.columns, _tile(problem.student.values[0], n_rows, _ALONG_ROWS)
     row_blocks = triton.cdiv(n_rows, tile.rows)
     width = unit_width(columns, row_blocks, tile.columns, _PROGRAMS)
     units = count_units(columns, width)
@@ -204,85 +191,63 @@ def forward(
                 columns,
                 *students.arguments(),
                 *teachers.arguments(),
-                prototype.contiguous(),
-                row.contiguous(),
-                teacher_rows.contiguous(),
+                problem.prototype_potentials.contiguous(),
+                problem.row_potentials.contiguous(),
+                problem.teacher_rows.contiguous(),
                 parts.maximum,
                 parts.total,
                 agreement,
                 width,
                 parts.maximum.stride(0),
                 n_rows,
-                row.shape[1],
+                problem.row_potentials.shape[1],
                 n_targets,
-                1.0 / student_temperature,
-                1.0 / teacher_temperature,
+                1.0 / problem.student_temperature,
+                1.0 / problem.teacher_temperature,
                 HEADS=len(columns),
                 **tile.options(),
             )
         return combine_losses(parts, agreement, columns, width, weights.contiguous(), n_targets)
 
 
-def backward(
-    grad_loss: Tensor,
-    student: Side,
-    teacher: Side,
-    prototype: Tensor,
-    row: Tensor,
-    lse: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    teacher_rows: Tensor,
-    weights: Tensor,
-) -> Gradients:
+def backward(problem: ClusteringProblem, grad_loss: Tensor, lse: Tensor) -> Scores:
     """Gradients of the student's features, prototypes and scales, for each head."""
-    tile = _tile(student[0][0], teacher_rows.shape[0], _ALONG_COLUMNS)
-    kernel = _GradientKernel(
-        _contiguous(student),
-        _contiguous(teacher),
-        list(prototype.contiguous().split([v.shape[0] for v in student[1]])),
-        row.contiguous(),
-        lse.contiguous(),
-        grad_loss.float(),
-        teacher_rows.contiguous(),
-        weights.contiguous(),
-        (1.0 / student_temperature, 1.0 / teacher_temperature),
-        tile,
+    packed = problem._replace(
+        student=_contiguous(problem.student),
+        teacher=_contiguous(problem.teacher),
+        row_potentials=problem.row_potentials.contiguous(),
+        teacher_rows=problem.teacher_rows.contiguous(),
+        weights=problem.weights.contiguous(),
     )
-    with on_device_of(weights):
-        return chunked_backward(kernel.student, tile.columns, kernel)
+    tile = _tile(problem.student.values[0], problem.teacher_rows.shape[0], _ALONG_COLUMNS)
+    potentials = problem.prototype_potentials.contiguous().split(problem.student.columns)
+    kernel = _GradientKernel(packed, potentials, lse.contiguous(), grad_loss.float(), tile)
+    with on_device_of(problem.weights):
+        return chunked_backward(packed.student, tile.columns, kernel)
 
 
-def _contiguous(side: Side) -> Side:
-    """The side with adjacent columns."""
-    packed = _pack(side)
-    return (
-        list(packed.features.matrices),
-        list(packed.prototypes.matrices),
-        list(packed.scales),
-    )
+def _contiguous(scores: Scores) -> Scores:
+    """The scores with adjacent columns."""
+    packed = _pack(scores)
+    return Scores(packed.features.matrices, packed.prototypes.matrices, packed.scales)
 
 
 class _GradientKernel(NamedTuple):
     """Gradient of the products <x, v> of some prototypes of a head."""
 
-    student: Side
-    teacher: Side
-    prototype: list[Tensor]  # of each head
-    row: Tensor
+    problem: ClusteringProblem
+    potentials: Sequence[Tensor]  # of the prototypes of each head
     lse: Tensor
     grad_loss: Tensor
-    teacher_rows: Tensor
-    weights: Tensor
-    inverse_temperatures: tuple[float, float]
     tile: _Tile
 
     def __call__(self, head: int, columns: slice, dscale: Tensor) -> Tensor:
+        problem = self.problem
         (x, v, scale), (x_teacher, v_teacher, scale_teacher) = (
-            (side[0][head], side[1][head][columns], side[2][head][columns])
-            for side in (self.student, self.teacher)
+            (side.values[head], side.prototypes[head][columns], side.scales[head][columns])
+            for side in (problem.student, problem.teacher)
         )
-        (n_rows, n_targets), width = self.teacher_rows.shape, v.shape[0]
+        (n_rows, n_targets), width = problem.teacher_rows.shape, v.shape[0]
         row_blocks = triton.cdiv(n_rows, self.tile.rows)
         # ds * scale: the gradient of the products.
         product_grad = x.new_empty((width, padded(n_rows)))[:, :n_rows]
@@ -301,18 +266,19 @@ class _GradientKernel(NamedTuple):
             v_teacher,
             v_teacher.stride(0),
             scale_teacher,
-            self.prototype[head][columns],
-            self.row[head],
+            self.potentials[head][columns],
+            problem.row_potentials[head],
             self.lse[head],
-            self.teacher_rows,
-            self.weights,
+            problem.teacher_rows,
+            problem.weights,
             product_grad,
             scale_grad,
             n_rows,
             width,
-            self.row.shape[1],
+            problem.row_potentials.shape[1],
             n_targets,
-            *self.inverse_temperatures,
+            1.0 / problem.student_temperature,
+            1.0 / problem.teacher_temperature,
             product_grad.stride(0),
             **self.tile.options(),
         )

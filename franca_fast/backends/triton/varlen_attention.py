@@ -1,8 +1,7 @@
 """Attention over packed sequences as Triton kernels, with tiles as long as the sequences.
 
-The functions are those of `backends.torch.varlen_attention`, which says what they compute. One
-launch covers a run of sequences of equal length. As in the compiled kernels, dQ and (dK, dV) are
-sums of two kernels that both rebuild the probabilities, so nothing is added atomically.
+One launch covers a run of sequences of equal length. As in the compiled kernels, dQ and (dK, dV)
+are sums of two kernels that both rebuild the probabilities, so nothing is added atomically.
 """
 
 # Triton gives the arguments of kernels their types, at each launch.
@@ -10,6 +9,7 @@ sums of two kernels that both rebuild the probabilities, so nothing is added ato
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from franca_fast.backends import _fused_attention as fused_attention
+from franca_fast.backends import _fused_attention
+from franca_fast.backends.contracts import AttentionProblem
 from franca_fast.backends.torch.varlen_attention import Run
 from franca_fast.backends.triton import interpreted
 from franca_fast.backends.triton._heads import on_device_of
@@ -209,27 +210,20 @@ def key_gradient_kernel(
     store_rows(dv + head * dv_strides[1], dv_strides[0], tokens, valid, v_sums, DIM)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, seqlens: list[int], scale: float
-) -> tuple[Tensor, Tensor]:
+def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Output [tokens, heads, head_dim] and log-sum-exp [tokens, heads]."""
-    return fused_attention.forward(_forward, "triton", (q, k, v), seqlens, scale)
+    return _fused_attention.forward(_forward, "triton", problem)
 
 
 def backward(
+    problem: AttentionProblem,
     grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
     out: Tensor,
     lse: Tensor,
-    seqlens: list[int],
-    scale: float,
-    gradients: tuple[Tensor, Tensor, Tensor],
+    gradients: Sequence[Tensor],
 ) -> None:
     """Writes the gradients of q, k and v, [tokens, heads, head_dim] in any strides."""
-    tensors = (grad_out, q, k, v, out, lse)
-    fused_attention.backward(_backward, "triton", tensors, seqlens, scale, gradients)
+    _fused_attention.backward(_backward, "triton", problem, (grad_out, out, lse), gradients)
 
 
 def _strides(*tensors: Tensor) -> tuple[tuple[int, int], ...]:
@@ -263,15 +257,8 @@ def _launch(kernel: Any, like: Tensor, run: Run, arguments: tuple[Any, ...]) -> 
         )
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    runs: tuple[Run, ...],
-    scale: float,
-    out: Tensor,
-    lse: Tensor,
-) -> None:
+def _forward(problem: AttentionProblem, runs: tuple[Run, ...], out: Tensor, lse: Tensor) -> None:
+    q, k, v, _, scale = problem
     arguments = (q, k, v, out, lse, *_strides(q, k, v, out), scale * LOG2E.value)
     with on_device_of(q):
         for run in runs:
@@ -279,16 +266,14 @@ def _forward(
 
 
 def _backward(
+    problem: AttentionProblem,
+    runs: tuple[Run, ...],
     grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
     out: Tensor,
     lse: Tensor,
-    runs: tuple[Run, ...],
-    scale: float,
-    gradients: tuple[Tensor, Tensor, Tensor],
+    gradients: Sequence[Tensor],
 ) -> None:
+    q, k, v, _, scale = problem
     dq, dk, dv = gradients
     delta = torch.empty_like(lse)
     query = (q, k, v, out, grad_out, dq, lse, delta, *_strides(q, k, v, out, grad_out, dq), scale)

@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from franca_fast.losses import ClusteringTargets
-from franca_fast.ops import FactoredScores
+from franca_fast.ops import ClusteringTargets, prototype_scores
 
 # Enough rows of each rank for a stable figure; all masked patches of a large batch would cost too
 # much.
@@ -30,12 +29,13 @@ def assignment_statistics(
         certain); "used_prototypes": prototypes that are the first choice of some row, [H]. On the
         device, not synchronised.
     """
-    scores = targets.logits
-    if isinstance(scores, FactoredScores):
-        scores = scores.stored(_MAX_ROWS)
+    values, prototypes, scales = targets.scores
+    scores = tuple(z[:_MAX_ROWS] for z in values)
+    if targets.scores.streamed:
+        scores = prototype_scores(scores, prototypes, scales=scales)
     heads = zip(scores, targets.potentials.prototype, targets.potentials.row, strict=True)
     sums, counts = zip(*(_sums(*head, targets.temperature) for head in heads), strict=True)
-    rows = torch.full((1,), min(scores[0].shape[0], _MAX_ROWS), device=sums[0].device)
+    rows = torch.full((1,), scores[0].shape[0], device=sums[0].device)
     buffer = torch.cat([torch.stack(sums), rows, *counts]).float()
     if group is not None:
         dist.all_reduce(buffer, group=group)
@@ -47,16 +47,14 @@ def assignment_statistics(
     }
 
 
-def _sums(
-    logits: Tensor, prototype: Tensor, row: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+def _sums(z: Tensor, a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Sum of the rows' entropies, and which prototypes some row chooses first, 1 or 0, [K]."""
-    entropy = prototype.new_zeros(())
-    chosen = torch.zeros_like(prototype)
-    n_rows = min(logits.shape[0], _MAX_ROWS)
+    entropy = a.new_zeros(())
+    chosen = torch.zeros_like(a)
+    n_rows = z.shape[0]
     for start in range(0, n_rows, _ROWS_AT_ONCE):
         rows = slice(start, min(start + _ROWS_AT_ONCE, n_rows))
-        log_q = logits[rows].float() / temperature + prototype + row[rows].unsqueeze(1)
+        log_q = z[rows].float() / temperature + a + b[rows].unsqueeze(1)
         entropy -= (log_q.exp() * log_q).sum()
         chosen.index_fill_(0, log_q.argmax(dim=1), 1.0)
     return entropy, chosen

@@ -29,16 +29,16 @@ def run(code: str, **environment: str) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_runs_on_cpu_tensors(dtype):
-    assert compiled.unavailable("cpu", "sinkhorn", torch.empty(0, dtype=dtype)) is None
+    assert compiled.unavailable("sinkhorn", torch.empty(0, dtype=dtype)) is None
 
 
 def test_leaves_float64_to_torch():
-    reason = compiled.unavailable("cpu", "sinkhorn", torch.empty(0, dtype=torch.float64))
+    reason = compiled.unavailable("sinkhorn", torch.empty(0, dtype=torch.float64))
     assert reason == "it reads float32, bfloat16, float16"
 
 
 def test_is_for_its_own_device():
-    assert "cpu tensors" in compiled.unavailable("cpu", "sinkhorn", torch.empty(0, device="meta"))
+    assert "cpu tensors" in compiled.unavailable("sinkhorn", torch.empty(0, device="meta"))
 
 
 def test_without_the_core_torch_runs_and_one_warning_says_so():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 from franca_fast import _C
+from franca_fast.backends.contracts import ClusteringProblem, Scores
 from franca_fast.backends.cpu import clustering_cross_entropy as compiled
 from franca_fast.backends.torch import clustering_cross_entropy as reference
 from franca_fast.backends.torch.sinkhorn import row_step
@@ -40,69 +41,48 @@ def isa(request):
 
 
 @dataclass
-class Problem:
-    """Arguments of the operator, and the gradient of its result."""
+class Case:
+    """A problem, and the gradient of its result."""
 
-    student: list[Tensor]
-    teacher: list[Tensor]
-    prototype: Tensor
-    row: Tensor
-    teacher_rows: Tensor
-    weights: Tensor
+    problem: ClusteringProblem
     grad_loss: Tensor
-    temperatures: tuple[float, float] = (0.1, 0.05)
 
-    def arguments(self):
-        student_temperature, teacher_temperature = self.temperatures
-        return (self.prototype, self.row), (
-            student_temperature,
-            teacher_temperature,
-            self.teacher_rows,
-            self.weights,
+    def changed(self, **changes) -> Case:
+        """With other values, among them lists of scores."""
+        grad_loss = changes.pop("grad_loss", self.grad_loss)
+        for side in {"student", "teacher"} & set(changes):
+            changes[side] = Scores(changes[side])
+        return Case(self.problem._replace(**changes), grad_loss)
+
+    def double(self) -> Case:
+        given = self.problem
+        return self.changed(
+            student=[s.double() for s in given.student.values],
+            teacher=[z.double() for z in given.teacher.values],
+            prototype_potentials=given.prototype_potentials.double(),
+            row_potentials=given.row_potentials.double(),
+            weights=given.weights.double(),
+            grad_loss=self.grad_loss.double(),
         )
 
-    def double(self) -> Problem:
-        return replace(
-            self,
-            student=[s.double() for s in self.student],
-            teacher=[z.double() for z in self.teacher],
-            **{
-                name: getattr(self, name).double()
-                for name in ("prototype", "row", "weights", "grad_loss")
-            },
-        )
-
-    def run(self, module, lse=None, **options):
-        potentials, rest = self.arguments()
-        loss, own_lse = module.forward(self.student, self.teacher, *potentials, *rest)
-        gradient = module.backward(
-            self.grad_loss,
-            self.student,
-            self.teacher,
-            *potentials,
-            own_lse if lse is None else lse,
-            *rest,
-            **options,
-        )
-        return {"loss": loss, "lse": own_lse, **{f"grad{i}": g for i, g in enumerate(gradient)}}
+    def run(self, module, **options):
+        loss, lse = module.forward(self.problem)
+        gradient = module.backward(self.problem, self.grad_loss, lse, **options).values
+        return {"loss": loss, "lse": lse, **{f"grad{i}": g for i, g in enumerate(gradient)}}
 
 
-def make_problem(m, n, p, columns, dtype=torch.float32, teacher_dtype=None, scale=1.0) -> Problem:
+def make_problem(m, n, p, columns, dtype=torch.float32, teacher_dtype=None, scale=1.0) -> Case:
     student = [(torch.randn(m, k) * scale).clamp(-1e4, 1e4).to(dtype) for k in columns]
     teacher = [
         (torch.randn(n, k) * scale).clamp(-1e4, 1e4).to(teacher_dtype or dtype) for k in columns
     ]
-    prototype = torch.randn(sum(columns))
-    row, _ = row_step([z.double() for z in teacher], 0.05, prototype.double(), n, False)
-    return Problem(
-        student,
-        teacher,
-        prototype,
-        row.float(),
-        torch.randint(0, n, (m, p)),
-        torch.rand(m) + 0.1,
-        torch.rand(len(columns)) + 0.5,
+    a = torch.randn(sum(columns))
+    b, _ = row_step(Scores([z.double() for z in teacher]), 0.05, a.double(), n, False)
+    rows, weights = torch.randint(0, n, (m, p)), torch.rand(m) + 0.1
+    problem = ClusteringProblem(
+        Scores(student), Scores(teacher), a, b.float(), 0.1, 0.05, rows, weights
     )
+    return Case(problem, torch.rand(len(columns)) + 0.5)
 
 
 def run_all(problem):
@@ -137,7 +117,7 @@ def test_large_logits(scale):
 
 def test_rows_that_share_their_targets():
     problem = make_problem(50, 5, 2, [520])
-    problem.teacher_rows = torch.tensor([[0, 3], [1, 4]]).repeat(25, 1)
+    problem = problem.changed(teacher_rows=torch.tensor([[0, 3], [1, 4]]).repeat(25, 1))
     exact = problem.double().run(reference)
     for name, values in problem.run(compiled).items():
         torch.testing.assert_close(values.double(), exact[name], rtol=1e-5, atol=1e-5)
@@ -145,8 +125,8 @@ def test_rows_that_share_their_targets():
 
 def test_padding_of_the_teacher_gives_no_target():
     problem = make_problem(3, 4, 2, [40])
-    problem.row[:, 3] = float("-inf")
-    problem.teacher_rows = torch.tensor([[0, 3], [3, 3], [1, 2]])
+    problem.problem.row_potentials[:, 3] = float("-inf")
+    problem = problem.changed(teacher_rows=torch.tensor([[0, 3], [3, 3], [1, 2]]))
     exact = problem.double().run(reference)
     for name, values in problem.run(compiled).items():
         torch.testing.assert_close(values.double(), exact[name], rtol=1e-5, atol=1e-5)
@@ -162,10 +142,13 @@ def test_no_student_rows():
 def test_layout_does_not_matter(dtype):
     problem = make_problem(20, 9, 2, [37, 513], dtype)
     expected = problem.run(compiled)
-    problem.student = [misaligned(s) for s in problem.student]
-    problem.teacher = [z.t().contiguous().t() for z in problem.teacher]
-    problem.weights = problem.weights.repeat(2, 1).t()[:, 0]
-    got = problem.run(compiled)
+    given = problem.problem
+    laid_out = problem.changed(
+        student=[misaligned(s) for s in given.student.values],
+        teacher=[z.t().contiguous().t() for z in given.teacher.values],
+        weights=given.weights.repeat(2, 1).t()[:, 0],
+    )
+    got = laid_out.run(compiled)
     assert all(torch.equal(values, got[name]) for name, values in expected.items())
 
 
@@ -173,8 +156,9 @@ def test_layout_does_not_matter(dtype):
 def test_gradient_may_take_the_place_of_the_logits(dtype):
     problem = make_problem(20, 9, 2, [37, 513], dtype)
     expected = problem.run(compiled)
-    got = problem.run(compiled, out=problem.student)
-    assert got["grad0"].data_ptr() == problem.student[0].data_ptr()
+    student = problem.problem.student.values
+    got = problem.run(compiled, out=student)
+    assert got["grad0"].data_ptr() == student[0].data_ptr()
     assert all(torch.equal(values, got[name]) for name, values in expected.items())
 
 
@@ -199,28 +183,31 @@ def test_what_memory_held_before_does_not_matter():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher": [torch.zeros(4, 40), torch.zeros(4, 7)]}, "prototype: expected"),
+        ({"teacher": [torch.zeros(4, 40), torch.zeros(4, 7)]}, "prototype_potentials: .*accepted"),
         ({"teacher": [torch.zeros(4, 39), torch.zeros(4, 9)]}, "student has 40 prototypes"),
-        ({"teacher": [torch.zeros(4, 48)], "row": torch.zeros(1, 4)}, "student has 2 heads"),
+        (
+            {"teacher": [torch.zeros(4, 48)], "row_potentials": torch.zeros(1, 4)},
+            "student has 2 heads",
+        ),
         ({"teacher_rows": torch.full((3, 2), 4)}, "teacher_rows holds 4"),
         ({"teacher_rows": torch.full((3, 2), -1)}, "teacher_rows holds -1"),
-        ({"teacher_rows": torch.zeros(3)}, r"teacher_rows: expected shape \[3, P\]"),
-        ({"teacher_rows": torch.zeros(3, 2)}, "teacher_rows: expected a torch.int64"),
-        ({"weights": torch.ones(4)}, "weights: expected"),
-        ({"row": torch.zeros(2, 3)}, "row: expected"),
-        ({"temperatures": (0.0, 0.1)}, "student_temperature is 0"),
-        ({"temperatures": (0.1, -0.1)}, "teacher_temperature is -0.1"),
-        ({"grad_loss": torch.ones(3)}, "grad_loss: expected"),
+        ({"teacher_rows": torch.zeros(3)}, r"teacher_rows: .*accepted.*\[3, 1\]"),
+        ({"teacher_rows": torch.zeros(3, 2)}, "teacher_rows: .*accepted: torch.int64"),
+        ({"weights": torch.ones(4)}, "weights: .*accepted"),
+        ({"row_potentials": torch.zeros(2, 3)}, "row_potentials: .*accepted"),
+        ({"student_temperature": 0.0}, "student_temperature is 0"),
+        ({"teacher_temperature": -0.1}, "teacher_temperature is -0.1"),
+        ({"grad_loss": torch.ones(3)}, "grad_loss: .*accepted"),
     ],
 )
 def test_wrong_arguments_are_named(changes, message):
     problem = make_problem(3, 4, 2, [40, 8])
     with pytest.raises(ValueError, match=message):
-        replace(problem, **changes).run(compiled)
+        problem.changed(**changes).run(compiled)
 
 
 @pytest.mark.parametrize("out", [[torch.empty(3, 40)], [torch.empty(40, 3).t(), torch.empty(3, 8)]])
 def test_wrong_place_for_gradients_is_named(out):
     problem = make_problem(3, 4, 2, [40, 8])
-    with pytest.raises(InputError, match="out: "):
+    with pytest.raises(InputError, match=r"out: .*; accepted: "):
         problem.run(compiled, out=out)

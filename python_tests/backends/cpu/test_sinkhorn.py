@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from franca_fast import _C, ops, use_backend
+from franca_fast.backends._balance import balance
+from franca_fast.backends.contracts import Scores
 from franca_fast.backends.cpu import sinkhorn
 from franca_fast.backends.torch import sinkhorn as reference
 from franca_fast.errors import InputError
@@ -40,27 +42,28 @@ def isa(request):
 
 
 def make_logits(n, columns, dtype=torch.float32, scale=1.0):
-    return [(torch.randn(n, k) * scale).clamp(-1e4, 1e4).to(dtype) for k in columns]
+    return Scores([(torch.randn(n, k) * scale).clamp(-1e4, 1e4).to(dtype) for k in columns])
 
 
-def make_prototype(logits, temperature, n_valid):
-    maximum, total = reference.column_logsumexp([z.double() for z in logits], temperature, n_valid)
+def double(scores):
+    return Scores([z.double() for z in scores.values])
+
+
+def make_potentials(logits, temperature, n_valid):
+    maximum, total = reference.column_logsumexp(double(logits), temperature, n_valid)
     return torch.where(total > 0, -(maximum + total.log()), 0.0).float()
 
 
-def all_passes(module, logits, temperature, prototype, n_valid):
+def all_passes(module, logits, temperature, a, n_valid):
     """Everything that the module computes, with potentials that are what they stand for."""
     maximum, total = module.column_logsumexp(logits, temperature, n_valid)
-    row, mass = module.row_step(logits, temperature, prototype, n_valid, True)
+    row, mass = module.row_step(logits, temperature, a, n_valid, True)
     out = {
         "lse": (maximum.double() + total.double().log()).to(maximum.dtype),
         "row": row,
         "mass": mass,
     }
-    out |= {
-        f"q{i}": q
-        for i, q in enumerate(module.assignments(logits, temperature, prototype, n_valid))
-    }
+    out |= {f"q{i}": q for i, q in enumerate(module.assignments(logits, temperature, a, n_valid))}
     return out
 
 
@@ -71,12 +74,10 @@ def test_is_as_exact_as_torch(n, columns, temperature, dtype):
     results = []
     for _ in range(5):
         logits = make_logits(n, columns, dtype)
-        prototype = make_prototype(logits, temperature, n)
-        exact = all_passes(
-            reference, [z.double() for z in logits], temperature, prototype.double(), n
-        )
-        by_torch = all_passes(reference, logits, temperature, prototype, n)
-        ours = all_passes(sinkhorn, logits, temperature, prototype, n)
+        a = make_potentials(logits, temperature, n)
+        exact = all_passes(reference, double(logits), temperature, a.double(), n)
+        by_torch = all_passes(reference, logits, temperature, a, n)
+        ours = all_passes(sinkhorn, logits, temperature, a, n)
         results.append((ours, by_torch, exact))
     assert_as_exact(results)
 
@@ -84,23 +85,23 @@ def test_is_as_exact_as_torch(n, columns, temperature, dtype):
 def balanced(module, logits, temperature, n_valid):
     """Three iterations by the passes of a module."""
     maximum, total = module.column_logsumexp(logits, temperature, n_valid)
-    prototype = -(maximum + total.log())
+    a = -(maximum + total.log())
     for _ in range(2):
-        _, mass = module.row_step(logits, temperature, prototype, n_valid, True)
-        prototype = prototype - mass.log()
-    return prototype, module.row_step(logits, temperature, prototype, n_valid, False)[0]
+        _, mass = module.row_step(logits, temperature, a, n_valid, True)
+        a = a - mass.log()
+    return a, module.row_step(logits, temperature, a, n_valid, False)[0]
 
 
 def described(potentials, logits, temperature):
     """The prototype potentials, and the assignments that both potentials stand for."""
-    prototype, row = potentials
-    parts = prototype.split([z.shape[1] for z in logits])
+    a, row = potentials
+    parts = a.split([z.shape[1] for z in logits.values])
     exponents = [
         z.double() / temperature + a.double() + b.double().unsqueeze(1)
-        for z, a, b in zip(logits, parts, row, strict=True)
+        for z, a, b in zip(logits.values, parts, row, strict=True)
     ]
-    q = {f"q{i}": y.exp().to(prototype.dtype) for i, y in enumerate(exponents)}
-    return {"prototype": prototype, **q}
+    q = {f"q{i}": y.exp().to(a.dtype) for i, y in enumerate(exponents)}
+    return {"prototype": a, **q}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,10 +110,10 @@ def test_all_iterations_at_once_are_as_exact_as_torch(n, columns, dtype):
     results = []
     for _ in range(5 if n > 10 else 60):  # of few values, torch's error may be nought by luck
         logits = make_logits(n, columns, dtype, scale=0.5)
-        ours = sinkhorn.potentials(logits, 0.06, 3, n)
+        ours = sinkhorn._joined(logits, 0.06, 3, n)
         assert ours is not None
         by_torch = balanced(reference, logits, 0.06, n)
-        exact = balanced(reference, [z.double() for z in logits], 0.06, n)
+        exact = balanced(reference, double(logits), 0.06, n)
         results.append(tuple(described(p, logits, 0.06) for p in (ours, by_torch, exact)))
     assert_as_exact(results)
 
@@ -121,9 +122,9 @@ def test_all_iterations_at_once_are_as_exact_as_torch(n, columns, dtype):
 def test_all_iterations_at_once_for_any_number_of_them(n_iterations):
     logits = make_logits(40, [600, 40])
     with use_backend("torch"):
-        exact = ops.sinkhorn_potentials([z.double() for z in logits], 0.1, n_iterations)
-    prototype, row = sinkhorn.potentials(logits, 0.1, n_iterations, 40)
-    torch.testing.assert_close(prototype.double(), torch.cat(exact.prototype), rtol=0, atol=1e-5)
+        exact = ops.sinkhorn_potentials(double(logits), 0.1, n_iterations)
+    a, row = sinkhorn._joined(logits, 0.1, n_iterations, 40)
+    torch.testing.assert_close(a.double(), torch.cat(exact.prototype), rtol=0, atol=1e-5)
     torch.testing.assert_close(row.double(), torch.stack(exact.row), rtol=0, atol=1e-5)
 
 
@@ -131,11 +132,11 @@ def test_all_iterations_at_once_for_any_number_of_them(n_iterations):
 def test_all_iterations_at_once_in_any_layout_memory_and_number_of_threads(layout):
     logits = make_logits(70, [3000, 257, 1])
     expected = sinkhorn.potentials(logits, 0.1, 3, 64)
-    for z in logits:
+    for z in logits.values:
         z[64:] = float("nan")
     for count in (1, 2, 5):
         with threads(count), poisoned_memory():
-            got = sinkhorn.potentials([layout(z) for z in logits], 0.1, 3, 64)
+            got = sinkhorn.potentials(Scores([layout(z) for z in logits.values]), 0.1, 3, 64)
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
     assert (got[1][:, 64:] == float("-inf")).all()
 
@@ -150,41 +151,44 @@ def test_all_iterations_at_once_in_any_layout_memory_and_number_of_threads(layou
     ],
 )
 def test_all_iterations_at_once_leave_hard_cases_to_the_passes(logits, n_valid):
-    assert sinkhorn.potentials(logits, 0.05, 3, n_valid) is None
+    scores = Scores(logits)
+    assert sinkhorn._joined(scores, 0.05, 3, n_valid) is None
+    found = sinkhorn.potentials(scores, 0.05, 3, n_valid)
+    expected = balance(sinkhorn.column_logsumexp, sinkhorn.row_step, scores, 0.05, 3, n_valid)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 
 @pytest.mark.parametrize("scale", [30.0, 1e4])
 def test_large_logits(scale):
     logits = make_logits(50, [600, 40], scale=scale)
-    prototype = make_prototype(logits, 0.04, 50)
-    row, mass = sinkhorn.row_step(logits, 0.04, prototype, 50, True)
+    a = make_potentials(logits, 0.04, 50)
+    row, mass = sinkhorn.row_step(logits, 0.04, a, 50, True)
     assert row.isfinite().all() and mass.isfinite().all()
-    for q in sinkhorn.assignments(logits, 0.04, prototype, 50):
+    for q in sinkhorn.assignments(logits, 0.04, a, 50):
         torch.testing.assert_close(q.sum(dim=1), torch.ones(50), rtol=0, atol=1e-5)
-    exact, _ = reference.row_step([z.double() for z in logits], 0.04, prototype.double(), 50, False)
-    bound = 4 * torch.finfo(torch.float32).eps * max(z.abs().max() for z in logits) / 0.04
+    exact, _ = reference.row_step(double(logits), 0.04, a.double(), 50, False)
+    bound = 4 * torch.finfo(torch.float32).eps * max(z.abs().max() for z in logits.values) / 0.04
     assert (row - exact).abs().max() <= bound
 
 
 @pytest.mark.parametrize("offset", [-500.0, 500.0])
 def test_potentials_that_need_a_shift(offset):
     logits = make_logits(9, [700, 3])
-    prototype = make_prototype(logits, 0.05, 9) + offset
-    row, mass = sinkhorn.row_step(logits, 0.05, prototype, 9, True)
-    exact_row, exact_mass = reference.row_step(
-        [z.double() for z in logits], 0.05, prototype.double(), 9, True
-    )
+    a = make_potentials(logits, 0.05, 9) + offset
+    row, mass = sinkhorn.row_step(logits, 0.05, a, 9, True)
+    exact_row, exact_mass = reference.row_step(double(logits), 0.05, a.double(), 9, True)
     torch.testing.assert_close(row.double(), exact_row, rtol=1e-6, atol=0)
     torch.testing.assert_close(mass.double(), exact_mass, rtol=3e-4, atol=0)
 
 
 def test_padding_takes_no_part():
     logits = make_logits(12, [40, 700])
-    prototype = make_prototype(logits, 0.05, 8)
-    cut = all_passes(sinkhorn, [z[:8] for z in logits], 0.05, prototype, 8)
-    for z in logits:
+    a = make_potentials(logits, 0.05, 8)
+    cut = all_passes(sinkhorn, Scores([z[:8] for z in logits.values]), 0.05, a, 8)
+    for z in logits.values:
         z[8:] = float("nan")
-    padded = all_passes(sinkhorn, logits, 0.05, prototype, 8)
+    padded = all_passes(sinkhorn, logits, 0.05, a, 8)
     assert torch.equal(padded["lse"], cut["lse"])
     assert torch.equal(padded["mass"], cut["mass"])
     assert torch.equal(padded["row"][:, :8], cut["row"])
@@ -217,50 +221,48 @@ def test_no_valid_rows(n_rows):
 )
 def test_layout_does_not_matter(layout, dtype):
     logits = make_logits(20, [37, 513, 1], dtype)
-    prototype = make_prototype(logits, 0.05, 20)
-    expected = all_passes(sinkhorn, logits, 0.05, prototype, 20)
-    got = all_passes(sinkhorn, [layout(z) for z in logits], 0.05, prototype, 20)
+    a = make_potentials(logits, 0.05, 20)
+    expected = all_passes(sinkhorn, logits, 0.05, a, 20)
+    got = all_passes(sinkhorn, Scores([layout(z) for z in logits.values]), 0.05, a, 20)
     for name, values in expected.items():
         assert torch.equal(values, got[name]), name
 
 
 def test_one_row_for_all():
     row = torch.randn(1, 600)
-    prototype = make_prototype([row], 0.05, 1)
-    expanded = all_passes(sinkhorn, [row.expand(9, 600)], 0.05, prototype, 9)
-    repeated = all_passes(sinkhorn, [row.repeat(9, 1)], 0.05, prototype, 9)
+    a = make_potentials(Scores([row]), 0.05, 1)
+    expanded = all_passes(sinkhorn, Scores([row.expand(9, 600)]), 0.05, a, 9)
+    repeated = all_passes(sinkhorn, Scores([row.repeat(9, 1)]), 0.05, a, 9)
     for name, values in expanded.items():
         assert torch.equal(values, repeated[name]), name
 
 
 def test_results_have_the_same_bits_for_any_number_of_threads():
     logits = make_logits(200, [3000, 257, 40])
-    prototype = make_prototype(logits, 0.05, 200)
+    a = make_potentials(logits, 0.05, 200)
     results = []
     for count in (1, 1, 2, 3, 5):
         with threads(count):
-            results.append(all_passes(sinkhorn, logits, 0.05, prototype, 200))
+            results.append(all_passes(sinkhorn, logits, 0.05, a, 200))
     for other in results[1:]:
         assert all(torch.equal(values, other[name]) for name, values in results[0].items())
 
 
 def test_what_memory_held_before_does_not_matter():
     logits = make_logits(70, [300, 1, 513])
-    prototype = make_prototype(logits, 0.05, 64)
-    expected = all_passes(sinkhorn, logits, 0.05, prototype, 64)
+    a = make_potentials(logits, 0.05, 64)
+    expected = all_passes(sinkhorn, logits, 0.05, a, 64)
     with poisoned_memory():
-        poisoned = all_passes(sinkhorn, logits, 0.05, prototype, 64)
+        poisoned = all_passes(sinkhorn, logits, 0.05, a, 64)
     assert all(torch.equal(values, poisoned[name]) for name, values in expected.items())
 
 
 def test_calls_from_several_threads():
     logits = make_logits(40, [900])
-    prototype = make_prototype(logits, 0.05, 40)
-    expected = sinkhorn.row_step(logits, 0.05, prototype, 40, True)[1]
+    a = make_potentials(logits, 0.05, 40)
+    expected = sinkhorn.row_step(logits, 0.05, a, 40, True)[1]
     with ThreadPoolExecutor(4) as pool:
-        calls = [
-            pool.submit(sinkhorn.row_step, logits, 0.05, prototype, 40, True) for _ in range(32)
-        ]
+        calls = [pool.submit(sinkhorn.row_step, logits, 0.05, a, 40, True) for _ in range(32)]
         assert all(torch.equal(call.result()[1], expected) for call in calls)
 
 
@@ -272,29 +274,29 @@ def test_workspace_stays_small_beside_the_logits():
 @pytest.mark.parametrize("joined", [True, False])
 def test_needs_little_memory_beside_few_rows(joined, monkeypatch):
     if not joined:  # as over several ranks
-        monkeypatch.setattr(sinkhorn, "potentials", lambda *_: None)
+        monkeypatch.setattr(sinkhorn, "_joined", lambda *_: None)
     # 32 KiB for each thread come to it, which heads of a usual size do not notice.
     z = make_logits(64, [8192, 16384])
     with use_backend("cpu"):
         used = peak_bytes(lambda: ops.sinkhorn_potentials(z, 0.05))
-    assert used <= 0.05 * sum(x.numel() for x in z) * 4
+    assert used <= 0.05 * sum(x.numel() for x in z.values) * 4
 
 
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
         ([], "at least one head"),
-        ([torch.zeros(2, 3), torch.zeros(3, 3)], r"logits\[1\].*shape \[2, K\]"),
-        ([torch.zeros(2, 3), torch.zeros(2, 3).bfloat16()], r"logits\[1\].*bfloat16"),
-        ([torch.zeros(2)], r"logits\[0\].*shape \[2\]"),
-        ([torch.zeros(2, 3).double()], "float64 is not one of"),
+        ([torch.zeros(2, 3), torch.zeros(3, 3)], r"scores\[1\].*shape \[2, K\]"),
+        ([torch.zeros(2, 3), torch.zeros(2, 3).bfloat16()], r"scores\[1\].*bfloat16"),
+        ([torch.zeros(2)], r"scores\[0\].*shape \[2\]"),
+        ([torch.zeros(2, 3).double()], "float64; accepted: float32"),
         ([torch.zeros(2, 3, device="meta")], "meta"),
         ([torch.zeros(2, 0)], "at least 1 is needed"),
     ],
 )
 def test_wrong_logits_are_named(logits, message):
     with pytest.raises(ValueError, match=message):
-        sinkhorn.column_logsumexp(logits, 0.1, 2)
+        sinkhorn.column_logsumexp(Scores(logits), 0.1, 2)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_wrong_logits_are_named(logits, message):
     ],
 )
 def test_wrong_numbers_are_named(temperature, n_valid, message):
-    logits = [torch.zeros(2, 3)]
+    logits = Scores([torch.zeros(2, 3)])
     with pytest.raises(ValueError, match=message):
         sinkhorn.column_logsumexp(logits, temperature, n_valid)
     with pytest.raises(ValueError, match=message):
@@ -317,7 +319,7 @@ def test_wrong_numbers_are_named(temperature, n_valid, message):
         sinkhorn.assignments(logits, temperature, torch.zeros(3), n_valid)
 
 
-@pytest.mark.parametrize("prototype", [torch.zeros(4), torch.zeros(3).double(), torch.zeros(1, 3)])
-def test_wrong_prototype_is_named(prototype):
-    with pytest.raises(InputError, match="prototype: expected"):
-        sinkhorn.row_step([torch.zeros(2, 3)], 0.1, prototype, 2, True)
+@pytest.mark.parametrize("a", [torch.zeros(4), torch.zeros(3).double(), torch.zeros(1, 3)])
+def test_wrong_potentials_are_named(a):
+    with pytest.raises(InputError, match=r"prototype_potentials: .*; accepted"):
+        sinkhorn.row_step(Scores([torch.zeros(2, 3)]), 0.1, a, 2, True)

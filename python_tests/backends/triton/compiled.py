@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from franca_fast.backends.contracts import AttentionProblem, ClusteringProblem, Scores
 from franca_fast.backends.triton import (
     clustering_cross_entropy,
     sinkhorn,
@@ -44,59 +45,54 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def logits(n_rows, dtype):
-    return [empty(n_rows, k, dtype=dtype) for k in COLUMNS]
+def stored(n_rows, dtype):
+    return Scores([empty(n_rows, k, dtype=dtype) for k in COLUMNS])
 
 
-def side(n_rows, dtype):
-    return (
+def streamed(n_rows, dtype):
+    return Scores(
         [empty(n_rows, BOTTLENECK, dtype=dtype) for _ in COLUMNS],
         [empty(k, BOTTLENECK, dtype=dtype) for k in COLUMNS],
         [empty(k) for k in COLUMNS],
     )
 
 
-def targets(n_student, n_targets):
-    """Prototype and row potentials, temperatures, teacher rows and weights."""
-    potentials = empty(sum(COLUMNS)), empty(len(COLUMNS), 3072)
-    rows = empty(n_student, n_targets, dtype=torch.int64)
-    return potentials, (0.1, 0.05), (rows, empty(n_student))
+def problem(student, teacher):
+    """A problem in which each student row meets two teacher rows."""
+    potentials = empty(sum(COLUMNS)), empty(len(COLUMNS), teacher.n_rows)
+    rows = empty(student.n_rows, 2, dtype=torch.int64)
+    return ClusteringProblem(student, teacher, *potentials, 0.1, 0.05, rows, empty(student.n_rows))
 
 
 def run_sinkhorn(n_rows, dtype):
-    z = logits(n_rows, dtype)
+    z = stored(n_rows, dtype)
     maximum, _ = sinkhorn.column_logsumexp(z, 0.05, n_rows)
     sinkhorn.row_step(z, 0.05, maximum, n_rows, True)
     sinkhorn.assignments(z, 0.05, maximum, n_rows)
     sinkhorn.potentials(z, 0.05, 3, n_rows)
-    sinkhorn.potentials(logits(64, dtype), 0.05, 3, 64)
+    sinkhorn.potentials(stored(64, dtype), 0.05, 3, 64)
 
 
 def run_cross_entropy(n_rows, dtype):
-    student, teacher = logits(n_rows, dtype), logits(3072, dtype)
-    potentials, temperatures, pairs = targets(n_rows, 2)
-    arguments = (student, teacher, *potentials)
-    loss, lse = clustering_cross_entropy.forward(*arguments, *temperatures, *pairs)
-    clustering_cross_entropy.backward(loss, *arguments, lse, *temperatures, *pairs)
+    given = problem(stored(n_rows, dtype), stored(3072, dtype))
+    loss, lse = clustering_cross_entropy.forward(given)
+    clustering_cross_entropy.backward(given, loss, lse)
 
 
 def run_streamed(n_rows, dtype):
-    student, teacher = side(n_rows, dtype), side(3072, dtype)
-    potentials, temperatures, pairs = targets(n_rows, 2)
-    maximum, _ = streamed_clustering.column_logsumexp(*student, 0.05, n_rows)
-    streamed_clustering.row_step(*student, 0.05, maximum, n_rows, True)
-    arguments = (student, teacher, *potentials)
-    loss, lse = streamed_clustering.forward(*arguments, *temperatures, *pairs)
-    streamed_clustering.backward(loss, *arguments, lse, *temperatures, *pairs)
+    given = problem(streamed(n_rows, dtype), streamed(3072, dtype))
+    maximum, _ = streamed_clustering.column_logsumexp(given.student, 0.05, n_rows)
+    streamed_clustering.row_step(given.student, 0.05, maximum, n_rows, True)
+    loss, lse = streamed_clustering.forward(given)
+    streamed_clustering.backward(given, loss, lse)
 
 
 def run_attention(n_rows, dtype):
     low = torch.float16 if dtype == torch.float32 else dtype  # float32 is PyTorch's
     qkv = empty(n_rows, 3, 16, 64, dtype=low)
-    seqlens = [257, 257, n_rows - 514]
-    out, lse = varlen_attention.forward(*qkv.unbind(1), seqlens, 0.125)
-    arguments = (out, *qkv.unbind(1), out, lse, seqlens, 0.125)
-    varlen_attention.backward(*arguments, empty(*qkv.shape, dtype=low).unbind(1))
+    given = AttentionProblem(*qkv.unbind(1), [257, 257, n_rows - 514], 0.125)
+    out, lse = varlen_attention.forward(given)
+    varlen_attention.backward(given, out, out, lse, empty(*qkv.shape, dtype=low).unbind(1))
 
 
 # Each with the number of kernels that it launches.

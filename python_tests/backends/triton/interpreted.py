@@ -13,6 +13,7 @@ import torch
 
 import franca_fast as ff
 from franca_fast.backends import _streamed_backward, choose
+from franca_fast.backends.contracts import ClusteringProblem, Scores
 from franca_fast.backends.torch import clustering_cross_entropy as reference_loss
 from franca_fast.backends.torch import sinkhorn as reference
 from franca_fast.backends.triton import clustering_cross_entropy, sinkhorn, streamed_clustering
@@ -21,8 +22,8 @@ EPS = torch.finfo(torch.float32).eps
 TEACHER, STUDENT = 0.05, 0.1  # temperatures
 
 
-def double(tensors):
-    return [x.double() for x in tensors]
+def double(scores):
+    return Scores(*([x.double() for x in part] for part in scores))
 
 
 def close(ours, expected, factor=1.0):
@@ -37,15 +38,15 @@ def close(ours, expected, factor=1.0):
         )
 
 
-def passes(module, scores, prototype, n_valid):
+def passes(module, scores, a, n_valid):
     """All results of the Sinkhorn half-steps of one backend, as a list of tensors."""
-    column = module.column_logsumexp(*scores, TEACHER, n_valid)
-    return [*column, *module.row_step(*scores, TEACHER, prototype, n_valid, True)]
+    column = module.column_logsumexp(scores, TEACHER, n_valid)
+    return [*column, *module.row_step(scores, TEACHER, a, n_valid, True)]
 
 
 def potential(z):
-    """The prototype potential after the first column pass, float64."""
-    maximum, total = reference.column_logsumexp(z, TEACHER, z[0].shape[0])
+    """The prototype potentials after the first column pass, float64."""
+    maximum, total = reference.column_logsumexp(z, TEACHER, z.n_rows)
     return -(maximum + total.log())
 
 
@@ -63,10 +64,10 @@ def potential(z):
 )
 def test_sinkhorn_equals_float64_across_tiles(n_rows, columns, programs, monkeypatch):
     monkeypatch.setattr(sinkhorn, "_PROGRAMS", programs)
-    z = [torch.randn(n_rows, k) for k in columns]
+    z = Scores([torch.randn(n_rows, k) for k in columns])
     a = potential(double(z))
-    ours = passes(sinkhorn, (z,), a.float(), n_rows)
-    close(ours, passes(reference, (double(z),), a, n_rows))
+    ours = passes(sinkhorn, z, a.float(), n_rows)
+    close(ours, passes(reference, double(z), a, n_rows))
 
 
 @pytest.mark.parametrize(
@@ -79,9 +80,9 @@ def test_sinkhorn_equals_float64_across_tiles(n_rows, columns, programs, monkeyp
     ],
 )
 def test_potentials_equal_float64_across_tiles(n_rows, n_valid, columns):
-    z = [torch.randn(n_rows, k) for k in columns]
+    z = Scores([torch.randn(n_rows, k) for k in columns])
     for n_iterations in (1, 3):
-        prototype, row = sinkhorn.potentials(z, TEACHER, n_iterations, n_valid)
+        potentials, row = sinkhorn.potentials(z, TEACHER, n_iterations, n_valid)
         a = torch.zeros(sum(columns), dtype=torch.float64)
         if n_valid:
             maximum, total = reference.column_logsumexp(double(z), TEACHER, n_valid)
@@ -91,26 +92,24 @@ def test_potentials_equal_float64_across_tiles(n_rows, n_valid, columns):
                 a -= mass.log()
         b, _ = reference.row_step(double(z), TEACHER, a, n_valid, False)
         assert (row[:, n_valid:] == -math.inf).all()
-        close([prototype], [a], factor=2)
+        close([potentials], [a], factor=2)
         if n_valid:
             close([row[:, :n_valid]], [b[:, :n_valid]], factor=2)
 
 
 @pytest.mark.parametrize("unknown", [-1, 3])
 def test_teacher_rows_that_do_not_exist_are_not_read_and_give_nan(unknown):
-    student, teacher, a, b, rows, weights = loss_problem(columns=(40, 6))
-    rows[1, 2] = unknown
-    arguments = (student, teacher, a.float(), b.float())
-    rest = (STUDENT, TEACHER, rows, weights)
-    loss, lse = clustering_cross_entropy.forward(*arguments, *rest)
-    gradients = clustering_cross_entropy.backward(torch.ones(2), *arguments, lse, *rest)
+    problem = loss_problem(columns=(40, 6))
+    problem.teacher_rows[1, 2] = unknown
+    loss, lse = clustering_cross_entropy.forward(problem)
+    gradients = clustering_cross_entropy.backward(problem, torch.ones(2), lse)
     assert loss.isnan().all()
-    for gradient in gradients:
+    for gradient in gradients.values:
         assert gradient[1].isnan().all() and gradient[[0, 2, 3, 4]].isfinite().all()
 
 
 def test_assignments_equal_float64_across_tiles():
-    z = [torch.randn(6, k) for k in (2100, 3)]
+    z = Scores([torch.randn(6, k) for k in (2100, 3)])
     a = potential(double(z))
     ours = sinkhorn.assignments(z, TEACHER, a.float(), 5)
     close(ours, reference.assignments(double(z), TEACHER, a, 5))
@@ -126,64 +125,64 @@ def test_assignments_equal_float64_across_tiles():
     ],
 )
 def test_any_strides(view):
-    z = [view(torch.randn(4, k)) for k in (9, 33)]
-    a = torch.randn(sum(x.shape[1] for x in z))
-    n_rows = z[0].shape[0]
-    ours = passes(sinkhorn, (z,), a, n_rows)
-    expected = passes(sinkhorn, ([x.clone() for x in z],), a, n_rows)
+    z = Scores([view(torch.randn(4, k)) for k in (9, 33)])
+    a = torch.randn(sum(z.columns))
+    ours = passes(sinkhorn, z, a, z.n_rows)
+    expected = passes(sinkhorn, Scores([x.clone() for x in z.values]), a, z.n_rows)
     assert all(torch.equal(x, y) for x, y in zip(ours, expected, strict=True))
 
 
 def test_huge_logits_keep_the_mass_in_bounds():
-    z = [torch.randn(9, 40).clamp(-1, 1) * 1e4]
+    z = Scores([torch.randn(9, 40).clamp(-1, 1) * 1e4])
     a = potential(double(z)).float()
     _, mass = sinkhorn.row_step(z, TEACHER, a, 9, True)
     assert mass.isfinite().all()
     torch.testing.assert_close(mass.sum(), torch.tensor(9.0), rtol=1e-5, atol=0)
 
 
-def loss_problem(n_student=5, n_teacher=3, n_targets=3, columns=(2100, 6), dtype=torch.float32):
-    teacher = [torch.randn(n_teacher, k).to(dtype) for k in columns]
-    student = [torch.randn(n_student, k).to(dtype) for k in columns]
-    a = potential(double(teacher))
-    b, _ = reference.row_step(double(teacher), TEACHER, a, n_teacher, False)
-    rows = torch.randint(n_teacher, (n_student, n_targets))
-    return student, teacher, a, b, rows, torch.rand(n_student)
+def problem_of(student, teacher, exact_teacher, n_targets):
+    """A problem with potentials of a teacher whose scores are known in float64."""
+    a = potential(exact_teacher)
+    b, _ = reference.row_step(exact_teacher, TEACHER, a, teacher.n_rows, False)
+    rows = torch.randint(teacher.n_rows, (student.n_rows, n_targets))
+    weights = torch.rand(student.n_rows)
+    return ClusteringProblem(
+        student, teacher, a.float(), b.float(), STUDENT, TEACHER, rows, weights
+    )
+
+
+def exact_problem(problem, student, teacher):
+    """The same in float64, on other scores."""
+    return problem._replace(
+        student=student,
+        teacher=teacher,
+        prototype_potentials=problem.prototype_potentials.double(),
+        row_potentials=problem.row_potentials.double(),
+        weights=problem.weights.double(),
+    )
+
+
+def loss_problem(n_student=5, n_teacher=3, n_targets=3, columns=(2100, 6)):
+    teacher, student = (
+        Scores([torch.randn(n, k) for k in columns]) for n in (n_teacher, n_student)
+    )
+    return problem_of(student, teacher, double(teacher), n_targets)
 
 
 @pytest.mark.parametrize("programs", [2048, 1])
 def test_loss_equals_float64_across_tiles(programs, monkeypatch):
     monkeypatch.setattr(clustering_cross_entropy, "_PROGRAMS", programs)
-    student, teacher, a, b, rows, weights = loss_problem()
-    ours = clustering_cross_entropy.forward(
-        student, teacher, a.float(), b.float(), STUDENT, TEACHER, rows, weights
-    )
-    expected = reference_loss.forward(
-        double(student), double(teacher), a, b, STUDENT, TEACHER, rows, weights.double()
-    )
-    close(ours, expected)
+    problem = loss_problem()
+    exact = exact_problem(problem, double(problem.student), double(problem.teacher))
+    close(clustering_cross_entropy.forward(problem), reference_loss.forward(exact))
 
 
 def test_loss_gradient_equals_float64_across_tiles():
-    student, teacher, a, b, rows, weights = loss_problem()
-    grad, lse = torch.randn(2), torch.logsumexp(student[0].double() / STUDENT, dim=1)
-    lse = torch.stack([lse, torch.logsumexp(student[1].double() / STUDENT, dim=1)])
-    ours = clustering_cross_entropy.backward(
-        grad, student, teacher, a.float(), b.float(), lse.float(), STUDENT, TEACHER, rows, weights
-    )
-    expected = reference_loss.backward(
-        grad.double(),
-        double(student),
-        double(teacher),
-        a,
-        b,
-        lse,
-        STUDENT,
-        TEACHER,
-        rows,
-        weights.double(),
-    )
-    close(ours, expected)
+    problem, grad = loss_problem(), torch.randn(2)
+    exact = exact_problem(problem, double(problem.student), double(problem.teacher))
+    lse = torch.stack([torch.logsumexp(s / STUDENT, dim=1) for s in exact.student.values])
+    ours = clustering_cross_entropy.backward(problem, grad, lse.float())
+    close(ours.values, reference_loss.backward(exact, grad.double(), lse).values)
 
 
 # Streamed scores
@@ -192,17 +191,17 @@ COLUMNS = (2, 7, 200, 130)
 DEPTHS = (40, 8, 70, 16)
 
 
-def side(n_rows, dtype=torch.float32):
+def streamed(n_rows, dtype=torch.float32):
     """Features, prototypes and scales whose scores have about unit variance."""
     features = [torch.randn(n_rows, c).to(dtype) for c in DEPTHS]
     prototypes = [torch.randn(k, c).to(dtype) for k, c in zip(COLUMNS, DEPTHS, strict=True)]
     scales = [torch.rand(k) / c**0.5 for k, c in zip(COLUMNS, DEPTHS, strict=True)]
-    return features, prototypes, scales
+    return Scores(features, prototypes, scales)
 
 
-def exact_scores(features, prototypes, scales):
-    heads = zip(double(features), double(prototypes), double(scales), strict=True)
-    return [(x @ v.t()) * scale for x, v, scale in heads]
+def exact_scores(scores):
+    heads = zip(*double(scores), strict=True)
+    return Scores([(x @ v.t()) * scale for x, v, scale in heads])
 
 
 @pytest.mark.parametrize(
@@ -216,22 +215,22 @@ def exact_scores(features, prototypes, scales):
     ],
 )
 def test_streamed_sinkhorn_equals_float64(n_rows, n_valid, dtype):
-    scores = side(n_rows, dtype)
-    z = exact_scores(*scores)
+    scores = streamed(n_rows, dtype)
+    z = exact_scores(scores)
     a = potential(z)
     ours = passes(streamed_clustering, scores, a.float(), n_valid)
-    expected = passes(reference, (z,), a, n_valid)
+    expected = passes(reference, z, a, n_valid)
     assert torch.equal(ours[2] == -math.inf, expected[2] == -math.inf)
     ours[2], expected[2] = ours[2][:, :n_valid], expected[2][:, :n_valid]
     close(ours, expected)
 
 
 def test_streamed_padding_rows_may_hold_nan():
-    scores = side(6)
-    padded = [torch.cat([x, torch.full((2, x.shape[1]), math.nan)]) for x in scores[0]]
-    a = potential(exact_scores(*scores)).float()
+    scores = streamed(6)
+    padded = [torch.cat([x, torch.full((2, x.shape[1]), math.nan)]) for x in scores.values]
+    a = potential(exact_scores(scores)).float()
     plain = passes(streamed_clustering, scores, a, 6)
-    ours = passes(streamed_clustering, (padded, *scores[1:]), a, 6)
+    ours = passes(streamed_clustering, scores._replace(values=padded), a, 6)
     ours[2] = ours[2][:, :6]
     assert all(torch.equal(x, y) for x, y in zip(ours, plain, strict=True))
 
@@ -239,52 +238,49 @@ def test_streamed_padding_rows_may_hold_nan():
 @pytest.mark.parametrize(("n_rows", "n_valid"), [(0, 0), (3, 0)])
 def test_streamed_sinkhorn_without_rows(n_rows, n_valid):
     maximum, total, row, mass = passes(
-        streamed_clustering, side(n_rows), torch.zeros(sum(COLUMNS)), n_valid
+        streamed_clustering, streamed(n_rows), torch.zeros(sum(COLUMNS)), n_valid
     )
     assert (maximum == -math.inf).all() and (row == -math.inf).all()
     assert not total.any() and not mass.any()
 
 
 def streamed_problem(n_student, n_teacher, n_targets, dtype=torch.float32):
-    student, teacher = side(n_student, dtype), side(n_teacher, dtype)
-    z = exact_scores(*teacher)
-    a = potential(z)
-    b, _ = reference.row_step(z, TEACHER, a, n_teacher, False)
-    rows = torch.randint(n_teacher, (n_student, n_targets))
-    return student, teacher, a, b, rows, torch.rand(n_student)
+    student, teacher = streamed(n_student, dtype), streamed(n_teacher, dtype)
+    return problem_of(student, teacher, exact_scores(teacher), n_targets)
 
 
-def streamed_results(student, teacher, a, b, rows, weights, grad):
+def streamed_results(problem, grad):
     """Loss, log-sum-exp and all gradients, as a list of tensors."""
-    arguments = (student, teacher, a.float(), b.float())
-    rest = (STUDENT, TEACHER, rows, weights)
-    loss, lse = streamed_clustering.forward(*arguments, *rest)
-    gradients = streamed_clustering.backward(grad, *arguments, lse, *rest)
-    return [loss, lse, *(g for kind in gradients for g in kind)]
+    loss, lse = streamed_clustering.forward(problem)
+    gradients = streamed_clustering.backward(problem, grad, lse)
+    return [loss, lse, *(g for part in gradients for g in part)]
 
 
-def exact_results(student, teacher, a, b, rows, weights, grad):
-    """The same in float64, by autograd from the definition of the scores."""
-    leaves = [[x.double().requires_grad_() for x in kind] for kind in student]
-    scores = exact_scores(*leaves)
-    rest = (STUDENT, TEACHER, rows, weights.double())
-    detached, z = [s.detach() for s in scores], exact_scores(*teacher)
-    loss, lse = reference_loss.forward(detached, z, a, b, *rest)
-    gradients = reference_loss.backward(grad.double(), detached, z, a, b, lse, *rest)
-    torch.autograd.backward(scores, gradients)
-    return [loss, lse, *(x.grad for kind in leaves for x in kind)]
+def stored_results(problem, grad, leaves, student):
+    """The same by the reference on stored scores, and by autograd from those to their leaves."""
+    stored = problem._replace(student=Scores([s.detach() for s in student]))
+    loss, lse = reference_loss.forward(stored)
+    torch.autograd.backward(student, reference_loss.backward(stored, grad, lse).values)
+    return [loss, lse, *(x.grad for part in leaves for x in part)]
+
+
+def exact_results(problem, grad):
+    """The same in float64, from the definition of the scores."""
+    leaves = [[x.double().requires_grad_() for x in part] for part in problem.student]
+    exact = exact_problem(problem, Scores([]), exact_scores(problem.teacher))
+    return stored_results(exact, grad.double(), leaves, exact_scores(Scores(*leaves)).values)
 
 
 @pytest.mark.parametrize("shape", [(9, 4, 2), (1, 1, 1), (70, 3, 1)])
 def test_streamed_loss_equals_float64(shape):
     problem, grad = streamed_problem(*shape), torch.randn(len(COLUMNS))
-    close(streamed_results(*problem, grad), exact_results(*problem, grad), factor=4)
+    close(streamed_results(problem, grad), exact_results(problem, grad), factor=4)
 
 
 def test_streamed_teacher_rows_that_do_not_exist_are_not_read_and_give_nan():
-    student, teacher, a, b, rows, weights = streamed_problem(5, 3, 2)
-    rows[1, 1] = 3
-    results = streamed_results(student, teacher, a, b, rows, weights, torch.ones(len(COLUMNS)))
+    problem = streamed_problem(5, 3, 2)
+    problem.teacher_rows[1, 1] = 3
+    results = streamed_results(problem, torch.ones(len(COLUMNS)))
     assert results[0].isnan().all()
     for dx in results[2 : 2 + len(COLUMNS)]:
         assert dx[1].isnan().all() and dx[[0, 2, 3, 4]].isfinite().all()
@@ -293,27 +289,20 @@ def test_streamed_teacher_rows_that_do_not_exist_are_not_read_and_give_nan():
 def test_streamed_gradient_in_chunks_equals_float64(monkeypatch):
     monkeypatch.setattr(_streamed_backward, "CHUNK_ELEMENTS", 1)  # one block of columns each
     problem, grad = streamed_problem(5, 3, 2), torch.randn(len(COLUMNS))
-    close(streamed_results(*problem, grad), exact_results(*problem, grad), factor=4)
+    close(streamed_results(problem, grad), exact_results(problem, grad), factor=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_streamed_low_precision_error_is_at_most_twice_that_of_torch(dtype):
     problem, grad = streamed_problem(70, 3, 2, dtype), torch.ones(len(COLUMNS))
-    student, teacher, a, b, rows, weights = problem
-    expected = exact_results(*problem, grad)
-    leaves = [[x.clone().requires_grad_() for x in kind] for kind in student]
-    scores = [
-        ((x @ v.t()) * scale.to(dtype)).requires_grad_()
-        for x, v, scale in zip(*leaves, strict=True)
+    expected = exact_results(problem, grad)
+    leaves = [[x.clone().requires_grad_() for x in part] for part in problem.student]
+    sides = [
+        Scores([(x @ v.t()) * scale.to(dtype) for x, v, scale in zip(*side, strict=True)])
+        for side in (leaves, problem.teacher)
     ]
-    stored = [((x @ v.t()) * s.to(dtype)) for x, v, s in zip(*teacher, strict=True)]
-    rest = (STUDENT, TEACHER, rows, weights)
-    detached = [s.detach() for s in scores]
-    loss, lse = reference_loss.forward(detached, stored, a.float(), b.float(), *rest)
-    gradients = reference_loss.backward(grad, detached, stored, a.float(), b.float(), lse, *rest)
-    torch.autograd.backward(scores, gradients)
-    theirs = [loss, lse, *(x.grad for kind in leaves for x in kind)]
-    for ours, low, exact in zip(streamed_results(*problem, grad), theirs, expected, strict=True):
+    theirs = stored_results(problem._replace(teacher=sides[1]), grad, leaves, sides[0].values)
+    for ours, low, exact in zip(streamed_results(problem, grad), theirs, expected, strict=True):
         error = (ours.double() - exact).abs().max()
         allowed = 2 * (low.double() - exact).abs().max()
         assert error <= allowed + 32 * EPS * exact.abs().max()
@@ -321,21 +310,24 @@ def test_streamed_low_precision_error_is_at_most_twice_that_of_torch(dtype):
 
 def test_streamed_loss_equals_stored():
     problem, grad = streamed_problem(6, 4, 2), torch.randn(len(COLUMNS))
-    student, teacher, a, b, rows, weights = problem
-    s, z = ([x.float() for x in exact_scores(*given)] for given in (student, teacher))
-    loss, lse = clustering_cross_entropy.forward(
-        s, z, a.float(), b.float(), STUDENT, TEACHER, rows, weights
+    s, z = (
+        Scores([x.float() for x in exact_scores(side).values])
+        for side in (problem.student, problem.teacher)
     )
-    ours = streamed_results(*problem, grad)
+    loss, lse = clustering_cross_entropy.forward(problem._replace(student=s, teacher=z))
+    ours = streamed_results(problem, grad)
     torch.testing.assert_close(ours[0], loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours[1], lse, rtol=1e-6, atol=1e-5)
 
 
 def test_streamed_loss_without_student_rows():
-    student, teacher, a, b, _, _ = streamed_problem(1, 2, 1)
-    none = ([x[:0] for x in student[0]], *student[1:])
-    rows, weights = torch.empty(0, 1, dtype=torch.int64), torch.empty(0)
-    results = streamed_results(none, teacher, a, b, rows, weights, torch.ones(len(COLUMNS)))
+    problem = streamed_problem(1, 2, 1)
+    empty = problem._replace(
+        student=problem.student._replace(values=[x[:0] for x in problem.student.values]),
+        teacher_rows=torch.empty(0, 1, dtype=torch.int64),
+        weights=torch.empty(0),
+    )
+    results = streamed_results(empty, torch.ones(len(COLUMNS)))
     assert not any(result.any() for result in results)
 
 
@@ -345,19 +337,17 @@ def test_streamed_loss_without_student_rows():
 def everything():
     """Results of every operator on the same inputs, at sizes with a second stage."""
     torch.manual_seed(1)
-    z = [torch.randn(67, k) for k in (5, 30)]
-    results = passes(sinkhorn, (z,), torch.randn(35), 66)
-    results += sinkhorn.assignments([x[:3] for x in z], TEACHER, torch.randn(35), 2)
-    student, teacher, a, b, rows, weights = loss_problem(columns=(1100, 6))
-    arguments = (student, teacher, a.float(), b.float())
-    rest = (STUDENT, TEACHER, rows, weights)
-    loss, lse = clustering_cross_entropy.forward(*arguments, *rest)
+    z = Scores([torch.randn(67, k) for k in (5, 30)])
+    results = passes(sinkhorn, z, torch.randn(35), 66)
+    few = Scores([x[:3] for x in z.values])
+    results += sinkhorn.assignments(few, TEACHER, torch.randn(35), 2)
+    problem = loss_problem(columns=(1100, 6))
+    loss, lse = clustering_cross_entropy.forward(problem)
     results += [loss, lse]
-    results += clustering_cross_entropy.backward(torch.ones(2), *arguments, lse, *rest)
-    results += passes(streamed_clustering, side(70), torch.randn(sum(COLUMNS)), 69)
+    results += clustering_cross_entropy.backward(problem, torch.ones(2), lse).values
+    results += passes(streamed_clustering, streamed(70), torch.randn(sum(COLUMNS)), 69)
     for dtype in (torch.float32, torch.bfloat16):
-        problem = streamed_problem(5, 3, 2, dtype)
-        results += streamed_results(*problem, torch.ones(len(COLUMNS)))
+        results += streamed_results(streamed_problem(5, 3, 2, dtype), torch.ones(len(COLUMNS)))
     return results
 
 

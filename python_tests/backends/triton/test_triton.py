@@ -19,7 +19,7 @@ import franca_fast as ff
 from franca_fast.backends import triton as backend
 from franca_fast.errors import InputError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # The interpreter takes about ten milliseconds for each program.
 SLOW_INTERPRETED = ("-64]", "257", "padding_rows", "same_bits", "every_length", "contract")
 
@@ -83,24 +83,24 @@ def installed(monkeypatch):
 @pytest.mark.usefixtures("_not_interpreted")
 def test_says_that_it_needs_a_gpu(installed):
     installed("3.4.0")
-    reason = backend.unavailable("triton", "sinkhorn", torch.zeros(1))
+    reason = backend.unavailable("sinkhorn", torch.zeros(1))
     assert reason is not None and "not on a CUDA device" in reason
 
 
 def test_says_that_triton_is_missing(installed):
     installed(None)
-    assert backend.unavailable("triton", "sinkhorn", torch.zeros(1)) == "triton is not installed"
+    assert backend.unavailable("sinkhorn", torch.zeros(1)) == "triton is not installed"
 
 
 def test_says_that_triton_is_too_old(installed):
     installed("3.3.1")
-    reason = backend.unavailable("triton", "sinkhorn", torch.zeros(1))
+    reason = backend.unavailable("sinkhorn", torch.zeros(1))
     assert reason == "triton 3.3.1 is older than 3.4"
 
 
 def test_says_which_dtypes_it_takes(installed):
     installed("3.4.0")
-    reason = backend.unavailable("triton", "sinkhorn", torch.zeros(1, dtype=torch.float64))
+    reason = backend.unavailable("sinkhorn", torch.zeros(1, dtype=torch.float64))
     assert reason == "torch.float64 is not among float32, bfloat16 and float16"
 
 

@@ -1,4 +1,4 @@
-"""Scores as factors, the way the compiled core takes them."""
+"""Streamed scores, the way the compiled core takes them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from franca_fast.backends._core import pack_heads, vector
+from franca_fast.backends.contracts import Scores
 
 # Scores are multiplied by warpgroups where the device can do that (wgmma, compute capability 9.0),
 # elsewhere by warps (mma.sync). "0" is for measuring what that gains.
 _WARPGROUPS = os.environ.get("FRANCA_FAST_WARPGROUPS", "1") != "0"
 
 
-class Factors(NamedTuple):
-    """Factors of all heads.
+class Streamed(NamedTuple):
+    """Streamed scores of all heads.
 
     Attributes:
         arguments: Features, prototypes (address, columns and row stride of each head), number of
@@ -33,32 +34,30 @@ class Factors(NamedTuple):
     alive: tuple[object, ...]
 
 
-def pack_factors(
-    features: list[Tensor], prototypes: list[Tensor], scales: list[Tensor] | None
-) -> Factors:
-    """Checks the factors of all heads and lays them out for the core.
+def pack_streamed(scores: Scores) -> Streamed:
+    """Checks streamed scores, whose scales may be left out, and lays them out for the core.
 
     Raises:
         InputError: If shapes, dtypes or devices do not fit together.
     """
-    device = features[0].device
-    x = pack_heads(features, "features", device)
+    device = scores.values[0].device
+    x = pack_heads(scores.values, "features", device)
     # Heads differ in their number of prototypes, so each is a matrix of its own.
-    v = [pack_heads([p], "prototypes", device) for p in prototypes]
+    v = [pack_heads([p], "prototypes", device) for p in scores.prototypes]
     columns = [head.n_rows for head in v]
-    alive: list[Tensor] = []
-    if scales is not None:
-        alive = [
+    scales: list[Tensor] = []
+    if scores.scales:
+        scales = [
             vector(s, "scales", (width,), torch.float32, device)
-            for s, width in zip(scales, columns, strict=True)
+            for s, width in zip(scores.scales, columns, strict=True)
         ]
     arguments = (
         x.numbers,
         [number for head in v for number in head.numbers],
         columns,
-        [s.data_ptr() for s in alive] if scales is not None else [0] * len(columns),
+        [s.data_ptr() for s in scales] or [0] * len(columns),
         x.n_rows,
         x.dtype,
         _WARPGROUPS,
     )
-    return Factors(arguments, columns, x.n_rows, (x, v, alive))
+    return Streamed(arguments, columns, x.n_rows, (x, v, scales))
