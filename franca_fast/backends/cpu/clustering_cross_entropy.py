@@ -18,7 +18,6 @@ from franca_fast.backends.cpu._memory import matrix
 
 
 def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
-    """Loss [H] and log-sum-exp of the student rows [H, M], both float32."""
     packed = pack_problem(problem)
     n_heads, n_rows = len(packed.student.columns), packed.student.n_rows
     loss = torch.empty(n_heads, dtype=torch.float32)
@@ -42,7 +41,6 @@ def backward(
     lse: Tensor,
     out: Sequence[Tensor] | None = None,
 ) -> Scores:
-    """Gradient of the student's scores: grad * w/t * (P softmax(s/t) - q), in their dtype."""
     packed = pack_problem(problem)
     n_heads = len(packed.student.columns)
     grad_loss = vector(grad_loss, "grad_loss", (n_heads,), torch.float32)

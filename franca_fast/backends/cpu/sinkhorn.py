@@ -15,7 +15,6 @@ from franca_fast.backends.cpu._memory import matrix
 def potentials(
     scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations: potentials of prototypes [sum K] and rows [H, N], both float32."""
     joined = _joined(scores, temperature, n_iterations, n_valid)
     if joined is not None:
         return joined
@@ -50,7 +49,6 @@ def _joined(
 
 
 def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K] float32."""
     heads = pack_heads(scores.values, "scores")
     maximum, total = (torch.empty(sum(heads.columns), dtype=torch.float32) for _ in range(2))
     _C.column_logsumexp(
@@ -69,7 +67,6 @@ def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[
 def row_step(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] and, on request, the mass of each prototype [sum K], both float32."""
     heads = pack_heads(scores.values, "scores")
     a = vector(prototype_potentials, "prototype_potentials", (sum(heads.columns),), torch.float32)
     row_potentials = torch.empty(len(heads.columns), heads.n_rows, dtype=torch.float32)
@@ -95,7 +92,6 @@ def row_step(
 def assignments(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int
 ) -> list[Tensor]:
-    """Softmax over k of z/T + a[k], [N, K] float32 for each head; zero for rows from n_valid on."""
     heads = pack_heads(scores.values, "scores")
     a = vector(prototype_potentials, "prototype_potentials", (sum(heads.columns),), torch.float32)
     out = [matrix(heads.n_rows, width, torch.float32) for width in heads.columns]

@@ -14,7 +14,6 @@ from franca_fast.backends.cuda._device import on_device_of, stream_of, workspace
 
 
 def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
-    """Loss [H] and log-sum-exp of the student rows [H, M], both float32."""
     device = problem.weights.device
     packed = pack_problem(problem, device)
     n_heads = len(packed.student.columns)
@@ -39,7 +38,6 @@ def backward(
     lse: Tensor,
     out: Sequence[Tensor] | None = None,
 ) -> Scores:
-    """Gradient of the student's scores: grad * w/t * (P softmax(s/t) - q), in their dtype."""
     device = problem.weights.device
     packed = pack_problem(problem, device)
     n_heads = len(packed.student.columns)

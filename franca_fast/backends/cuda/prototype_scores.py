@@ -17,7 +17,6 @@ __all__ = ["backward", "forward"]
 
 
 def forward(scores: Scores) -> list[Tensor]:
-    """scale[k] * <x[n], v[k]>, [N, K] for each head, in the dtype of the features."""
     packed = pack_streamed(scores._replace(scales=[s.float() for s in scores.scales]))
     like = scores.values[0]
     out = [like.new_empty((packed.n_rows, k)) for k in packed.columns]

@@ -17,7 +17,6 @@ def _pack(scores: Scores) -> tuple[Heads, torch.device]:
 
 
 def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K] float32."""
     heads, device = _pack(scores)
     result = torch.empty(2, sum(heads.columns), dtype=torch.float32, device=device)
     maximum, total = result.unbind(0)
@@ -40,7 +39,6 @@ def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[
 def row_step(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] and, on request, the mass of each prototype [sum K], both float32."""
     heads, device = _pack(scores)
     a = vector(
         prototype_potentials, "prototype_potentials", (sum(heads.columns),), torch.float32, device
@@ -67,7 +65,6 @@ def row_step(
 def assignments(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int
 ) -> list[Tensor]:
-    """Softmax over k of z/T + a[k], [N, K] float32 for each head; zero for rows from n_valid on."""
     heads, device = _pack(scores)
     a = vector(
         prototype_potentials, "prototype_potentials", (sum(heads.columns),), torch.float32, device
@@ -95,7 +92,6 @@ def assignments(
 def potentials(
     scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations: potentials of prototypes [sum K] and rows [H, N], both float32."""
     heads, device = _pack(scores)
     view = (heads.numbers, heads.n_rows, heads.dtype)
     a = torch.empty(sum(heads.columns), dtype=torch.float32, device=device)

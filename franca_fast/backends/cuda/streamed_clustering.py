@@ -23,12 +23,10 @@ _BLOCK_COLUMNS = 2048  # a slice, see csrc/cuda/logits.cuh
 def potentials(
     scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
     return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
 
 
 def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
     packed, device = pack_streamed(scores), scores.values[0].device
     result = torch.empty(2, sum(packed.columns), dtype=torch.float32, device=device)
     maximum, total = result.unbind(0)
@@ -51,7 +49,6 @@ def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[
 def row_step(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
     packed, device = pack_streamed(scores), scores.values[0].device
     a = vector(
         prototype_potentials, "prototype_potentials", (sum(packed.columns),), torch.float32, device
@@ -95,7 +92,6 @@ def _is_mixed(problem: ClusteringProblem) -> bool:
 
 
 def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
-    """Loss [H] and log-sum-exp of the student rows [H, M]."""
     if _is_mixed(problem):
         return reference.forward(problem)
     packed, device = _packed(problem), problem.weights.device
@@ -117,7 +113,6 @@ def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
 
 
 def backward(problem: ClusteringProblem, grad_loss: Tensor, lse: Tensor) -> Scores:
-    """Gradients of the student's features, prototypes and scales, for each head."""
     if _is_mixed(problem):
         return reference.backward(problem, grad_loss, lse)
     packed, device = _packed(problem), problem.weights.device

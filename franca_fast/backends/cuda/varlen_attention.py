@@ -20,7 +20,6 @@ from franca_fast.backends.torch.varlen_attention import Run
 
 
 def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """Output [tokens, heads, head_dim] and log-sum-exp [tokens, heads]."""
     return _fused_attention.forward(_forward, "cuda", problem)
 
 
@@ -31,7 +30,6 @@ def backward(
     lse: Tensor,
     gradients: Sequence[Tensor],
 ) -> None:
-    """Writes the gradients of q, k and v, [tokens, heads, head_dim] in any strides."""
     _fused_attention.backward(_backward, "cuda", problem, (grad_out, out, lse), gradients)
 
 

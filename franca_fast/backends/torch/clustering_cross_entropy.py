@@ -33,7 +33,6 @@ def _targets(assignments: Tensor, rows: Tensor) -> Tensor:
 
 
 def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
-    """Loss [H] and log-sum-exp of the student rows [H, M]."""
     student, rows = problem.student.values, problem.teacher_rows
     n_rows, n_targets = rows.shape
     dtype = potential_dtype(student[0])
@@ -54,7 +53,6 @@ def backward(
     lse: Tensor,
     out: Sequence[Tensor] | None = None,
 ) -> Scores:
-    """Gradient of the student's scores: grad * w/t * (P softmax(s/t) - q), in their dtype."""
     rows, temperature = problem.teacher_rows, problem.student_temperature
     n_rows, n_targets = rows.shape
     gradients = []

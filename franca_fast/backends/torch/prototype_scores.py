@@ -11,7 +11,6 @@ from franca_fast.backends.contracts import Scores
 
 
 def forward(scores: Scores) -> list[Tensor]:
-    """scale[k] * <x[n], v[k]>, [N, K] for each head, in the dtype of the features."""
     if not scores.scales:
         return [x @ v.t() for x, v in zip(scores.values, scores.prototypes, strict=True)]
     return [_scaled(x, v, scale) for x, v, scale in zip(*scores, strict=True)]
@@ -30,7 +29,6 @@ def _rescaled(matrix: Tensor, scale: Tensor) -> Tensor:
 
 
 def backward(scores: Scores, gradients: Sequence[Tensor]) -> Scores:
-    """Gradients of the features, the prototypes and the scales."""
     if not scores.scales:
         triples = zip(gradients, scores.values, scores.prototypes, strict=True)
         products = [(g @ v, g.t() @ x) for g, x, v in triples]

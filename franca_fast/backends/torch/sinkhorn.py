@@ -24,12 +24,10 @@ def row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
 def potentials(
     scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
     return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
 
 
 def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
     maxima, totals = [], []
     for z in scores.values:
         dtype = potential_dtype(z)
@@ -47,7 +45,6 @@ def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[
 def row_step(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
     row_potentials = prototype_potentials.new_full(
         (len(scores.values), scores.n_rows), float("-inf")
     )
@@ -71,7 +68,6 @@ def row_step(
 def assignments(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int
 ) -> list[Tensor]:
-    """Softmax over k of z/T + a[k], [N, K] for each head; zero for rows from n_valid on."""
     out = []
     for z, a in zip(scores.values, prototype_potentials.split(scores.columns), strict=True):
         q = torch.zeros(z.shape, dtype=a.dtype, device=z.device)

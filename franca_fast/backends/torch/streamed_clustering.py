@@ -45,12 +45,10 @@ def _heads(scores: Scores) -> list[_Head]:
 def potentials(
     scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
     return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
 
 
 def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
     passes, dtype = choose("sinkhorn", scores.values[0]), potential_dtype(scores.values[0])
     maxima, totals = [], []
     for head in _heads(scores):
@@ -72,7 +70,6 @@ def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[
 def row_step(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
     passes, heads = choose("sinkhorn", scores.values[0]), _heads(scores)
     row_potentials = prototype_potentials.new_full((len(heads), scores.n_rows), float("-inf"))
     mass = torch.zeros_like(prototype_potentials) if with_mass else None
@@ -92,7 +89,6 @@ def row_step(
 
 
 def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
-    """Loss [H] and log-sum-exp of the student rows [H, M]."""
     kernel = choose("clustering_cross_entropy", problem.student.values[0])
     n_heads, weights = len(problem.student.values), problem.weights
     loss = weights.new_zeros(n_heads)
@@ -106,7 +102,6 @@ def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
 
 
 def backward(problem: ClusteringProblem, grad_loss: Tensor, lse: Tensor) -> Scores:
-    """Gradients of the student's features, prototypes and scales."""
     kernel = choose("clustering_cross_entropy", problem.student.values[0])
     dfeatures, dprototypes, dscales = [], [], []
     for i, (x, v, scale) in enumerate(_heads(problem.student)):

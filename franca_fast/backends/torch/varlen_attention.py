@@ -69,12 +69,9 @@ def _pack(runs: list[Tensor]) -> Tensor:
 
 
 def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """Output [tokens, heads, dim] and the softmax's log-sum-exp [tokens, heads].
-
-    The CPU kernel gives the log-sum-exp, which its backward needs. Elsewhere the backward
-    recomputes through autograd; the second result is then not a number, so that another backend's
-    backward, which would need it, cannot go wrong unnoticed.
-    """
+    # The CPU kernel gives the log-sum-exp, which its backward needs. Elsewhere the backward
+    # recomputes through autograd; the second result is then not a number, so that another backend's
+    # backward, which would need it, cannot go wrong unnoticed.
     q, k, v, seqlens, scale = problem
     outputs, statistics = [], []
     for run in runs_of(seqlens):
@@ -99,7 +96,6 @@ def backward(
     lse: Tensor,
     gradients: Sequence[Tensor],
 ) -> None:
-    """Writes the gradients of q, k and v, [tokens, heads, dim] in any strides."""
     q, k, v, seqlens, scale = problem
     for run in runs_of(seqlens):
         query, key, value, grad = run.of(q), run.of(k), run.of(v), run.of(grad_out)

@@ -31,7 +31,6 @@ _PROGRAMS = 2048  # enough to fill a large GPU several times over
 
 
 def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
-    """Loss [H] and log-sum-exp of the student rows [H, M]."""
     students, teachers = pack(problem.student.values), pack(problem.teacher.values)
     n_rows, n_targets = problem.teacher_rows.shape
     weights = problem.weights
@@ -75,10 +74,6 @@ def backward(
     lse: Tensor,
     out: Sequence[Tensor] | None = None,
 ) -> Scores:
-    """Gradient of the student's scores: grad * w/t * (P softmax(s/t) - q), in their dtype.
-
-    `out` is where to write the gradients, contiguous; it may be the scores themselves.
-    """
     students, teachers = pack(problem.student.values), pack(problem.teacher.values)
     n_rows, n_targets = problem.teacher_rows.shape
     gradients = out or [s.new_empty(s.shape) for s in problem.student.values]

@@ -36,7 +36,6 @@ _FEW_ROWS, _FEW_ROWS_TILE, _FEW_ROWS_WIDTH = 64, 8192, 1024
 
 
 def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K] float32."""
     heads = pack(scores.values)
     if n_valid == 0:
         like = scores.values[0].new_empty(sum(heads.columns), dtype=torch.float32)
@@ -48,7 +47,6 @@ def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[
 def row_step(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
     heads, potential = pack(scores.values), prototype_potentials.contiguous()
     with on_device_of(potential):
         row, maximum, total = _row_logsumexp(heads, temperature, potential, n_valid)
@@ -63,7 +61,6 @@ def row_step(
 def potentials(
     scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
     heads = pack(scores.values)
     with on_device_of(scores.values[0]):
         if n_valid <= _FEW_ROWS:
@@ -165,7 +162,6 @@ def _mass_partials(
 def assignments(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int
 ) -> list[Tensor]:
-    """Softmax over k of z/T + a[k], [N, K] for each head; zero for rows from n_valid on."""
     heads, potential = pack(scores.values), prototype_potentials.contiguous()
     out = [potential.new_empty(z.shape) for z in scores.values]
     n_rows = scores.n_rows

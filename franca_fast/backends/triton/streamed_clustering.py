@@ -84,12 +84,10 @@ def _tile(features: Tensor, n_rows: int, preferred: _Tile) -> _Tile:
 def potentials(
     scores: Scores, temperature: float, n_iterations: int, n_valid: int
 ) -> tuple[Tensor, Tensor]:
-    """All iterations: potentials of prototypes [sum K] and rows [H, N]."""
     return balance(column_logsumexp, row_step, scores, temperature, n_iterations, n_valid)
 
 
 def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[Tensor, Tensor]:
-    """Maximum of z/T over the valid rows and sum of exp(z/T - maximum), both [sum K]."""
     side = _pack(scores)
     columns, like = side.columns, scores.scales[0]
     n_columns = sum(columns)
@@ -118,7 +116,6 @@ def column_logsumexp(scores: Scores, temperature: float, n_valid: int) -> tuple[
 def row_step(
     scores: Scores, temperature: float, prototype_potentials: Tensor, n_valid: int, with_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Row potentials [H, N] and, on request, the mass of each prototype [sum K]."""
     side, potential = _pack(scores), prototype_potentials.contiguous()
     with on_device_of(potential):
         row, maximum, total = _row_logsumexp(side, temperature, potential, n_valid)
@@ -175,7 +172,6 @@ def _row_logsumexp(
 
 
 def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
-    """Loss [H] and log-sum-exp of the student rows [H, M]."""
     students, teachers = _pack(problem.student), _pack(problem.teacher)
     n_rows, n_targets = problem.teacher_rows.shape
     weights = problem.weights
@@ -211,7 +207,6 @@ def forward(problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
 
 
 def backward(problem: ClusteringProblem, grad_loss: Tensor, lse: Tensor) -> Scores:
-    """Gradients of the student's features, prototypes and scales, for each head."""
     packed = problem._replace(
         student=_contiguous(problem.student),
         teacher=_contiguous(problem.teacher),

@@ -211,7 +211,6 @@ def key_gradient_kernel(
 
 
 def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """Output [tokens, heads, head_dim] and log-sum-exp [tokens, heads]."""
     return _fused_attention.forward(_forward, "triton", problem)
 
 
@@ -222,7 +221,6 @@ def backward(
     lse: Tensor,
     gradients: Sequence[Tensor],
 ) -> None:
-    """Writes the gradients of q, k and v, [tokens, heads, head_dim] in any strides."""
     _fused_attention.backward(_backward, "triton", problem, (grad_out, out, lse), gradients)
 
 
