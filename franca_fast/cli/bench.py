@@ -22,7 +22,6 @@ _SIZES = ((64, "8192"), (64, "nested"), (512, "8192"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     parser.add_argument("--only", default="", metavar="TEXT", help="works whose name contains this")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
@@ -33,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     # PyTorch's profiler, which measures memory, would report its own starts and stops.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch

@@ -26,6 +26,7 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.set_defaults(parser=self)  # of a command, the innermost
 
     def error(self, message: str) -> NoReturn:
         """Raises the complaint as an error of the user's instead of printing the usage."""

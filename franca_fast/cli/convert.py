@@ -15,7 +15,6 @@ GROUP = "weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     from franca_fast.hub import convert
 
     architecture = {"num_heads": args.num_heads} if args.num_heads else None

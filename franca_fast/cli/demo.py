@@ -45,7 +45,6 @@ _FILES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     parser.add_argument(
         "--output-dir",
         default="franca_demo",
@@ -63,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     from franca_fast.config import load_config
     from franca_fast.evaluation.pictures import NO_PICTURES, can_draw
     from franca_fast.hub import save_backbone

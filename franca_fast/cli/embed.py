@@ -22,7 +22,6 @@ GROUP = "use"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     add_model_arguments(parser)
     parser.add_argument(
         "source",
@@ -43,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     from franca_fast.evaluation import check_output, check_pooling, embed
 
     check_output(args.output, overwrite=args.overwrite)

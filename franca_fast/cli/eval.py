@@ -28,7 +28,6 @@ GROUP = "use"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
     knn = kinds.add_parser(
         "knn",
@@ -64,11 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     knn.add_argument("--output", metavar="FILE", help="also write the accuracies as JSON")
     add_overwrite_argument(knn)
     add_reading_arguments(knn)
-    knn.set_defaults(parser=knn)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     from franca_fast.evaluation import knn
     from franca_fast.files import check_file, write_json
     from franca_fast.models import default_nesting_dims

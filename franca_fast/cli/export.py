@@ -26,7 +26,6 @@ _PROGRAMS = ("onnx", "torch-export")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     add_weights_arguments(parser)
     parser.add_argument("--format", required=True, choices=_FORMATS, help="what to write")
     parser.add_argument(
@@ -49,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     if args.batch_size and args.format not in _PROGRAMS:
         args.parser.error(f"--batch-size is for {' and '.join(_PROGRAMS)}")
     if args.img_size and args.format not in (*_PROGRAMS, "huggingface"):

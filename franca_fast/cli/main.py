@@ -92,7 +92,7 @@ def build_parser() -> Parser:
         summary = (module.__doc__ or "").splitlines()[0]
         verb = choices.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(verb)
-        verb.set_defaults(run=module.run, parser=verb)
+        verb.set_defaults(run=module.run)
     return parser
 
 

@@ -23,7 +23,6 @@ GROUP = "weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     parser.add_argument(
         "--download", metavar="NAME[:WEIGHTS]", help="download these weights and print their path"
     )
@@ -36,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     if args.rasa and not args.download:
         args.parser.error("--rasa needs --download")
     if args.download:

@@ -48,7 +48,6 @@ _FLOP_ROWS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML configuration, or the name of a recipe"
     )
@@ -92,7 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     from franca_fast.config.files import load_config
     from franca_fast.planning.plan import plan_training
 

@@ -17,12 +17,10 @@ GROUP = "train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     add_training_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     from franca_fast.training import pretrain
 
     result = pretrain(

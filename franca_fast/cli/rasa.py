@@ -32,7 +32,6 @@ _WEIGHTS = "backbone"  # stem of the two files that `apply` writes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
     _add_fit(kinds)
     _add_apply(kinds)
@@ -40,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     return {"fit": _fit, "apply": _apply, "report": _report}[args.kind](args)
 
 
@@ -72,7 +70,6 @@ def _add_fit(kinds: argparse._SubParsersAction[Parser]) -> None:
         help="remove one pair of directions after the other, as the released code",
     )
     add_overwrite_argument(fit)
-    fit.set_defaults(parser=fit)
 
 
 def _add_apply(kinds: argparse._SubParsersAction[Parser]) -> None:
@@ -86,7 +83,6 @@ def _add_apply(kinds: argparse._SubParsersAction[Parser]) -> None:
     _add_projector(apply)
     apply.add_argument("--output", required=True, metavar="DIR", help="folder for the model")
     add_overwrite_argument(apply)
-    apply.set_defaults(parser=apply)
 
 
 def _add_report(kinds: argparse._SubParsersAction[Parser]) -> None:
@@ -101,7 +97,6 @@ def _add_report(kinds: argparse._SubParsersAction[Parser]) -> None:
     _add_projector(report)
     report.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
     add_overwrite_argument(report)
-    report.set_defaults(parser=report)
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,6 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
     summaries = {
         _pack: ("pack", "write images as WebDataset shards; the same call again finishes the rest"),
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument(
             "--num-workers", type=positive, default=4, metavar="N", help="threads (default: 4)"
         )
-        kind.set_defaults(parser=kind, kind_function=function)
+        kind.set_defaults(kind_function=function)
         if function is _pack:
             _add_pack_arguments(kind)
         elif function is _stats:
@@ -54,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     return args.kind_function(args)
 
 

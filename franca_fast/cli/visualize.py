@@ -20,7 +20,6 @@ GROUP = "use"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the verb."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
     pca = kinds.add_parser(
         "pca",
@@ -35,11 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pca.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
     pca.add_argument("--limit", type=positive, default=16, help="images at most (default: 16)")
     add_overwrite_argument(pca)
-    pca.set_defaults(parser=pca)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the verb; returns the exit code."""
     from franca_fast.evaluation import visualize_pca
     from franca_fast.evaluation.pictures import check_can_draw
     from franca_fast.files import check_folder

@@ -168,21 +168,8 @@ def export_torch(
     """Writes a `torch.export` program that gives a dict of "cls_token" and "patch_tokens".
 
     `torch.export.load(path).module()` runs it without this package. What `export_onnx` puts into
-    its metadata is in the extra file "franca_fast.json" of the archive. The rest is as there.
-
-    Args:
-        model: the backbone, with or without removal of positions.
-        path: the file to write, ending in `.pt2`.
-        img_size: side, or height and width, in pixels; None takes the model's own.
-        batch_size: images in a batch; None leaves it open.
-        overwrite: whether the file may exist.
-
-    Returns:
-        the path.
-
-    Raises:
-        InputError: wrong arguments.
-        FrancaError: the outputs differ by more than 1e-4; nothing is written.
+    its metadata is in the extra file "franca_fast.json" of the archive. The rest, arguments and
+    errors too, is as there; `path` ends in `.pt2`.
     """
     target = _check_target(path, ".pt2", overwrite)
     features, size, n_images = _prepare(model, img_size, batch_size)
