@@ -114,6 +114,8 @@ def size_of(inputs: Any) -> int:
     """Bytes of all tensors in nested sequences and dataclasses."""
     if isinstance(inputs, torch.Tensor):
         return inputs.numel() * inputs.element_size()
+    if inputs is None or isinstance(inputs, float):  # what targets have beside tensors
+        return 0
     parts = vars(inputs).values() if dataclasses.is_dataclass(inputs) else inputs
     return sum(map(size_of, parts))
 
