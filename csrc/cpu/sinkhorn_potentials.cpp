@@ -1,4 +1,4 @@
-// All iterations of Sinkhorn-Knopp in one call; see balance_kernel.hpp.
+// All iterations of Sinkhorn-Knopp in one call; see sinkhorn_iteration.hpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -240,7 +240,7 @@ void merge_totals(const float* before, const float* shift, const float* maximum,
 }  // namespace
 }  // namespace franca::cpu
 
-#include "cpu/balance_kernel.hpp"
+#include "cpu/sinkhorn_iteration.hpp"
 
 namespace franca::cpu {
 namespace {

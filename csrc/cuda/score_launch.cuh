@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/primitives/launch.cuh"
-#include "cuda/streamed_kernels.cuh"
+#include "cuda/score_kernels.cuh"
 #include "franca/cuda/streamed_clustering.hpp"
 
 namespace franca::cuda {

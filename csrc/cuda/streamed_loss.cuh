@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/loss_parameters.cuh"
-#include "cuda/streamed_kernels.cuh"
+#include "cuda/score_kernels.cuh"
 
 namespace franca::cuda {
 

@@ -172,7 +172,7 @@ class PrototypeScores(Protocol):
         """Gradients of features, prototypes and scales, given those of the products."""
 
 
-class ClusteringLoss(Protocol):
+class LossPasses(Protocol):
     """Cross-entropy of student scores against teacher assignments, see `ops`."""
 
     def forward(self, problem: ClusteringProblem) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class ClusteringLoss(Protocol):
         """Gradients of the student's scores, in their form."""
 
 
-class ClusteringCrossEntropy(ClusteringLoss, Protocol):
+class ClusteringCrossEntropy(LossPasses, Protocol):
     """On stored scores, over which the gradient can be written."""
 
     def backward(
@@ -199,7 +199,7 @@ class ClusteringCrossEntropy(ClusteringLoss, Protocol):
         """
 
 
-class StreamedClustering(SinkhornPasses, ClusteringLoss, Protocol):
+class StreamedClustering(SinkhornPasses, LossPasses, Protocol):
     """Passes and loss on streamed scores."""
 
 

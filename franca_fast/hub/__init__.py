@@ -13,8 +13,8 @@ from franca_fast.hub.huggingface import export_huggingface
 from franca_fast.hub.load import check_img_size, load_head, load_model
 from franca_fast.hub.released import ModelInfo, list_models
 from franca_fast.hub.save import save_backbone
-from franca_fast.hub.state_dict import normalize_backbone_keys, read_state_dict
 from franca_fast.hub.store import cache_folder, download_model
+from franca_fast.hub.weight_files import normalize_backbone_keys, read_state_dict
 
 __all__ = [
     "Converted",

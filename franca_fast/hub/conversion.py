@@ -15,7 +15,7 @@ from franca_fast.files import atomic_path, check_file
 from franca_fast.hub.infer import infer_backbone
 from franca_fast.hub.load import find_weights, load_model
 from franca_fast.hub.save import backbone_files, save_backbone
-from franca_fast.hub.state_dict import (
+from franca_fast.hub.weight_files import (
     HEADS,
     RELEASED_SUFFIX,
     SAFETENSORS_SUFFIX,

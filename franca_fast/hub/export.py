@@ -20,7 +20,7 @@ from franca_fast.data.settings import CropSettings
 from franca_fast.errors import FrancaError, InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
 from franca_fast.hub.save import backbone_files, save_backbone
-from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
+from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
 from franca_fast.models import ProjectedBackbone, VisionTransformer
 
 INPUT, OUTPUTS = "image", ("cls_token", "patch_tokens")

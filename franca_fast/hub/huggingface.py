@@ -16,7 +16,7 @@ from franca_fast.data.settings import CropSettings
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_folder, save_safetensors, write_json
 from franca_fast.hub.infer import infer_backbone
-from franca_fast.hub.state_dict import read_state_dict
+from franca_fast.hub.weight_files import read_state_dict
 from franca_fast.models import ProjectedBackbone, VisionTransformer
 
 CONFIG_FILE = "config.json"

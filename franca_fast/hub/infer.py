@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.hub.state_dict import shorten
+from franca_fast.hub.weight_files import shorten
 from franca_fast.models.architectures import ARCHITECTURES
 
 

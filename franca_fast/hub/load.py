@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from franca_fast.errors import InputError, did_you_mean
-from franca_fast.hub.archive import is_archive
+from franca_fast.hub.chunked_archive import is_archive
 from franca_fast.hub.huggingface import huggingface_weights, is_huggingface, read_huggingface
 from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
 from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
-from franca_fast.hub.state_dict import (
+from franca_fast.hub.store import download_model
+from franca_fast.hub.weight_files import (
     PROTOTYPE_HEADS,
     SAFETENSORS_SUFFIX,
     TORCH_SUFFIXES,
@@ -27,7 +28,6 @@ from franca_fast.hub.state_dict import (
     read_state_dict,
     shorten,
 )
-from franca_fast.hub.store import download_model
 from franca_fast.models import NestedPrototypeHead, ProjectedBackbone, VisionTransformer
 from franca_fast.models.architectures import ARCHITECTURES, build_backbone
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
-from franca_fast.hub.state_dict import (
+from franca_fast.hub.weight_files import (
     RASA_HEAD,
     RELEASED_SUFFIX,
     SAFETENSORS_SUFFIX,

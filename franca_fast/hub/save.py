@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from franca_fast.files import atomic_path, save_safetensors, write_json
-from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
+from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
 from franca_fast.models import VisionTransformer
 
 ARCHITECTURE_FORMAT = "franca_fast.backbone/1"

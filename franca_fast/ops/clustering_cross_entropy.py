@@ -22,8 +22,8 @@ from torch import Tensor
 
 from franca_fast.backends import choose
 from franca_fast.backends.contracts import (
-    ClusteringLoss,
     ClusteringProblem,
+    LossPasses,
     Scores,
     ScoresLike,
     potential_dtype,
@@ -197,7 +197,7 @@ def _problem(
     return ClusteringProblem(unpacked(student, n_heads), unpacked(teacher, n_heads), a, b, *rest)
 
 
-def _kernel(scores: Scores) -> ClusteringLoss:
+def _kernel(scores: Scores) -> LossPasses:
     if scores.streamed:
         return choose("streamed_clustering", scores.values[0])
     return choose("clustering_cross_entropy", scores.values[0])

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from franca_fast.backends import choose
-from franca_fast.backends._balance import balance
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends.contracts import Scores, ScoresLike, SinkhornPasses, potential_dtype
 from franca_fast.errors import InputError
 from franca_fast.ops import _checks

@@ -17,7 +17,7 @@ from franca_fast.evaluation.encoders import Encoder, as_encoder, image_size_of
 from franca_fast.evaluation.features import Source
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.projector_files import check_projector_output
-from franca_fast.hub.state_dict import SAFETENSORS_SUFFIX
+from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
 from franca_fast.models import ProjectedBackbone
 from franca_fast.rasa.image_crops import ImageCrops
 from franca_fast.rasa.patch_tokens import PatchFeatures, open_features

@@ -20,7 +20,7 @@ from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.hub.infer import infer_backbone, infer_head
 from franca_fast.hub.save import backbone_files
-from franca_fast.hub.state_dict import (
+from franca_fast.hub.weight_files import (
     head_keys,
     load_strict,
     normalize_backbone_keys,

@@ -135,7 +135,7 @@ def test_parts_stay_when_there_is_no_room_to_unpack(
 ) -> None:
     server.files |= chunked(released(model()))
     with monkeypatch.context() as patch:
-        patch.setattr("franca_fast.hub.archive._LARGEST", 100)
+        patch.setattr("franca_fast.hub.chunked_archive._LARGEST", 100)
         with pytest.raises(InputError, match="unpacks to"):
             load_model("franca_vitg14")
     load_model("franca_vitg14")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from franca_fast import _C
-from franca_fast.backends._balance import balance
 from franca_fast.backends._core import pack_heads, vector
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends.contracts import Scores
 from franca_fast.backends.cpu._memory import matrix
 

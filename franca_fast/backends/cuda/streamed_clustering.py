@@ -9,8 +9,8 @@ from torch import Tensor
 
 import franca_fast.backends.torch.streamed_clustering as reference
 from franca_fast import _C
-from franca_fast.backends._balance import balance
 from franca_fast.backends._core import pack_targets, vector
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends._streamed_backward import backward as chunked_backward
 from franca_fast.backends._streamed_backward import chunk_columns, padded
 from franca_fast.backends.contracts import ClusteringProblem, Scores

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from franca_fast.backends._balance import balance
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends.contracts import Scores, potential_dtype
 
 # Rows are taken in blocks of about this many scores, so that the temporaries stay in cache and

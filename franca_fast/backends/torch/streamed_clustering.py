@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from franca_fast.backends._balance import balance
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends.contracts import ClusteringProblem, Scores, potential_dtype
 from franca_fast.backends.registry import choose
 

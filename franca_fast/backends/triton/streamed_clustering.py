@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from franca_fast.backends._balance import balance
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends._streamed_backward import backward as chunked_backward
 from franca_fast.backends._streamed_backward import padded
 from franca_fast.backends.contracts import ClusteringProblem, Scores

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from franca_fast import _C, ops, use_backend
-from franca_fast.backends._balance import balance
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends.contracts import Scores
 from franca_fast.backends.cpu import sinkhorn
 from franca_fast.backends.torch import sinkhorn as reference

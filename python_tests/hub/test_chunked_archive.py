@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.hub import archive, read_state_dict
-from franca_fast.hub.archive import archive_parts, is_archive, unpack
+from franca_fast.hub import chunked_archive as archive
+from franca_fast.hub import read_state_dict
+from franca_fast.hub.chunked_archive import archive_parts, is_archive, unpack
 
 CONTENT = b"weights " * 5000
 

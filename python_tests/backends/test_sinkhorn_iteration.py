@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from franca_fast.backends._balance import balance
+from franca_fast.backends._sinkhorn_iteration import balance
 from franca_fast.backends.contracts import Scores
 from franca_fast.backends.torch.sinkhorn import column_logsumexp, row_step
 from python_tests.helpers import sinkhorn_float64

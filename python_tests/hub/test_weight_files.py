@@ -11,7 +11,7 @@ from torch import nn
 
 from franca_fast.errors import InputError
 from franca_fast.hub import normalize_backbone_keys, read_state_dict
-from franca_fast.hub.state_dict import load_strict
+from franca_fast.hub.weight_files import load_strict
 
 
 class RunsACommand:

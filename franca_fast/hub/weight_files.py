@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.hub.archive import is_archive, unpacked
+from franca_fast.hub.chunked_archive import is_archive, unpacked
 
 SAFETENSORS_SUFFIX = ".safetensors"
 RELEASED_SUFFIX = ".pth"
