@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.hub import chunked_archive as archive
-from franca_fast.hub import read_state_dict
+from franca_fast.hub import chunked_archive, read_state_dict
 from franca_fast.hub.chunked_archive import archive_parts, is_archive, unpack
 
 CONTENT = b"weights " * 5000
@@ -109,12 +108,12 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_archive_that_never_ends_is_refused(tmp_path: Path) -> None:
-    long = gzip.compress(gzip.decompress(GOOD) + bytes(2 * archive._PADDING))
+    long = gzip.compress(gzip.decompress(GOOD) + bytes(2 * chunked_archive._PADDING))
     refused(long, tmp_path, "more data follows its end")
 
 
 def test_too_large_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "_LARGEST", 100)
+    monkeypatch.setattr(chunked_archive, "_LARGEST", 100)
     refused(GOOD, tmp_path, "unpacks to 40000 bytes")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from csrc.tests.emulation.mutations._shared import Mutation
-from csrc.tests.emulation.mutations.attention import VARLEN_ATTENTION
-from csrc.tests.emulation.mutations.clustering import CLUSTERING_LOSS
-from csrc.tests.emulation.mutations.sinkhorn import SINKHORN
-from csrc.tests.emulation.mutations.streamed import STREAMED_CLUSTERING
+from mutations._shared import Mutation
+from mutations.attention import VARLEN_ATTENTION
+from mutations.clustering import CLUSTERING_LOSS
+from mutations.sinkhorn import SINKHORN
+from mutations.streamed import STREAMED_CLUSTERING
 
 __all__ = ["BY_TEST", "Mutation"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from csrc.tests.emulation.mutations._shared import (
+from mutations._shared import (
     BARRIER,
     LAUNCH,
     MATRIX,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from csrc.tests.emulation.mutations._shared import BARRIER, MERGES, OF_LOGITS, PARAMETERS, Mutation
+from mutations._shared import BARRIER, MERGES, OF_LOGITS, PARAMETERS, Mutation
 
 CLUSTERING = "clustering_kernels.cuh"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from csrc.tests.emulation.mutations._shared import BARRIER, LOGITS, PARAMETERS, WARP, Mutation
+from mutations._shared import BARRIER, LOGITS, PARAMETERS, WARP, Mutation
 
 FORMS = "score_forms.cuh"
 TILE = "score_tile.cuh"
