@@ -127,8 +127,23 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action=_ListRecipes,
         help="print the names of the recipes with their first line of explanation, and exit",
     )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds values of the configuration, which may stand anywhere on the line."""
     parser.add_argument(
         "overrides", nargs="*", metavar="a.b=c", default=[], help="values of the configuration"
+    )
+
+
+def add_source_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the images that a verb reads."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="+",
+        help="image files, a folder (its sub-folders are classes), shards (.tar; patterns allowed)",
     )
 
 

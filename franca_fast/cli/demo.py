@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from franca_fast.cli.common import table
+from franca_fast.cli.common import add_overrides, table
 from franca_fast.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start from the beginning; a demo that is there is moved aside, not deleted",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="a.b=c", default=[], help="values of the configuration"
-    )
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

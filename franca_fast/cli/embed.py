@@ -14,6 +14,7 @@ from franca_fast.cli.common import (
     add_model_arguments,
     add_overwrite_argument,
     add_reading_arguments,
+    add_source_argument,
     load_model,
     warnings_at_the_end,
 )
@@ -23,12 +24,7 @@ GROUP = "use"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        nargs="+",
-        help="image files, a folder (its sub-folders are classes), shards (.tar; patterns allowed)",
-    )
+    add_source_argument(parser)
     parser.add_argument(
         "--output", required=True, metavar="FILE", help=".npz, .parquet or .safetensors"
     )

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from franca_fast.cli.common import positive, positive_number, table
+from franca_fast.cli.common import add_overrides, positive, positive_number, table
 
 if TYPE_CHECKING:
     from franca_fast.planning.plan import Plan
@@ -85,9 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of that peak which the estimate of the time assumes (default: 0.3)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, in bytes")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="a.b=c", default=[], help="values of the configuration"
-    )
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from franca_fast.cli.common import (
     Parser,
     add_model_arguments,
     add_overwrite_argument,
+    add_source_argument,
     load_model,
     positive,
     table,
@@ -100,9 +101,7 @@ def _add_report(kinds: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", metavar="SOURCE", nargs="+", help="image files, a folder or shards (.tar)"
-    )
+    add_source_argument(parser)
     parser.add_argument(
         "--crops",
         help="random (default): crops, mirrored and turned, so that what photographs show where "

@@ -11,6 +11,7 @@ from franca_fast.cli.common import (
     Parser,
     add_model_arguments,
     add_overwrite_argument,
+    add_source_argument,
     load_model,
     positive,
     warnings_at_the_end,
@@ -28,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "principal components of all patch tokens of all the images.",
     )
     add_model_arguments(pca)
-    pca.add_argument(
-        "source", metavar="SOURCE", nargs="+", help="image files, a folder or shards (.tar)"
-    )
+    add_source_argument(pca)
     pca.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
     pca.add_argument("--limit", type=positive, default=16, help="images at most (default: 16)")
     add_overwrite_argument(pca)
