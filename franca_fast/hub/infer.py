@@ -109,7 +109,7 @@ def infer_head(state: Mapping[str, Tensor], source: str, in_dim: int | None) -> 
 
     Returns:
         constructor arguments; "projection" is "slice" when every projection sees its own slice,
-        "full" when all see the whole width.
+        "full" when all see the whole width. An MLP of one layer has no "hidden_dim".
 
     Raises:
         InputError: the tensors are not those of a nested prototype head.
@@ -130,7 +130,7 @@ def infer_head(state: Mapping[str, Tensor], source: str, in_dim: int | None) -> 
         "out_dim": prototypes * in_dim // widest,
         "nesting_dims": tuple(rows for rows, _ in shapes),
         "n_layers": n_layers,
-        "hidden_dim": state["mlps.0.0.weight"].shape[0],
+        **({"hidden_dim": state["mlps.0.0.weight"].shape[0]} if n_layers > 1 else {}),
         "bottleneck_dim": bottleneck,
         "projection": "slice" if sliced else "full",
     }

@@ -162,6 +162,16 @@ def test_weights_of_another_network_are_refused_by_the_keys_that_differ(
     assert "teacher.pth" in str(caught.value)
 
 
+def test_a_head_of_one_layer_fits_whatever_its_hidden_width(tmp_path: Path) -> None:
+    source = another_model("ibot.head_nlayers=1")
+    path = whole_file(source, tmp_path / "teacher.pth")
+    config = tiny_config(f"MODEL.WEIGHTS={path}", "ibot.head_nlayers=1", "ibot.head_hidden_dim=48")
+    model = StudentTeacher(config)
+    load_initial_weights(model, config)
+    taken = source.teacher.head_of("ibot").state_dict()
+    assert equal(model.student.head_of("ibot").state_dict(), taken)
+
+
 def test_a_head_too_many_is_refused(tmp_path: Path) -> None:
     path = whole_file(another_model(), tmp_path / "teacher.pth")
     config = tiny_config(f"MODEL.WEIGHTS={path}", "ibot.separate_head=false")
