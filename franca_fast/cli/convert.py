@@ -2,7 +2,7 @@
 
 franca-fast convert franca_vitb14_In21K.pth vitb.safetensors
 franca-fast convert franca_vitg14_Laion600M_chunked.tar.gz.part_aa vitg.safetensors
-franca-fast convert runs/mine mine.pth --keep-heads
+franca-fast convert teacher_checkpoint.pth teacher.safetensors --keep-heads
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("output", metavar="OUTPUT", help="a .safetensors or a .pth file")
     parser.add_argument(
-        "--keep-heads", action="store_true", help="also keep the heads beside the backbone"
+        "--keep-heads", action="store_true", help="also keep the heads that the file holds"
     )
     parser.add_argument(
         "--num-heads",
