@@ -49,7 +49,7 @@ SETTING = re.compile(
 )
 # | *`section.key`* | `default` | meaning |, with the asterisks where the key is ours.
 SETTING_ROW = re.compile(r"^\| \*?`([\w.]+)`\*? \| `([^`]+)` \|", re.MULTILINE)
-SHARDED = re.compile(r"^compute_precision\.(teacher|student)\.(backbone|dino_head|ibot_head)\.")
+SHARDED = re.compile(r"^compute_precision\.(teacher|student)\.(backbone|\w+_head)\.")
 
 
 def _found(pattern: re.Pattern[str], pages: dict[str, str] = PAGES) -> list[tuple[str, str]]:
