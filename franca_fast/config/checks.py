@@ -45,8 +45,9 @@ def _check_nesting(config: Config) -> None:
 
 
 def _check_losses(config: Config) -> None:
-    if config.dino.loss_weight == 0 and config.ibot.loss_weight == 0:
-        raise InputError("dino.loss_weight and ibot.loss_weight: 0; accepted: one of them above 0")
+    weights = {key: value for key, value, _ in settings(config) if key.endswith(".loss_weight")}
+    if not any(weights.values()):
+        raise InputError(f"{' and '.join(weights)}: 0; accepted: one of them above 0")
     if config.ibot.loss_weight == 0:
         return
     if config.ibot.mask_sample_probability == 0 or config.ibot.mask_ratio_min_max[1] == 0:

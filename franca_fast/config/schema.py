@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from franca_fast.config.setting import setting
 from franca_fast.data.settings import CropSettings
-from franca_fast.models import ARCHITECTURES, default_nesting_dims
+from franca_fast.models import ARCHITECTURES, PROJECTIONS, default_nesting_dims
 
 _DTYPES = ("fp32", "fp16", "bf16")
 
@@ -91,11 +91,9 @@ class PrecisionConfig:
 
 
 @dataclass
-class DinoConfig:
-    """The image-level loss, its head, and the nesting of both heads."""
+class HeadConfig:
+    """The sizes of a nested head."""
 
-    # Weight of the image-level loss; 0 leaves it and its head out.
-    loss_weight: float = setting(1.0, at_least=0)
     # Prototypes of the widest nested head; narrower ones have fewer in proportion.
     head_n_prototypes: int = setting(65536, above=0)
     # Width of the features that meet the prototypes.
@@ -103,6 +101,14 @@ class DinoConfig:
     # Layers of the projection MLP, and their width.
     head_nlayers: int = setting(3, above=0)
     head_hidden_dim: int = setting(2048, above=0)
+
+
+@dataclass
+class DinoConfig(HeadConfig):
+    """The image-level loss, its head, and the nesting of both heads."""
+
+    # Weight of the image-level loss; 0 leaves it and its head out.
+    loss_weight: float = setting(1.0, at_least=0)
     # Weight of the KoLeo regulariser on the global crops' CLS tokens; 0 leaves it out.
     koleo_loss_weight: float = setting(0.1, at_least=0)
     # Ours: KoLeo seeks the nearest neighbour among the images of all ranks, so that the loss does
@@ -115,13 +121,13 @@ class DinoConfig:
     nesting_dims: list[int] | None = None
     # Ours: what each nested head sees: the first m features ("slice", the paper) or all of them
     # through a linear map to m ("full", the July 2025 release).
-    projection: str = setting("slice", choices=("slice", "full"))
+    projection: str = setting("slice", choices=PROJECTIONS)
     # Ours: L2-normalise the bottleneck, as DINOv2's head does and Franca's does not.
     normalize_bottleneck: bool = False
 
 
 @dataclass
-class IbotConfig:
+class IbotConfig(HeadConfig):
     """The patch-level loss, its head, and how many patches are masked."""
 
     # Weight of the patch-level loss; 0 leaves it and its head out.
@@ -132,11 +138,6 @@ class IbotConfig:
     mask_ratio_min_max: list[float] = field(default_factory=lambda: [0.1, 0.65])
     # A head of its own for patches; false shares the image-level head.
     separate_head: bool = False
-    # As in `dino`, for the separate head.
-    head_n_prototypes: int = setting(65536, above=0)
-    head_bottleneck_dim: int = setting(256, above=0)
-    head_nlayers: int = setting(3, above=0)
-    head_hidden_dim: int = setting(2048, above=0)
 
 
 @dataclass
@@ -379,13 +380,10 @@ class Config:
     @property
     def total_steps(self) -> int:
         """Length of the run in steps."""
-        if self.train.total_steps is not None:
-            return self.train.total_steps
-        return self.optim.epochs * self.train.OFFICIAL_EPOCH_LENGTH
+        return self.train.total_steps or self.optim.epochs * self.train.OFFICIAL_EPOCH_LENGTH
 
     @property
     def checkpoint_every(self) -> int:
         """Steps between regular checkpoints."""
-        if self.train.checkpoint_every is not None:
-            return self.train.checkpoint_every
-        return self.train.saveckp_freq * self.train.OFFICIAL_EPOCH_LENGTH
+        train = self.train
+        return train.checkpoint_every or train.saveckp_freq * train.OFFICIAL_EPOCH_LENGTH

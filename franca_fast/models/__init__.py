@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from franca_fast.models.architectures import ARCHITECTURES, build_backbone
 from franca_fast.models.nested_head import (
+    PROJECTIONS,
     NestedPrototypeHead,
     WeightNormPrototypes,
     default_nesting_dims,
@@ -13,6 +14,7 @@ from franca_fast.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "ARCHITECTURES",
+    "PROJECTIONS",
     "NestedPrototypeHead",
     "ProjectedBackbone",
     "RemovePositions",

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from franca_fast.errors import InputError
 from franca_fast.ops import Scores, prototype_scores
 
+PROJECTIONS = ("slice", "full")
+
 
 def default_nesting_dims(dim: int) -> tuple[int, ...]:
     """Franca's nested dimensions: d/16, d/8, d/4, d/2, d."""
@@ -103,8 +105,8 @@ class NestedPrototypeHead(nn.Module):
             k: v for k, v in locals().items() if k not in ("self", "__class__")
         }
         super().__init__()
-        if projection not in ("slice", "full"):
-            raise InputError(f"projection: {projection!r}; accepted: 'slice' or 'full'")
+        if projection not in PROJECTIONS:
+            raise InputError(f"projection: {projection!r}; accepted: {' or '.join(PROJECTIONS)}")
         dims = tuple(nesting_dims) if nesting_dims is not None else default_nesting_dims(in_dim)
         if not dims or min(dims) < 1 or max(dims) > in_dim:
             raise InputError(f"nesting_dims: {dims}; accepted: dimensions from 1 to {in_dim}")

@@ -21,6 +21,7 @@ from franca_fast.errors import InputError
 from franca_fast.hub.infer import infer_backbone, infer_head
 from franca_fast.hub.save import backbone_files
 from franca_fast.hub.weight_files import (
+    PROTOTYPE_HEADS,
     head_keys,
     load_strict,
     normalize_backbone_keys,
@@ -109,7 +110,7 @@ def _load_file(model: StudentTeacher, path: Path, config: Config) -> str:
         _load_network(network, state, str(path), config)
         for network in (model.student, model.teacher)
     ]
-    if _heads_in(state, config):
+    if _heads_in(state):
         return f"backbone and heads of '{path}'{resized[0]}"
     logger.warning("'%s' holds no heads: they and their prototypes start at random", path)
     return f"the backbone of '{path}' (heads at random){resized[0]}"
@@ -119,8 +120,7 @@ def _find_checkpoint(path: Path) -> Checkpoint:
     if (path / "manifest.json").is_file():
         return read_checkpoint(path)
     for folder in (path / "checkpoints", path):
-        found = load_newest(folder)
-        if found is not None:
+        if (found := load_newest(folder)) is not None:
             return found
     raise InputError(
         f"weights: '{path}' holds neither a checkpoint nor an exported model; accepted: a run's "
@@ -133,18 +133,16 @@ def _load_network(
 ) -> str:
     """Fills a network, as `_load_backbone`; heads stay random where there are none in `state`."""
     resized = _load_backbone(network, normalize_backbone_keys(state), source, config)
-    found = _heads_in(state, config)
-    if found:
+    if found := _heads_in(state):
         _check_heads_fit(found, network.heads(), source)
     for name, keys in found.items():
         load_strict(network.heads()[name], _copies(keys), f"{source}:{name}")
     return resized
 
 
-def _heads_in(state: Mapping[str, Tensor], config: Config) -> dict[str, dict[str, Tensor]]:
+def _heads_in(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Name of a head -> its weights, of all that some configuration could ask for."""
-    modules = vars(config.compute_precision.student)
-    heads = {name: head_keys(state, name) for name in modules if name != "backbone"}
+    heads = {name: head_keys(state, name) for name in PROTOTYPE_HEADS}
     return {name: keys for name, keys in heads.items() if keys}
 
 

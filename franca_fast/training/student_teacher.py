@@ -17,7 +17,7 @@ from typing_extensions import Self
 from franca_fast.config.data import mean_masked_patches
 from franca_fast.config.schema import Config
 from franca_fast.data import Batch
-from franca_fast.losses import KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
+from franca_fast.losses import ClusteringLoss, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
 from franca_fast.ops import ClusteringTargets, Scores, split_rows
 
@@ -149,8 +149,7 @@ class StudentTeacher(nn.Module):
             crops.append(batch.local_crops)
             masks.append(None)
         outputs = self.student.backbone.forward_features(crops, masks)
-        cls_tokens = [output["x_norm_clstoken"] for output in outputs]
-        tokens = {"dino": cls_tokens, "ibot": [_masked_patches(outputs[0], batch)]}
+        tokens = _tokens(outputs, batch)
         scores = self._scores(self.student, tokens)
         terms: dict[str, Tensor] = {}
         if weight := self.weights.get("dino"):
@@ -169,7 +168,7 @@ class StudentTeacher(nn.Module):
         if weight := self.weights.get("koleo"):
             # The two crops of an image are meant to be close, so each crop is spread on its own.
             ranks = group if self.koleo_over_ranks else None
-            crops_of = cls_tokens[0].chunk(2)
+            crops_of = tokens["dino"][0].chunk(2)
             spread = torch.stack([self.koleo_loss(crop, group=ranks) for crop in crops_of])
             terms["koleo"] = weight * spread.sum()
         total = torch.stack([term.sum() for term in terms.values()]).sum()
@@ -219,14 +218,14 @@ class StudentTeacher(nn.Module):
         self, batch: Batch, teacher_temp: float, group: dist.ProcessGroup | None
     ) -> dict[str, ClusteringTargets]:
         output = self.teacher.backbone.forward_features(batch.global_crops)
-        tokens = {"dino": [output["x_norm_clstoken"]], "ibot": [_masked_patches(output, batch)]}
+        scores = self._scores(self.teacher, _tokens([output], batch))
         return {
-            name: self._nested_loss(name).targets(scores, teacher_temp, group=group)
-            for name, (scores,) in self._scores(self.teacher, tokens).items()
+            name: self._nested_loss(name).targets(of_loss, teacher_temp, group=group)
+            for name, (of_loss,) in scores.items()
         }
 
-    def _nested_loss(self, name: str) -> NestedDINOLoss | NestedIBOTLoss:
-        return cast("NestedDINOLoss | NestedIBOTLoss", getattr(self, f"{name}_loss"))
+    def _nested_loss(self, name: str) -> ClusteringLoss:
+        return cast("ClusteringLoss", getattr(self, f"{name}_loss"))
 
     def _scores(
         self, network: Network, tokens: Mapping[str, list[Tensor]]
@@ -246,9 +245,8 @@ class StudentTeacher(nn.Module):
         return scores
 
     def _score(self, head: NestedPrototypeHead, inputs: list[Tensor]) -> list[Scores]:
-        sizes = [tokens.shape[0] for tokens in inputs]
         scores = Scores.of(head(torch.cat(inputs), streamed=self.streamed_scores))
-        return list(split_rows(scores, sizes))
+        return list(split_rows(scores, [tokens.shape[0] for tokens in inputs]))
 
 
 def build_student_backbone(config: Config, **overrides: Any) -> VisionTransformer:
@@ -285,6 +283,7 @@ def _build_head(config: Config, section: str) -> NestedPrototypeHead:
     )
 
 
-def _masked_patches(output: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Tokens [M, d] of the masked patches, in the order of `batch.mask_indices`."""
-    return output["x_norm_patchtokens"].flatten(0, 1).index_select(0, batch.mask_indices)
+def _tokens(outputs: Sequence[dict[str, Tensor]], batch: Batch) -> dict[str, list[Tensor]]:
+    """What each nested loss looks at: CLS tokens, and patches as `batch.mask_indices` has them."""
+    masked = outputs[0]["x_norm_patchtokens"].flatten(0, 1).index_select(0, batch.mask_indices)
+    return {"dino": [output["x_norm_clstoken"] for output in outputs], "ibot": [masked]}
