@@ -163,12 +163,9 @@ def _cut(sample: tuple[Image.Image]) -> list[np.ndarray]:
 
 def _stack(samples: list[list[np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
     columns = list(zip(*samples, strict=True))
-    parts = [np.stack([crop for column in part for crop in column]) for part in _halves(columns)]
+    halves = (columns[:2], columns[2:])
+    parts = [np.stack([crop for column in half for crop in column]) for half in halves]
     return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
-
-
-def _halves(columns: list[Any]) -> tuple[list[Any], list[Any]]:
-    return columns[:2], columns[2:]
 
 
 def _make_shards(folder: Path, width: int, height: int, format: str) -> str:
@@ -189,10 +186,12 @@ def _make_shards(folder: Path, width: int, height: int, format: str) -> str:
 
 def _report(result: dict[str, Any]) -> str:
     columns = ["webdataset", "crops", "in workers", "on device"]
+    workers = result["num_workers"]
+    how = f"with {workers} worker processes" if workers else "of one core's time"
     lines = [
         "# From shards to crops",
         "",
-        f"Images per second {_how(result['num_workers'])}, batches of "
+        f"Images per second {how}, batches of "
         f"{result['batch_size']}; {result['cpu']}, {result['cores']} cores, training device "
         f"{result['device']}, load {result['load']}. `{result['command']}`; what the columns are "
         "is said in `bench/data.py`.",
@@ -205,10 +204,6 @@ def _report(result: dict[str, Any]) -> str:
         ratio = rates["crops"] / rates["webdataset"]
         lines.append(f"| {kind} | " + " | ".join(cells) + f" | {ratio:.2f} |")
     return "\n".join(lines) + "\n"
-
-
-def _how(num_workers: int) -> str:
-    return f"with {num_workers} worker processes" if num_workers else "of one core's time"
 
 
 def _cpu() -> str:

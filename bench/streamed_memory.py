@@ -33,7 +33,8 @@ def measure(mode: str, rows: int, prototypes: int, dim: int) -> dict[str, float]
     for tensor in leaves:
         tensor.grad = torch.zeros_like(tensor)
     # A small run first, so that libraries have taken what they keep.
-    _loss(mode, *(_rows(s, 16) for s in (teacher, student))).backward()
+    small = [s._replace(values=[x[:16] for x in s.values]) for s in (teacher, student)]
+    _loss(mode, *small).backward()
     for tensor in leaves:
         tensor.grad.zero_()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -45,10 +46,6 @@ def measure(mode: str, rows: int, prototypes: int, dim: int) -> dict[str, float]
     # Autograd makes the new gradients before it adds them to the old: those are gradients too.
     gradients = sum(t.numel() * 4 for t in leaves) / 2**20
     return {"loss": loss.item(), "seconds": seconds, "extra_mib": peak - before - gradients}
-
-
-def _rows(scores, n):
-    return scores._replace(values=[x[:n] for x in scores.values])
 
 
 def _loss(mode: str, teacher, student):

@@ -8,10 +8,8 @@ can only make them read; `pipe:`, which is a shell's command line, needs the use
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
-from functools import cache
 from typing import Any
 
 from franca_fast.data.shards import (
@@ -71,7 +69,7 @@ class RemoteShard(TarShard):
                 f"source: {url!r}; accepted: URLs without wildcards, brackets, quotes and blanks "
                 "(braces with ranges or lists stand for several)"
             )
-        if not _is_installed(self._program, os.environ.get("PATH")):
+        if shutil.which(self._program) is None:
             raise InputError(
                 f"source: {url}; accepted: local paths, as '{self._program}', which reads "
                 f"{scheme}://, is not installed"
@@ -105,11 +103,6 @@ class RemoteShard(TarShard):
             # An old server does not tell the length, and curl then cannot see that it has not all.
             problem = problem or "it breaks off: its last block is not empty"
         return self._index_memory(data, problem)
-
-
-@cache
-def _is_installed(program: str, path: str | None) -> bool:
-    return shutil.which(program, path=path) is not None
 
 
 def _open_s3(url: str, mode: str, bufsize: int, **options: Any) -> Any:

@@ -250,10 +250,6 @@ def _open_imagenet22k(options: dict[str, str]) -> Source:
     return Source("", tars, shuffle_whole=True, class_names=classes)
 
 
-def _open_laion(options: dict[str, str]) -> Source:
-    return _open_path(options["root"])
-
-
 def _open_fashion_mnist(options: dict[str, str]) -> Source:
     return Source(
         "", [TarShard(path) for path in fashion_mnist_shards(options.get("split", "train"))]
@@ -263,7 +259,7 @@ def _open_fashion_mnist(options: dict[str, str]) -> Source:
 _DATASETS: dict[str, tuple[Callable[[dict[str, str]], Source], tuple[str, ...]]] = {
     "ImageNet": (_open_imagenet, ("split", "root", "extra")),
     "ImageNet22k": (_open_imagenet22k, ("root", "extra", "split")),
-    "LAION": (_open_laion, ("root", "extra", "split")),
+    "LAION": (lambda options: _open_path(options["root"]), ("root", "extra", "split")),
     "FashionMNIST": (_open_fashion_mnist, ("split",)),
 }
 

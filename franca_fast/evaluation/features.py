@@ -87,7 +87,8 @@ def embed(
             names += [name for name, _, _ in batch]
             labels += [-1 if label is None else label for _, _, label in batch]
     check_any(opened, len(names), source)
-    embeddings = Embeddings(names, torch.cat(parts), _known(labels), dict(opened.skipped))
+    known = torch.tensor(labels) if max(labels) >= 0 else None
+    embeddings = Embeddings(names, torch.cat(parts), known, dict(opened.skipped))
     if output is not None:
         embeddings.save(output, overwrite=overwrite)
     return embeddings
@@ -103,10 +104,6 @@ def check_any(images: Images, used: int, source: Source) -> None:
         sources = [source] if isinstance(source, (str, os.PathLike)) else source
         named = ", ".join(f"'{os.fspath(s)}'" for s in sources)
         raise InputError(f"no readable image in {named}: {images.skipped.summary() or 'empty'}")
-
-
-def _known(labels: list[int]) -> Tensor | None:
-    return torch.tensor(labels) if max(labels) >= 0 else None
 
 
 def _prepare(

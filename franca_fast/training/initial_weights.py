@@ -150,7 +150,7 @@ def _load_backbone(
     network: Network, state: Mapping[str, Tensor], source: str, config: Config
 ) -> str:
     """Fills the backbone; returns what the log says of a position embedding that was resized."""
-    _check_backbone_fits(state, source, config)
+    _refuse(source, list(_backbone_differences(infer_backbone(state, source), config)))
     position, fitting = state["pos_embed"], network.backbone.pos_embed.shape
     resized = ""
     if position.shape != fitting:
@@ -175,11 +175,6 @@ def _resample(position: Tensor, config: Config) -> Tensor:
     other.pos_embed = nn.Parameter(position.float())
     with torch.no_grad():
         return other.position_embedding(size, size)
-
-
-def _check_backbone_fits(state: Mapping[str, Tensor], source: str, config: Config) -> None:
-    """Raises InputError when a backbone's weights are of another architecture, naming the keys."""
-    _refuse(source, list(_backbone_differences(infer_backbone(state, source), config)))
 
 
 def _check_heads_fit(
