@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from types import SimpleNamespace
-
 import pytest
-import torch
 
 import franca_fast as ff
 from franca_fast.backends import _fused_attention as fused_attention
 from franca_fast.backends import choices, registry
-from franca_fast.backends.torch.varlen_attention import Run, runs_of
+from franca_fast.backends.torch.varlen_attention import runs_of
 from franca_fast.errors import InputError
 
 TABLE = {
@@ -21,36 +17,6 @@ TABLE = {
     "attention": {"8.0": {"64": ["own", "torch"]}},
 }
 RUNS = runs_of([50, 50, 257, 50])
-
-
-@pytest.fixture
-def table(tmp_path, monkeypatch):
-    """Writes a table that takes the place of the committed one."""
-
-    def write(content):
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        monkeypatch.setenv("FRANCA_FAST_CHOICES", str(path))
-        return path
-
-    return write
-
-
-@pytest.fixture
-def card(monkeypatch):
-    """A tensor as if it were on a card of capability 9.0, where every backend can run."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(registry, "_unavailable", lambda backend, operator, tensor: None)
-    return SimpleNamespace(
-        is_cuda=True,
-        device=SimpleNamespace(type="cuda"),
-        dtype=torch.bfloat16,
-        shape=(407, 2, 64),
-    )
-
-
-def test_runs_are_sequences_of_one_length_that_follow_each_other():
-    assert list(RUNS) == [Run(0, 2, 50), Run(100, 1, 257), Run(357, 1, 50)]
 
 
 def test_committed_table_covers_what_the_kernels_do_and_says_where_it_is_from():
@@ -81,13 +47,6 @@ def test_the_origin_of_a_card_is_that_of_the_entries_it_takes(table):
         "9.0 measured on a card, quickly. the entry of 10.0 does not say where it is from"
     )
     assert read.origin_of((7, 0)) == "nothing is known of compute capability 7.0"
-
-
-def test_runs_are_split_by_the_table_that_the_environment_names(table, card):
-    table(TABLE)
-    assert fused_attention.own_runs(RUNS, card, "cuda") == (RUNS[0], RUNS[2])
-    table({**TABLE, "attention": {"9.0": {"64": ["torch", "own"]}}})
-    assert fused_attention.own_runs(RUNS, card, "cuda") == (RUNS[1],)
 
 
 def test_a_backend_that_was_asked_for_runs_everything(table, card):

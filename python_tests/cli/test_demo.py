@@ -114,3 +114,13 @@ def test_killed_demo_continues_as_if_nothing_had_happened(
     table = [line for line in whole.out.splitlines() if line[:10].strip().isdecimal()]
     assert len(table) == 5
     assert table == [line for line in resumed.out.splitlines() if line[:10].strip().isdecimal()]
+
+
+def test_output_directory_in_use(
+    fails, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("franca_fast.cli.demo._RECIPE", str(config_file))
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.tex").write_text("precious")
+    assert "chapter.tex" in fails("demo", "--output-dir", folder)

@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from franca_fast.evaluation import Embeddings
 
@@ -113,3 +114,11 @@ def test_existing_output(fails, model_file: Path, image_folder: Path, tmp_path: 
     (tmp_path / "f.npz").write_text("precious")
     command = ["embed", model_file, image_folder, "--output", tmp_path / "f.npz"]
     assert "exists" in fails(*command)
+
+
+def test_truncated_jpeg(fails, model_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    Image.effect_noise((64, 64), 80).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[:-600])
+    command = ["embed", model_file, file, "--output", tmp_path / "out.npz"]
+    assert "1 damaged image" in fails(*command)

@@ -1,4 +1,4 @@
-"""`franca-fast finetune`, and the recipes that it and pretraining list."""
+"""`franca-fast finetune`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from franca_fast.config import list_recipes
 from franca_fast.hub import load_model
 
 
@@ -68,10 +67,3 @@ def test_a_run_is_not_fine_tuned_into_its_own_folder(
 ) -> None:
     command = ["finetune", pretrained, "--config-file", config_file, "--output-dir", pretrained]
     assert "holds a run of another configuration" in fails(*command)
-
-
-@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
-def test_the_recipes_are_listed(run, verb: str) -> None:
-    outcome = run(verb, "--list-recipes")
-    assert outcome.code == 0
-    assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == list_recipes()

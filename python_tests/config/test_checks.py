@@ -44,15 +44,6 @@ def test_a_value_that_does_not_fit_is_an_input_error(overrides: list[str], messa
     assert message in str(caught.value)
 
 
-def test_default_nesting_dims_are_francas() -> None:
-    config = load_config(None, ["student.arch=vit_base"])
-    assert config.nesting_dims == (48, 96, 192, 384, 768)
-
-
-def test_without_mrl_there_is_one_dimension() -> None:
-    assert load_config(None, ["dino.MRL=false"]).nesting_dims == (1024,)
-
-
 def test_local_crop_size_does_not_matter_without_local_crops() -> None:
     config = load_config(None, ["student.patch_size=14", "crops.local_crops_number=0"])
     assert config.crops.local_crops_size == 96

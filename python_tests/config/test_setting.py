@@ -1,4 +1,4 @@
-"""What stands beside the fields of the schema: limits, choices, and what a resume may change."""
+"""What stands beside the fields of the schema: limits and choices."""
 
 from __future__ import annotations
 
@@ -7,28 +7,8 @@ from typing import Any
 
 import pytest
 
-from franca_fast.config.schema import Config
 from franca_fast.config.setting import Setting, setting, settings
 from franca_fast.errors import InputError
-
-# A promise to users: with any of these changed a run goes on.
-RESUMABLE = """
-train.output_dir train.device train.num_workers train.batch_size_per_gpu
-train.gradient_accumulation_steps train.activation_checkpointing train.parallel train.shard_ranks
-train.timeout_minutes train.saveckp_freq train.checkpoint_every train.checkpoint_minutes
-train.checkpoint_keep train.log_every train.tensorboard train.wandb train.max_nonfinite_steps
-train.max_bad_fraction evaluation.eval_period_iterations evaluation.knn_train evaluation.knn_test
-"""
-
-
-def test_what_may_change_on_resume() -> None:
-    found = {key for key, _, accepts in settings(Config()) if accepts.resumable}
-    assert found == set(RESUMABLE.split())
-
-
-def test_every_default_is_accepted() -> None:
-    for key, value, accepts in settings(Config()):
-        accepts.check(key, value)
 
 
 @pytest.mark.parametrize(

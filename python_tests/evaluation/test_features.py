@@ -6,30 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation import Embeddings, embed
 from franca_fast.evaluation.encoders import POOLINGS
-from franca_fast.hub import save_backbone
 from franca_fast.models import VisionTransformer
-
-
-@pytest.fixture
-def model() -> VisionTransformer:
-    return VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=2)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    generator = torch.Generator().manual_seed(0)
-    for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png", "dog/e.png"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(256, (40, 33, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / name)
-    return folder
 
 
 def test_names_labels_and_features_of_a_folder(model: VisionTransformer, images: Path) -> None:
@@ -50,35 +31,6 @@ def test_batches_and_threads_change_nothing(
     expected = embed(model, images)
     assert result.names == expected.names
     torch.testing.assert_close(result.features, expected.features)
-
-
-def test_poolings(model: VisionTransformer, images: Path) -> None:
-    cls = embed(model, images, pooling="cls").features
-    patches = embed(model, images, pooling="patch_mean").features
-    both = embed(model, images, pooling="cls_patch_mean").features
-    assert not torch.allclose(cls, patches)
-    torch.testing.assert_close(both, torch.cat([cls, patches], 1))
-
-
-def test_any_callable_is_an_encoder(images: Path) -> None:
-    def mean_colour(batch: Tensor) -> Tensor:
-        return batch.mean((2, 3))
-
-    assert embed(mean_colour, images, img_size=16).features.shape == (5, 3)
-    with pytest.raises(InputError, match="without forward_features"):
-        embed(mean_colour, images, img_size=16, pooling="patch_mean")
-
-
-def test_mode_of_the_model_is_restored(model: VisionTransformer, images: Path) -> None:
-    model.train()
-    embed(model, images)
-    assert model.training
-
-
-def test_model_by_path(model: VisionTransformer, images: Path, tmp_path: Path) -> None:
-    save_backbone(model, tmp_path / "teacher")
-    expected = embed(model, images).features
-    torch.testing.assert_close(embed(tmp_path / "teacher", images).features, expected)
 
 
 def test_output_file_holds_the_result(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import franca_fast as ff
-from franca_fast.errors import InputError, RenamedError
+from franca_fast.errors import InputError
 
 OUT_DIMS = (8, 40)
 
@@ -58,8 +58,3 @@ def test_center_is_saved_with_the_loss():
 def test_unknown_centering_is_refused():
     with pytest.raises(InputError, match="centering: 'mean'"):
         ff.losses.ClusteringLoss(OUT_DIMS, centering="mean")
-
-
-def test_the_name_of_an_earlier_version_says_what_stands_in_its_place():
-    with pytest.raises(RenamedError, match=r"it is franca_fast\.ops\.ClusteringTargets"):
-        _ = ff.losses.ClusteringTargets

@@ -1,37 +1,12 @@
-"""Packed attention in the model: compiled, under activation checkpointing, on subsets of crops."""
+"""Packed attention in the model, against that of separate images."""
 
 from __future__ import annotations
 
-import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
-import franca_fast as ff
 from franca_fast.models.attention import SelfAttention
-from franca_fast.models.stochastic_depth import draw_subsets
 
 CROPS = [(4, 17), (6, 5)]  # images and tokens of each
-TOKENS = sum(images * tokens for images, tokens in CROPS)
-
-
-@pytest.fixture(params=[0.0, 0.5], ids=["every image", "subsets"])
-def block(request):
-    arguments = dict(img_size=28, patch_size=4, embed_dim=128, depth=1, num_heads=2)
-    model = ff.models.VisionTransformer(**arguments, drop_path_rate=request.param)
-    block = model.blocks[0].train()
-    torch.nn.init.ones_(block.ls1.gamma)
-    return block
-
-
-def results(block, run):
-    """Output and all gradients, with the same random numbers whatever runs."""
-    block.zero_grad()
-    torch.manual_seed(1)
-    x = torch.randn(TOKENS, 128, requires_grad=True)
-    (subsets,) = draw_subsets(CROPS, [block.drop_path], x.device)
-    out = run(x, CROPS, subsets)
-    out.sin().sum().backward()
-    return [out.detach(), x.grad, *(p.grad.clone() for p in block.parameters())]
 
 
 def test_packed_equals_separate_images():
@@ -41,19 +16,3 @@ def test_packed_equals_separate_images():
     packed = attention(torch.cat([x.flatten(0, 1) for x in crops]), seqlens)
     separate = torch.cat([attention(x).flatten(0, 1) for x in crops])
     torch.testing.assert_close(packed, separate)
-
-
-def test_a_block_compiles_to_one_graph(block):
-    expected = results(block, block.forward_packed)
-    run = torch.compile(block.forward_packed, fullgraph=True, backend="aot_eager")
-    for ours, exact in zip(results(block, run), expected, strict=True):
-        torch.testing.assert_close(ours, exact)
-
-
-def test_activation_checkpointing_changes_nothing(block):
-    expected = results(block, block.forward_packed)
-    again = results(
-        block, lambda *arguments: checkpoint(block.forward_packed, *arguments, use_reentrant=False)
-    )
-    for ours, exact in zip(again, expected, strict=True):
-        assert torch.equal(ours, exact)

@@ -17,8 +17,7 @@ from franca_fast.training.checkpoints.format import read_checkpoint
 from franca_fast.training.initial_weights import load_initial_weights
 from franca_fast.training.run import Run
 from franca_fast.training.student_teacher import StudentTeacher
-from python_tests.training.test_kill import assert_same
-from python_tests.training.tiny import TINY, losses_of, start
+from python_tests.training.tiny import TINY, assert_same, losses_of, start
 
 # Four times the patches of the tiny run, and a shorter schedule.
 STAGE: dict[str, Any] = {

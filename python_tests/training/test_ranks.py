@@ -34,8 +34,7 @@ from franca_fast.training.distributed.world import World
 from franca_fast.training.run import Run
 from franca_fast.training.run_directory import RunDirectory
 from python_tests.helpers import run_ranks
-from python_tests.training.test_kill import assert_same
-from python_tests.training.tiny import TINY, losses_of
+from python_tests.training.tiny import TINY, assert_same, losses_of
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from franca_fast.training.checkpoints.format import read_checkpoint
-from python_tests.training.test_kill import assert_same
-from python_tests.training.tiny import ROOT, losses_of
+from python_tests.training.tiny import ROOT, assert_same, losses_of
 
 
 def torchrun(folder: Path, kills: list[list[object]]) -> subprocess.CompletedProcess[str]:

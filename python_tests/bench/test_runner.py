@@ -1,51 +1,23 @@
-"""Sessions of the GPU benchmarks with stand-ins for the parts: what fails, and what is killed."""
+"""Sessions with stand-ins for the parts: what fails, and what is killed."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
+import struct
 import subprocess
 import sys
-import time
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from bench.gpu import record, timings
-from bench.gpu.__main__ import main
+from bench.gpu import record
 from bench.gpu.parts import ROOT
 from bench.gpu.runner import Session
-from python_tests.bench.stand_ins import STAGES, StandIn
+from python_tests.bench.sessions import is_over, logs, python, states, until
+from python_tests.bench.stand_ins import STAGES
 
 NAMES = [part.name for stage in STAGES for part in stage]
-
-
-def until(happened, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not (value := happened()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
-
-
-def is_over(pid):
-    stat = Path("/proc", str(pid), "stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def states(out):
-    return {row["part"]: row for row in record.read(out) if record.is_state(row)}
-
-
-def logs(out):
-    with zipfile.ZipFile(out / "logs.zip") as archive:
-        assert archive.testzip() is None
-        return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
 def start(out, *prefix):
@@ -125,10 +97,6 @@ def test_a_session_after_a_killed_one_takes_its_place(tmp_path):
     assert sum("figure" in row for row in record.read(out)) == len(NAMES)
 
 
-def python(name, code, seconds=60):
-    return StandIn(name, seconds, code)
-
-
 def test_what_fails_is_recorded_whole_and_the_rest_goes_on(tmp_path):
     child = tmp_path / "child"
     hang = (
@@ -179,116 +147,69 @@ def test_logs_of_an_earlier_session_stay_and_its_failures_do_not_count(tmp_path)
     assert "| old | failed |" in (session.out / "report.md").read_text()
 
 
-def test_a_row_that_was_cut_off_costs_only_itself(tmp_path):
-    record.append(tmp_path, {"part": "a", "figure": 1})
-    with (tmp_path / record.ROWS).open("a") as rows:
-        rows.write('{"part": "a", "fig')
-    assert record.read(tmp_path) == [{"part": "a", "figure": 1}]
-    record.append(tmp_path, {"part": "a", "figure": 3})
-    assert [row["figure"] for row in record.read(tmp_path)] == [1, 3]
+def damaged(how):
+    """Changes an archive with one file."""
+
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        central = content.index(b"PK\x01\x02")
+        if how == "data":  # zlib.error
+            content[37:central] = b"\xff" * (central - 37)
+        elif how == "method":  # a compression that zipfile lacks
+            struct.pack_into("<H", content, central + 10, 97)
+        elif how == "encrypted":  # RuntimeError
+            content[central + 8] |= 1
+            content[6] |= 1
+        elif how == "short":  # EOFError
+            for place in (8, central + 10):
+                struct.pack_into("<H", content, place, zipfile.ZIP_STORED)
+            for place in (18, central + 20):
+                struct.pack_into("<II", content, place, 100_000, 100_000)
+        elif how == "offset":  # OSError
+            struct.pack_into("<I", content, len(content) - 6, 1 << 31)
+        else:
+            del content[central + 10 :]
+        path.write_bytes(content)
+        return bytes(content)
+
+    return damage
 
 
-@pytest.mark.parametrize(
-    "line",
-    ['{"part": ["a"], "state": "begun"}', '{"part": "a", "state": {}}', '"part"', "[" * 100_000],
-    ids=lambda line: line[:40],
-)
-def test_a_row_of_another_form_is_left_out(tmp_path, line):
-    record.append(tmp_path, {"part": "a", "figure": 1})
-    with (tmp_path / record.ROWS).open("a") as rows:
-        rows.write(f"{line}\n")
-    assert record.read(tmp_path) == [{"part": "a", "figure": 1}]
+@pytest.mark.parametrize("how", ["data", "method", "encrypted", "short", "offset", "cut off"])
+def test_a_damaged_archive_is_put_aside(how, capsys, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with zipfile.ZipFile(out / "logs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("old.log", bytes(range(256)) * 4)
+    content = damaged(how)(out / "logs.zip")
+    session = Session(out, tmp_path / "scratch", "cpu", 60)
+    assert "cannot be read" in capsys.readouterr().out
+    assert session.run([[python("new", "print('new')")]])
+    assert logs(out) == {"new.log": "new\n"}
+    (aside,) = out.glob("damaged-*-logs.zip")
+    assert aside.read_bytes() == content
 
 
-WORKER = """
-import os, sys, time
-from bench.gpu import record
-for name in "abcd":
-    if f"--skip=work::{name}" in sys.argv:
-        continue
-    record.add(case="work", variant=name, state="begun")
-    if name == "b":
-        os.abort()
-    if name == "c":
-        time.sleep(300)
-    record.add(case="work", variant=name, ms=1.0)
-if "--skip=work::a" not in sys.argv:
-    sys.exit(7)
-"""
+def test_what_runs_ends_when_the_disk_is_full(tmp_path, disk):
+    code = "import os, time; open({!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+    pids = [tmp_path / name for name in "abc"]
+    session = Session(tmp_path / "out", tmp_path / "scratch", "cpu", 60)
+    look = session._look_at
+
+    def fill(one):
+        if all(pid.exists() and pid.read_text() for pid in pids):
+            disk[0] = 0
+            session._stop(15, None)
+        look(one)
+
+    session._look_at = fill
+    with pytest.raises(OSError, match="No space left"):
+        session.run([[python(pid.name, code.format(str(pid))) for pid in pids]])
+    for pid in pids:
+        until(lambda pid=pid: is_over(pid.read_text()))
 
 
-@pytest.fixture
-def part(monkeypatch, tmp_path):
-    monkeypatch.setenv(record.FOLDER, str(tmp_path))
-    monkeypatch.setenv(record.PART, "timings")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    # What an earlier session in the same folder measured is measured again.
-    record.append(tmp_path, {"part": "timings", "case": "work", "variant": "d", "state": "begun"})
-    record.append(tmp_path, {"part": "timings", "state": "begun"})
-
-
-def test_variants_after_a_crash_or_a_hang_are_measured_in_a_new_process(part, tmp_path):
-    assert not timings.measure_all([sys.executable, "-c", WORKER], tmp_path, stall=2.0)
-    found = [row for row in record.read(tmp_path) if "ms" in row or "error" in row]
-    assert [(row["variant"], row.get("error")) for row in found] == [
-        ("a", None),
-        ("b", "ended with status -6"),
-        ("c", "no row for 2 s"),
-        ("d", None),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("code", "tries"),
-    [
-        ("raise SystemExit(7)", 1),
-        (WORKER.replace("abcd", "a"), 1),
-        (WORKER.replace("abcd", "a") + "sys.exit(7)", 2),
-    ],
-    ids=["at once", "once", "always"],
-)
-def test_a_process_that_fails_on_its_own_is_not_begun_for_ever(part, tmp_path, code, tries):
-    assert not timings.measure_all([sys.executable, "-c", code], tmp_path)
-    errors = [row for row in record.read(tmp_path) if "error" in row]
-    assert [row["error"] for row in errors] == ["ended with status 7"] * tries
-    assert not any("case" in row for row in errors)
-
-
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
-    return main()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--part", "no such part"], ["third"], [], ["first", "--part", "memcheck"]],
-    ids=" ".join,
-)
-def test_what_is_not_there_is_refused(monkeypatch, capsys, tmp_path, arguments):
-    with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, *arguments, "--out", tmp_path / "out")
-    assert "error: " in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
-def test_a_session_needs_a_time(monkeypatch, capsys, tmp_path, seconds):
-    with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, "first", "--device=cpu", "--seconds", seconds, "--out", tmp_path / "out")
-    said = f"argument --seconds: '{seconds}' was given; a positive finite number is needed"
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("driver", ["none", "no card"])
-def test_without_a_gpu_nothing_is_done(monkeypatch, capsys, tmp_path, driver):
-    if driver == "no card":
-        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho No devices were found\n")
-        (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep if driver == "no card" else None)
-    if driver == "none":
-        monkeypatch.setenv("PATH", str(tmp_path))
-    assert run(monkeypatch, "first", "--out", tmp_path / "out") == 2
-    said = capsys.readouterr().out
-    assert "no GPU" in said and said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_states_name_no_session(tmp_path):
+    session = Session(tmp_path / "out", tmp_path / "scratch", "cpu", 60)
+    assert session.run([[python("part", "")]])
+    assert states(session.out).keys() == {"part"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import franca_fast as ff
-from franca_fast.errors import InputError, RenamedError
+from franca_fast.errors import InputError
 
 Z = torch.zeros(6, 8)
 X, V = torch.zeros(6, 4), torch.zeros(8, 4)
@@ -240,9 +240,3 @@ def test_odd_but_good_input_works(name):
     result = GOOD[name]()
     tensors = [result] if isinstance(result, torch.Tensor) else list(result)
     assert all(torch.isfinite(tensor).all() for tensor in tensors)
-
-
-@pytest.mark.parametrize("name", ["FactoredScores", "row_potentials"])
-def test_names_of_earlier_versions_say_what_stands_in_their_place(name):
-    with pytest.raises(RenamedError, match=rf"ops\.{name}: since 0\.2 it is franca_fast\.ops\."):
-        getattr(ff.ops, name)

@@ -1,4 +1,4 @@
-"""Memory of a full-size step."""
+"""A step of a run at full size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from python_tests.training.tiny import start
 
 # ViT-B/14, 131,072 prototypes, five nested heads of both kinds, as the released recipe trains it.
-STEP = """
+FULL_SIZE = """
 import json, time
 from franca_fast.config.files import load_config
 from franca_fast.training.reporting.metrics import peak_memory_gb
@@ -35,7 +35,7 @@ print(json.dumps({
 
 @pytest.mark.timeout(600)
 def test_a_step_of_vit_b_with_all_prototypes_stays_under_20_gb() -> None:
-    process = start(STEP)
+    process = start(FULL_SIZE)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     figures = json.loads(output)
