@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -31,8 +32,8 @@ def mask_settings(config: Config) -> MaskSettings:
         kind = "block"
     else:
         kind = "cyclic" if train.roll else "inverse_block"
-    low, high = ibot.mask_ratio_min_max
-    return MaskSettings(ibot.mask_sample_probability, (low, high), kind, roll=train.roll)
+    ratios: Any = ibot.mask_ratio_min_max  # a list, whose length is checked there
+    return MaskSettings(ibot.mask_sample_probability, ratios, kind, roll=train.roll)
 
 
 def mean_masked_patches(config: Config) -> int:

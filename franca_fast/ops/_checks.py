@@ -164,7 +164,7 @@ def scores(name: str, given: ScoresLike) -> Scores:
 
 
 def _is_empty(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and not value
+    return isinstance(value, (tuple, list)) and len(value) == 0  # torch.compile cannot trace `not`
 
 
 def temperature(name: str, value: float) -> float:
