@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -34,6 +35,9 @@ class Setting:
         """Raises InputError when the key does not accept the value."""
         if self.nullable and value is None:
             return
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise InputError(f"{key}: {value!r}; accepted: finite numbers")
         if self.choices and value not in self.choices:
             nearest = did_you_mean(value, self.choices)
             raise InputError(f"{key}: '{value}'{nearest}; accepted: {', '.join(self.choices)}")

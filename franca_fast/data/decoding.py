@@ -87,6 +87,8 @@ class LazyImage:
             raise BadImage("damaged image", str(error)) from None
         self.format = self._image.format or ""
         width, height = self._image.size
+        if width * height == 0:
+            raise BadImage("no pixels", f"{width} x {height}")
         if width * height > max_pixels:
             raise BadImage("too many pixels", f"{width} x {height}, at most {max_pixels} in all")
         self._orientation = _orientation(self._image)

@@ -127,7 +127,7 @@ def _open_one(spec: str, allow_pipe: bool, max_missing_fraction: float) -> Sourc
 
 
 def _open_path(spec: str, max_missing_fraction: float = 0.1, allow_pipe: bool = False) -> Source:
-    paths = _expand_path(spec)
+    paths, named = _expand_path(spec)
     folders = [path for path in paths if os.path.isdir(path)]
     if folders:
         if len(paths) > 1:
@@ -139,10 +139,12 @@ def _open_path(spec: str, max_missing_fraction: float = 0.1, allow_pipe: bool = 
         if is_remote(path) or path.lower().endswith(SHARD_EXTENSIONS)
     ]
     if shards:
+        _check_used(spec, named, lambda path: path.lower().endswith(SHARD_EXTENSIONS))
         _check_missing(spec, [shard.name for shard in shards], max_missing_fraction)
         return Source(spec, shards)
     images = [path for path in paths if is_image_name(path) and os.path.isfile(path)]
     if images:
+        _check_used(spec, named, is_image_name)
         return Source(spec, [ImageFiles(spec, "", images)])
     if any(os.path.exists(path) for path in paths):
         accepted = ", ".join((*IMAGE_EXTENSIONS, *SHARD_EXTENSIONS))
@@ -226,6 +228,8 @@ def _open_dataset(spec: str, name: str, rest: str) -> Source:
             raise InputError(
                 f"option of {name}: {key}{did_you_mean(key, known)}; accepted: {', '.join(known)}"
             )
+        if key in options:
+            raise InputError(f"source: '{spec}'; accepted: one dataset, each option once")
         options[key] = value
     if "root" in known and not options.get("root"):
         raise InputError(f"source: '{spec}' needs root=PATH; accepted: {name}:root=PATH")
@@ -264,25 +268,43 @@ _DATASETS: dict[str, tuple[Callable[[dict[str, str]], Source], tuple[str, ...]]]
 }
 
 
-def _expand_path(spec: str) -> list[str]:
-    """A path as it is, or the paths, URLs and commands that a list of shards stands for."""
+def _expand_path(spec: str) -> tuple[list[str], list[str]]:
+    """A path as it is, or the paths, URLs and commands that a list of shards stands for.
+
+    And which local ones of them were named, not found by a pattern.
+    """
     path = spec
     if not spec.startswith("pipe:"):  # in a command the shell does it
         path = os.path.expanduser(os.path.expandvars(spec))
     if os.path.exists(path):
-        return [path]
-    found = list[str]()
+        return [path], [path]
+    found, named = list[str](), list[str]()
     for one in _expand_list(path):
         if is_remote(one):
             found.append(one)
         else:
             one = os.path.expanduser(one)
-            found.extend(sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one])
-    return found
+            pattern = glob.has_magic(one)
+            found.extend(sorted(glob.glob(one, recursive=True)) if pattern else [one])
+            named.extend([] if pattern else [one])
+    return found, named
+
+
+def _check_used(spec: str, named: list[str], is_used: Callable[[str], bool]) -> None:
+    """Refuses a list in which something was named that would not be read."""
+    for path in named:
+        if not is_used(path):
+            raise InputError(
+                f"source: '{spec}' names '{path}' beside others; accepted: only shards, or only "
+                "images"
+            )
 
 
 def _expand_list(text: str) -> list[str]:
-    """What WebDataset makes of braces, of `::` and of `${NAME}` where WDS_NAME is set."""
+    """What WebDataset makes of braces, of `::` and of `${NAME}` where WDS_NAME is set.
+
+    Within a command `::` is the command's own, up to the next URL or command.
+    """
     if "{" not in text and "::" not in text:
         return [text]
     from webdataset.shardlists import expand_urls
@@ -291,8 +313,12 @@ def _expand_list(text: str) -> list[str]:
     hidden = re.sub(
         r"\$(?=\{(\w+)\})", lambda name: "$" if f"WDS_{name[1]}" in os.environ else "$\0", text
     )
+    parts = [
+        part.replace("::", ":\0:") if part.startswith("pipe:") else part
+        for part in re.split(r"::(?=pipe:|[a-z][a-z0-9+.-]*://)", hidden)
+    ]
     try:
-        return [one.replace("$\0", "$") for one in expand_urls(hidden)]
+        return [one.replace("\0", "") for one in expand_urls("::".join(parts))]
     except (ValueError, AssertionError, KeyError) as error:
         raise InputError(f"source: '{text}', {error}; accepted: balanced braces") from None
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from franca_fast.config.files import load_config
 from franca_fast.config.schema import Config
 from franca_fast.config.setting import settings
+from franca_fast.errors import InputError
 
 # A promise to users: with any of these changed a run goes on.
 RESUMABLE = """
@@ -24,6 +29,17 @@ def test_what_may_change_on_resume() -> None:
 def test_every_default_is_accepted() -> None:
     for key, value, accepts in settings(Config()):
         accepts.check(key, value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_are_finite(value: float) -> None:
+    for key, default, accepts in settings(Config()):
+        if isinstance(default, float):
+            with pytest.raises(InputError, match=f"{key}: .*accepted: finite numbers"):
+                accepts.check(key, value)
+        elif isinstance(default, list):
+            with pytest.raises(InputError, match=f"{key}: .*accepted: finite numbers"):
+                accepts.check(key, [*default[:-1], value])
 
 
 def test_default_nesting_dims_are_francas() -> None:

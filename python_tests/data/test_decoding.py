@@ -123,6 +123,11 @@ def test_bad_files_are_refused_with_a_reason(data: bytes, reason: str) -> None:
     assert caught.value.reason == reason
 
 
+def test_an_image_without_pixels_is_refused() -> None:
+    with pytest.raises(BadImage, match="no pixels"):
+        LazyImage(Image.new("RGB", (0, 4)))
+
+
 def test_the_number_of_pixels_can_be_limited() -> None:
     with pytest.raises(BadImage, match=r"20 x 16, at most 319 in all"):
         decode_rgb(png(0), max_pixels=319)

@@ -98,6 +98,30 @@ def test_variables_in_a_command_are_the_shells(
     assert names(open_source(commands, allow_pipe=True)) == ["0000.png", "0001.png"]
 
 
+def test_colons_within_a_command_are_its_own(tmp_path: Path) -> None:
+    write_shards(tmp_path, 2, 1)
+    first, second = (f"pipe:cat {tmp_path}/s-{i}.tar; touch {tmp_path}/{i}::a" for i in range(2))
+    assert names(open_source(first, allow_pipe=True)) == ["0000.png"]
+    assert (tmp_path / "0::a").is_file()
+    assert names(open_source(f"{first}::{second}", allow_pipe=True)) == ["0000.png", "0001.png"]
+    assert (tmp_path / "1::a").is_file()
+
+
+@pytest.mark.parametrize("other", ["no/such/folder", "B.tra", "sizes.json", "a.png"])
+def test_whatever_a_list_names_is_read_or_refused(tmp_path: Path, other: str) -> None:
+    write_shards(tmp_path, 1, 1)
+    (tmp_path / "a.png").write_bytes(png(0))
+    for form in ("{shard}::{other}", "{other}::{shard}"):
+        spec = form.format(shard=tmp_path / "s-0.tar", other=tmp_path / other)
+        with pytest.raises(InputError, match=f"names '.*{other}' beside others"):
+            open_source(spec)
+
+
+def test_one_dataset_string_names_one_dataset() -> None:
+    with pytest.raises(InputError, match="accepted: one dataset"):
+        open_source("FashionMNIST:split=TEST::FashionMNIST:split=TRAIN")
+
+
 def test_image_files_and_wildcards_of_them(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "c.txt"):
         (tmp_path / name).write_bytes(png(0))

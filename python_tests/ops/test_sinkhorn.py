@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.library import opcheck
 
 import franca_fast as ff
@@ -135,6 +136,16 @@ def test_compiles_without_graph_breaks():
     z = torch.randn(6, 8)
     compiled = torch.compile(ff.ops.sinkhorn_knopp, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(z, 0.05), ff.ops.sinkhorn_knopp(z, 0.05))
+
+
+def test_streamed_scores_compile_without_graph_breaks():
+    def rows(x: Tensor, v: Tensor) -> Tensor:
+        scores = ff.ops.Scores([x], [v], [torch.ones(v.shape[0])])
+        return ff.ops.sinkhorn_potentials(scores, 0.05).row[0]
+
+    x, v = torch.randn(6, 4), torch.randn(8, 4)
+    compiled = torch.compile(rows, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, v), rows(x, v))
 
 
 @pytest.mark.parametrize(
