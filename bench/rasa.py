@@ -48,7 +48,8 @@ VARIANTS = {
 def tokens_and_labels(model: Any, split: str) -> tuple[Tensor, Tensor]:
     """Patch tokens [n, patches, d] and labels [n] of the bundled images."""
     transform, size = ff.data.eval_transform(model.config["img_size"]), 250
-    pairs = [(transform(image), label) for _, image, label in _images(split)]
+    opened = ff.data.open_images(fashion_mnist_shards(split))
+    pairs = [(transform(image), label) for _, image, label in opened]
     parts = []
     with inference(model) as device:
         for i in range(0, len(pairs), size):
@@ -145,10 +146,6 @@ def main() -> None:
     write_text(RESULTS / "results.md", f"`{command}`\n\n{summary(lines)}\n")
     pictured.save_picture(RESULTS / "positions.png")
     sys.stdout.write(summary(lines) + "\n")
-
-
-def _images(split: str) -> Any:
-    return ff.data.open_images(fashion_mnist_shards(split))
 
 
 def _ridge_classes(x: Tensor, labels: Tensor, queries: Tensor) -> Tensor:

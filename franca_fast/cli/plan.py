@@ -125,13 +125,17 @@ def _report(plan: Plan, gpu_memory: float, tflops: float, mfu: float) -> Iterato
     yield table(["memory of one GPU, GiB", *names], list(_memory(plan)), numeric=len(names))
     yield ""
     header = [f"all at once, GiB (* above {gpu_memory:g})", *names]
-    yield table(header, list(_totals(plan, gpu_memory)), numeric=len(names))
+    totals = {k: [la.totals[k] / _GIB for la in plan.layouts] for k in plan.layouts[0].totals}
+    rows = [[k, *(f"{'*' * (t > gpu_memory)}{t:.2f}" for t in of)] for k, of in totals.items()]
+    yield table(header, rows, numeric=len(names))
     if plan.gpus > 1:
         yield ""
         header = ["sent by one GPU in a step, GB", *names]
         yield table(header, list(_communication(plan)), numeric=len(names))
     yield ""
-    yield table(["work of one GPU in a step", "TFLOP"], list(_work(plan)), numeric=1)
+    work = {label: plan.micro_batches * plan.flops[part] for part, label in _FLOP_ROWS.items()}
+    rows = [[label, f"{flops / _TERA:.2f}"] for label, flops in work.items()]
+    yield table(["work of one GPU in a step", "TFLOP"], rows, numeric=1)
     yield ""
     yield from _time(plan, tflops, mfu)
 
@@ -147,23 +151,11 @@ def _memory(plan: Plan) -> Iterator[list[str]]:
         yield [f"workspace, {mode} scores", *values]
 
 
-def _totals(plan: Plan, gpu_memory: float) -> Iterator[list[str]]:
-    for kind in plan.layouts[0].totals:
-        totals = [layout.totals[kind] / _GIB for layout in plan.layouts]
-        yield [kind, *(f"{'*' if total > gpu_memory else ''}{total:.2f}" for total in totals)]
-
-
 def _communication(plan: Plan) -> Iterator[list[str]]:
-    kinds = dict.fromkeys(kind for layout in plan.layouts for kind in layout.communication)
-    for kind in sorted(kinds, key=list(kinds).index):
+    for kind in dict.fromkeys(kind for layout in plan.layouts for kind in layout.communication):
         values = (layout.communication.get(kind) for layout in plan.layouts)
         yield [kind, *("-" if value is None else f"{value / _GB:.3f}" for value in values)]
     yield ["together", *(f"{sum(la.communication.values()) / _GB:.3f}" for la in plan.layouts)]
-
-
-def _work(plan: Plan) -> Iterator[list[str]]:
-    for part, label in _FLOP_ROWS.items():
-        yield [label, f"{plan.micro_batches * plan.flops[part] / _TERA:.2f}"]
 
 
 def _time(plan: Plan, tflops: float, mfu: float) -> Iterator[str]:

@@ -81,7 +81,7 @@ def embed(
     labels: list[int] = []
     parts: list[Tensor] = []
     with inference(encoder) as device:
-        for batch in _batches(prepared, batch_size):
+        while batch := list(islice(prepared, batch_size)):
             images = torch.stack([image for _, image, _ in batch]).to(device)
             parts.append(pooled_features(encoder, images, pooling).cpu())
             names += [name for name, _, _ in batch]
@@ -124,8 +124,3 @@ def _prepare(
         while waiting:
             yield waiting.pop(0).result()
             waiting += [pool.submit(work, item) for item in islice(source, 1)]
-
-
-def _batches(items: Iterator[_NamedTensor], size: int) -> Iterator[list[_NamedTensor]]:
-    while batch := list(islice(items, size)):
-        yield batch

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import os
 import re
 import shutil
+import string
 import tarfile
 import tempfile
 import zlib
@@ -46,7 +48,9 @@ def archive_parts(path: str | os.PathLike[str]) -> list[Path]:
         return [given]
     stem = given.name.partition(".part_")[0]
     parts = sorted(given.parent.glob(f"{stem}.part_??"))
-    expected = [given.parent / f"{stem}.part_{_letters(i)}" for i in range(len(parts))]
+    # As `split` names its parts: aa, ab, ..., az, ba, ...
+    names = map("".join, itertools.product(string.ascii_lowercase, repeat=2))
+    expected = [given.parent / f"{stem}.part_{name}" for name, _ in zip(names, parts, strict=False)]
     missing = [file.name for file in expected if file not in parts]
     if missing or not parts:
         what = f"lacks {missing[0]}" if missing else "no such file"
@@ -127,11 +131,6 @@ def _extract(tar: tarfile.TarFile, target: Path, source: str) -> None:
         found = True
     if not found:
         raise InputError(f"{source}: holds no .pth file")
-
-
-def _letters(index: int) -> str:
-    """How `split` names its parts: aa, ab, ..., az, ba, ..."""
-    return chr(ord("a") + index // 26) + chr(ord("a") + index % 26)
 
 
 class _Joined(io.RawIOBase):

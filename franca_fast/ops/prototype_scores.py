@@ -63,20 +63,10 @@ def _forward_impl(x: list[Tensor], v: list[Tensor], scales: list[Tensor]) -> lis
     return choose("prototype_scores", x[0]).forward(Scores(x, v, scales))
 
 
-def _forward_fake(x: list[Tensor], v: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
-    return [a.new_empty((a.shape[0], b.shape[0])) for a, b in zip(x, v, strict=True)]
-
-
 def _backward_impl(
     grads: list[Tensor], x: list[Tensor], v: list[Tensor], scales: list[Tensor]
 ) -> Scores:
     return choose("prototype_scores", x[0]).backward(Scores(x, v, scales), grads)
-
-
-def _backward_fake(
-    grads: list[Tensor], x: list[Tensor], v: list[Tensor], scales: list[Tensor]
-) -> Scores:
-    return Scores(*([m.new_empty(m.shape) for m in part] for part in (x, v, scales)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -94,12 +84,12 @@ _scores_backward = define(
     "prototype_scores_backward(Tensor[] grads, Tensor[] features, Tensor[] prototypes, "
     "Tensor[] scales) -> (Tensor[], Tensor[], Tensor[])",
     _backward_impl,
-    _backward_fake,
+    lambda grads, *scores: Scores(*([m.new_empty(m.shape) for m in part] for part in scores)),
 )
 _scores = define(
     "prototype_scores(Tensor[] features, Tensor[] prototypes, Tensor[] scales) -> Tensor[]",
     _forward_impl,
-    _forward_fake,
+    lambda x, v, scales: [a.new_empty((a.shape[0], b.shape[0])) for a, b in zip(x, v, strict=True)],
     backward=_autograd_backward,
     setup_context=_setup_context,
 )

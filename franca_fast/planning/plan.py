@@ -8,7 +8,7 @@ out what lives for an operation only; docs/scale.md says how near that came to m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -188,7 +188,8 @@ def _plan_layout(
     shards: int,
     compute: torch.dtype,
 ) -> LayoutPlan:
-    rows = _rows_held(model.student.parameters(), shards)
+    # Elements on the fullest rank: rows are dealt in equal shares, rounded up.
+    rows = sum(-(-p.shape[0] // shards) * prod(p.shape[1:]) for p in model.student.parameters())
     memory = {
         "parameters": 4 * rows,
         "gradients": 4 * rows,
@@ -237,11 +238,6 @@ def _plan_layout(
             for kind, sent in _loss_traffic(model, config, gpus).items()
         },
     )
-
-
-def _rows_held(parameters: Iterable[torch.Tensor], shards: int) -> int:
-    """Elements on the fullest rank: rows are dealt in equal shares, rounded up."""
-    return sum(-(-p.shape[0] // shards) * prod(p.shape[1:]) for p in parameters)
 
 
 def _image_bytes(config: Config) -> int:
