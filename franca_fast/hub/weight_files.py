@@ -207,9 +207,9 @@ def _verify_checksums(file: Path, shown: Path) -> None:
             if all(member.CRC == 0 for member in archive.infolist()):
                 return  # written without checksums
             damaged = archive.testzip()
-    # zipfile raises NotImplementedError for a compression it lacks, RuntimeError for an encrypted
-    # member; a damaged directory may claim either.
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    # A damaged directory may claim an encrypted member, or a compression that zipfile lacks: both
+    # are its RuntimeErrors.
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
         raise InputError(f"weights '{shown}': {_UNREADABLE}") from error
     if damaged is not None:
         raise InputError(f"weights '{shown}': damaged, '{damaged}' in it fails its checksum")

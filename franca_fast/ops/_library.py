@@ -1,4 +1,4 @@
-"""The torch.library namespace of the operators."""
+"""Where the operators become PyTorch's: `torch.ops.franca_fast`."""
 
 from __future__ import annotations
 

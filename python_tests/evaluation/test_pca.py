@@ -15,11 +15,6 @@ from franca_fast.models import VisionTransformer
 
 
 @pytest.fixture
-def model() -> VisionTransformer:
-    return VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=2)
-
-
-@pytest.fixture
 def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()

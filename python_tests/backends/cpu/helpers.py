@@ -8,9 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from franca_fast import _C
-
-ISAS = _C.cpu_isas()
 Results = dict[str, Tensor]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from franca_fast import _C
 from franca_fast.backends.contracts import ClusteringProblem, Scores
 from franca_fast.backends.cpu import clustering_cross_entropy as compiled
 from franca_fast.backends.torch import clustering_cross_entropy as reference
@@ -16,7 +15,6 @@ from franca_fast.backends.torch.sinkhorn import row_step
 from franca_fast.errors import InputError
 from python_tests.backends.cpu.helpers import (
     DTYPES,
-    ISAS,
     assert_as_exact,
     misaligned,
     poisoned_memory,
@@ -32,12 +30,7 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 @dataclass

@@ -15,7 +15,6 @@ from franca_fast.backends.torch import sinkhorn as reference
 from franca_fast.errors import InputError
 from python_tests.backends.cpu.helpers import (
     DTYPES,
-    ISAS,
     assert_as_exact,
     misaligned,
     poisoned_memory,
@@ -33,12 +32,7 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def make_logits(n, columns, dtype=torch.float32, scale=1.0):
