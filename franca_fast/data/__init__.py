@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from franca_fast.data.accounting import SkipCounter
 from franca_fast.data.batch import Batch
-from franca_fast.data.decoding import SkipCounter, decode_rgb
+from franca_fast.data.decoding import decode_rgb
 from franca_fast.data.images import Images, eval_transform, open_images
 from franca_fast.data.inspection import (
     CheckedShards,

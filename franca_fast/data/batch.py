@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from franca_fast.data.accounting import BadSample
 from franca_fast.data.crops import CropBuffer, crop_regions
-from franca_fast.data.decoding import BadImage, BadSample, LazyImage, without_remarks
+from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
 from franca_fast.data.masking import build_mask, sample_masks
 from franca_fast.data.photometry import PhotometricParameters, draw_parameters, photometric
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample

@@ -1,25 +1,20 @@
-"""Decoding images that nobody has checked, and counting those that cannot be used.
+"""Decoding images that nobody has checked.
 
-A bad file is never replaced by a grey picture: it is skipped, counted by reason and named in the
-log. Decoding runs no code from the file, and the number of pixels is checked before any is read.
+A bad file is never replaced by a grey picture: it is skipped and counted (see `accounting.py`).
+Decoding runs no code from the file, and the number of pixels is checked before any is read.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import posixpath
 import warnings
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from franca_fast.errors import FrancaError, InputError
-
-logger = logging.getLogger(__name__)
+from franca_fast.errors import FrancaError
 
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp"),
@@ -29,10 +24,6 @@ MAX_IMAGE_PIXELS = 64_000_000
 
 # Only formats whose decoders are part of Pillow; EPS, for one, would start another program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_MOST_NAMED = 10_000
-_RECENT_SAMPLES = 10_000  # the rate of bad samples is taken over about this many
-_FEWEST_SAMPLES = 1_000  # so that a few bad ones at the beginning stop nothing
-_named: set[int] = set()  # hashes of what the log has named
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange width and height
 
 
@@ -40,6 +31,12 @@ def is_image_name(name: str) -> bool:
     """Whether a file's name says that it is an image; hidden files are not."""
     base = posixpath.basename(name)
     return base.lower().endswith(IMAGE_EXTENSIONS) and not base.startswith(".")
+
+
+def is_hidden_image(name: str) -> bool:
+    """Whether a file's name says that it is an image and hidden, such as `._a.jpg`."""
+    base = posixpath.basename(name)
+    return base.startswith(".") and is_image_name(f"x{base}")
 
 
 class BadImage(FrancaError):
@@ -142,97 +139,6 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     with without_remarks():
         image = LazyImage(data, max_pixels).load()
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """A sample (or a shard) that could not be used.
-
-    Attributes:
-        location: where it lies.
-        reason: one of a few short phrases.
-        detail: what else is known.
-        count: images that are lost with it, as far as is known; 1 for a shard of unknown contents.
-        of: images that there were, the lost ones included.
-    """
-
-    location: str
-    reason: str
-    detail: str = ""
-    count: int = 1
-    of: int = 1
-
-    def __str__(self) -> str:
-        return f"'{self.location}' ({self.reason})"
-
-
-class SkipCounter(Counter[str]):
-    """Counts what was skipped, by reason, and names it in the log.
-
-    It is counted each time it is met, and named once in the life of the process: in the next epoch
-    or evaluation the same line would say nothing new.
-
-    Example:
-        >>> skipped = SkipCounter()
-        >>> skipped.add(BadSample("a.jpg", "damaged image"))
-        >>> dict(skipped), skipped.summary()
-        ({'damaged image': 1}, '1 skipped: 1 damaged image')
-    """
-
-    def add(self, bad: BadSample) -> None:
-        """Counts one and names it in the log."""
-        self[bad.reason] += bad.count
-        name = hash(bad)
-        if name in _named or len(_named) > _MOST_NAMED:
-            return
-        _named.add(name)
-        detail = f" ({bad.detail})" if bad.detail else ""
-        logger.warning("skipped %s: %s%s", bad.location, bad.reason, detail)
-        if len(_named) > _MOST_NAMED:
-            logger.warning("more than %d skipped; further ones are only counted", _MOST_NAMED)
-
-    def summary(self) -> str:
-        """One line such as "3 skipped: 2 damaged image, 1 not an image"; empty when none was."""
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self.most_common())
-        return f"{self.total()} skipped: {reasons}" if reasons else ""
-
-
-class BadRate:
-    """Ends the work when too many of the last samples could not be used.
-
-    Args:
-        most: the largest share that is borne, over about 10,000 samples and at least 1,000.
-
-    Raises:
-        InputError: a share outside 0..1.
-    """
-
-    def __init__(self, most: float) -> None:
-        if not 0 <= most <= 1:
-            raise InputError(f"max_bad_fraction: {most}; accepted: from 0 to 1")
-        self.most = most
-        self._recent: deque[tuple[int, int]] = deque()  # (samples, bad ones)
-
-    def add(self, samples: int, bad: Sequence[BadSample], *, enough: bool = True) -> None:
-        """Counts some more samples.
-
-        Args:
-            samples: how many, bad ones included.
-            bad: which of them could not be used.
-            enough: whether something stood in for each of these.
-
-        Raises:
-            InputError: too many were bad, or nothing stood in for them.
-        """
-        self._recent.append((samples, len(bad)))
-        while sum(n for n, _ in self._recent) - self._recent[0][0] >= _RECENT_SAMPLES:
-            self._recent.popleft()
-        total, n_bad = (sum(column) for column in zip(*self._recent, strict=True))
-        if bad and (n_bad > self.most * max(total, _FEWEST_SAMPLES) or not enough):
-            raise InputError(
-                f"{n_bad} of the last {total} samples cannot be used, more than "
-                f"{self.most:.0%}; the last is {bad[-1]}"
-            )
 
 
 @contextmanager

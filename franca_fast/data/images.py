@@ -10,13 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from franca_fast.data.decoding import (
-    MAX_IMAGE_PIXELS,
-    BadImage,
-    BadSample,
-    SkipCounter,
-    decode_rgb,
-)
+from franca_fast.data.accounting import BadSample, SkipCounter
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, decode_rgb
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.settings import CropSettings
 from franca_fast.data.sources import open_source

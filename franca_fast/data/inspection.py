@@ -11,14 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from franca_fast.data.decoding import (
-    MAX_IMAGE_PIXELS,
-    BadImage,
-    BadSample,
-    LazyImage,
-    SkipCounter,
-    without_remarks,
-)
+from franca_fast.data.accounting import BadSample, SkipCounter
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, LazyImage, without_remarks
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.sources import Source, open_source
 from franca_fast.data.threads import in_threads

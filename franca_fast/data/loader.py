@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from franca_fast.data.accounting import BadRate, BadSample, SkipCounter
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan, MadeBatch
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadRate, BadSample, SkipCounter
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.sources import open_source
 from franca_fast.data.stream import Draw, Position, SampleStream

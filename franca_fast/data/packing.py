@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from franca_fast.data.decoding import BadImage, BadSample, LazyImage, SkipCounter, without_remarks
+from franca_fast.data.accounting import BadSample, SkipCounter
+from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
 from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.shards import ShardIndex, TarShard

@@ -13,17 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from franca_fast.data.accounting import BadRate, BadSample, SkipCounter
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan
 from franca_fast.data.crops import CropBuffer
-from franca_fast.data.decoding import (
-    MAX_IMAGE_PIXELS,
-    BadImage,
-    BadRate,
-    BadSample,
-    SkipCounter,
-    is_image_name,
-    without_remarks,
-)
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, is_image_name, without_remarks
 from franca_fast.data.randomness import Purpose, derived_seed
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.errors import InputError

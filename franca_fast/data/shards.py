@@ -17,7 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from franca_fast.data.decoding import BadImage, BadSample
+from franca_fast.data.accounting import BadSample
+from franca_fast.data.decoding import BadImage
 from franca_fast.data.index_cache import TarContents, load_contents, store_contents
 from franca_fast.data.samples import (
     MAX_IMAGE_BYTES,

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from franca_fast.data.decoding import IMAGE_EXTENSIONS, BadSample, is_image_name
+from franca_fast.data.accounting import BadSample
+from franca_fast.data.decoding import IMAGE_EXTENSIONS, is_image_name
 from franca_fast.data.remote import RemoteShard, is_remote
 from franca_fast.data.shards import ImageFiles, Shard, TarShard
 from franca_fast.errors import InputError, did_you_mean

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from franca_fast.data.decoding import BadSample
+from franca_fast.data.accounting import BadSample
 from franca_fast.data.indexing import ShardIndexes
 from franca_fast.data.randomness import Purpose, permutation, uniforms
 from franca_fast.data.samples import SampleRef

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from franca_fast.data import CropSettings, SkipCounter, eval_transform, open_source
+from franca_fast.data.accounting import BadSample
 from franca_fast.data.crops import crop_regions
-from franca_fast.data.decoding import BadImage, BadSample, LazyImage, without_remarks
+from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
 from franca_fast.data.shards import read_sample
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.evaluation.features import Source

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import struct
 import zlib
 
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from franca_fast.data import SkipCounter, decode_rgb
-from franca_fast.data.decoding import BadImage, BadRate, BadSample, LazyImage, is_image_name
-from franca_fast.errors import InputError
+from franca_fast.data import decode_rgb
+from franca_fast.data.decoding import BadImage, LazyImage, is_image_name
 from python_tests.data.files import encoded, picture, png
 
 
@@ -152,38 +150,9 @@ def test_flipped_bits_never_raise_anything_else() -> None:
             assert error.reason
 
 
-def test_skips_are_counted_by_reason_and_named_in_the_log(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    skipped = SkipCounter()
-    with caplog.at_level(logging.WARNING):
-        skipped.add(BadSample("shard.tar:a.jpg", "damaged image", "it ends early"))
-        skipped.add(BadSample("b.jpg", "damaged image"))
-        skipped.add(BadSample("c.txt", "not an image"))
-    assert skipped == {"damaged image": 2, "not an image": 1}
-    assert skipped.summary() == "3 skipped: 2 damaged image, 1 not an image"
-    assert "shard.tar:a.jpg" in caplog.text and "it ends early" in caplog.text
-    assert SkipCounter().summary() == ""
-
-
 def test_which_names_are_images() -> None:
     assert is_image_name("a/b.JPEG") and is_image_name("x.webp")
     assert not any(map(is_image_name, ["a.txt", "jpg", "a/._b.jpg", "a.jpg/b"]))
-
-
-def test_the_rate_of_bad_samples_is_that_of_the_last_ones() -> None:
-    bad = [BadSample("a.png", "not an image")]
-    rate = BadRate(0.01)
-    for _ in range(300):  # one in a hundred, for ever
-        rate.add(100, bad)
-    with pytest.raises(InputError, match=r"10\d of the last \d+ samples .*'a.png' \(not"):
-        for _ in range(9):
-            rate.add(100, bad * 2)
-    with pytest.raises(InputError, match="1 of the last 4 samples"):
-        BadRate(0.5).add(4, bad, enough=False)
-    BadRate(0.01).add(4, bad * 4)  # so few say nothing yet
-    with pytest.raises(InputError, match="max_bad_fraction: -1; accepted: from 0 to 1"):
-        BadRate(-1)
 
 
 def test_an_image_that_pillow_has_opened_is_taken_as_it_is() -> None:
