@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from franca_fast.data.accounting import BadSample, SkipCounter
+from franca_fast.data.accounting import BadSample, ImageAccount, SkipCounter
+from franca_fast.data.classes import Classes
 from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, decode_rgb
-from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
+from franca_fast.data.samples import Label, OpenFiles, SampleRef, read_sample
 from franca_fast.data.settings import CropSettings
+from franca_fast.data.shard_index import ShardIndex
 from franca_fast.data.sources import open_source
 from franca_fast.errors import InputError
 
@@ -24,8 +26,9 @@ class Images:
     Each iteration starts anew and gives (name, RGB image, label or None).
 
     Attributes:
-        class_names: names of the labels 0, 1, ...; empty when unknown.
-        skipped: what was skipped, over all iterations.
+        class_names: names of the labels 0, 1, ...; empty where labels are numbers without names.
+            A name that only a shard's labels say is added when it is met.
+        account: what became of the images, over all iterations.
     """
 
     def __init__(
@@ -37,30 +40,49 @@ class Images:
     ) -> None:
         self._source = open_source(source, allow_pipe=allow_pipe, max_missing_fraction=1)
         self._max_image_pixels = max_image_pixels
-        self.class_names = self._source.class_names
-        self.skipped = skipped
+        self._classes = Classes(self._source.class_names)
+        self.class_names = self._classes.names
+        self.account = ImageAccount(skipped=skipped)
+
+    @property
+    def skipped(self) -> SkipCounter:
+        """What was skipped, over all iterations."""
+        return self.account.skipped
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image, int | None]]:
+        for name, image, label in self.labelled():
+            yield name, image, self._classes.number(label)
+
+    def labelled(self) -> Iterator[tuple[str, Image.Image, Label | None]]:
+        """The same, but a label is the class's name, or its number where it has no name."""
         files = OpenFiles(1)
         try:
             for shard in self._source.shards:
                 index = shard.index()
-                if index.damage is not None:
-                    self.skipped.add(index.damage)
+                self.account.open(index.opened)
                 for i in range(len(index)):
                     ref = index.ref(i)
                     image = self._decode(ref, files)
                     if image is not None:
-                        yield ref.name, image, index.label(i)
+                        yield ref.name, image, self._label(index, i, files)
         finally:
             files.close()
 
     def _decode(self, ref: SampleRef, files: OpenFiles) -> Image.Image | None:
         try:
-            return decode_rgb(read_sample(ref, files), self._max_image_pixels)
+            image = decode_rgb(read_sample(ref, files), self._max_image_pixels)
         except BadImage as error:
-            self.skipped.add(BadSample(ref.location, error.reason, error.detail))
+            self.account.skip(BadSample(ref.location, error.reason, error.detail))
             return None
+        self.account.used += 1
+        return image
+
+    def _label(self, index: ShardIndex, i: int, files: OpenFiles) -> Label | None:
+        remarks = list[BadSample]()
+        label = index.label(i, remarks, files)
+        for remark in remarks:
+            self.account.remarks.add(remark)
+        return label
 
 
 def open_images(
@@ -73,8 +95,9 @@ def open_images(
     """Opens images in a fixed order: files, folders, shards or a dataset string.
 
     Names are the paths of image files as given, paths relative to a folder, or names of members of
-    a shard. Labels are the number of the sub-folder among the sorted ones, or what the `.cls` or
-    `.json` file beside an image in a shard says.
+    a shard. Classes are sub-folders, or what the `.cls` or `.json` file beside an image in a shard
+    says, joined by name over all sources; a label is the number of its name in `class_names`. Where
+    no class has a name, labels are the numbers that the shards say.
 
     Args:
         source: one or several, as `open_source` takes them.
@@ -86,7 +109,8 @@ def open_images(
         an iterable of (name, PIL image of mode RGB, label or None).
 
     Raises:
-        InputError: nothing at a path, or no images there.
+        InputError: nothing at a path, or no images there; while iterating: names of classes after
+            numbers without names.
 
     Example:
         >>> name, image, label = next(iter(open_images("FashionMNIST:split=TEST")))

@@ -12,17 +12,20 @@ import os
 import time
 import zlib
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from franca_fast.data.accounting import Noted, Notes
+from franca_fast.data.tar_index import TarNotes
 from franca_fast.files import atomic_path, cache_folder
 
 OFF_VARIABLE = "FRANCA_FAST_INDEX_CACHE"  # 0 turns the cache off
 SMALLEST_SHARD = 16 << 20  # bytes; smaller shards are read as fast as the cache
-_MAGIC = b"franca_fast index 2\n"
+_MAGIC = b"franca_fast index 3\n"
 _SETTLED = 2.0  # seconds; a shard changed later than this ago may be changing still
 
 
@@ -32,14 +35,17 @@ class TarContents(NamedTuple):
     Attributes:
         names: of the images, encoded, with a zero byte between two.
         places: int64 [n, 2] offsets and sizes of the images.
-        label_places: the same of their label files, size -1 where there is none; or None.
+        label_places: int64 [n, 2 k], the same of at most k files with labels beside each image,
+            size -1 where there is none.
+        notes: what else was seen.
         problem: what is wrong with it; "" when nothing is.
         lost: images that are known to be lost.
     """
 
     names: bytes
     places: NDArray[np.int64]
-    label_places: NDArray[np.int64] | None
+    label_places: NDArray[np.int64]
+    notes: TarNotes
     problem: str
     lost: int
 
@@ -60,12 +66,14 @@ def load_contents(path: str, status: os.stat_result) -> TarContents | None:
             return None
         n, length = int(header["images"]), int(header["names"])
         names, numbers = tables[:length], np.frombuffer(tables[length:], np.int64)
-        columns = numbers.reshape(4 if header["labels"] else 2, n)
-        places = np.ascontiguousarray(columns[:2].T)
-        label_places = np.ascontiguousarray(columns[2:].T) if header["labels"] else None
+        columns = np.ascontiguousarray(numbers.reshape(2 + int(header["labels"]), n).T)
+        places, label_places = np.split(columns, [2], 1)
         if n and (places.min() < 0 or places.sum(1).max() > status.st_size):
             return None
-        return TarContents(names, places, label_places, header["problem"], header["lost"])
+        left_out, remarks = _notes(header["left_out"]), _notes(header["remarks"])
+        classes = [(int(start), list(known)) for start, known in header["classes"]]
+        notes = TarNotes(int(header["found"]), left_out, remarks, classes)
+        return TarContents(names, places, label_places, notes, header["problem"], header["lost"])
     except (OSError, ValueError, KeyError, TypeError, zlib.error, RecursionError):
         return None
 
@@ -79,18 +87,20 @@ def store_contents(path: str, status: os.stat_result, contents: TarContents) -> 
         "shard": _identity(path, status),
         "images": len(contents.places),
         "names": len(contents.names),
-        "labels": contents.label_places is not None,
+        "labels": contents.label_places.shape[1],
+        **asdict(contents.notes),
         "problem": contents.problem,
         "lost": contents.lost,
     }
-    tables = [
-        contents.places.T,
-        *([] if contents.label_places is None else [contents.label_places.T]),
-    ]
+    columns = np.concatenate([contents.places, contents.label_places], 1).T
     unpacked = json.dumps(header).encode() + b"\n" + contents.names
-    unpacked += b"".join(np.ascontiguousarray(table).tobytes() for table in tables)
+    unpacked += np.ascontiguousarray(columns).tobytes()
     with suppress(OSError), atomic_path(file) as temporary:
         temporary.write_bytes(_MAGIC + zlib.compress(unpacked, 1))
+
+
+def _notes(stored: dict[str, list[Any]]) -> Notes:
+    return Notes({rule: Noted(int(total), tuple(names)) for rule, (total, names) in stored.items()})
 
 
 def _file_of(path: str, status: os.stat_result) -> Path | None:

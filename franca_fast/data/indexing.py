@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from franca_fast.data.shards import Shard, ShardIndex
+from franca_fast.data.shard_index import ShardIndex
+from franca_fast.data.shards import Shard
 
 _THREADS = 8  # mostly they wait for a disk
 _MEMORY = 1 << 30

@@ -23,7 +23,8 @@ from franca_fast.data.accounting import BadSample, SkipCounter
 from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
 from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
-from franca_fast.data.shards import ShardIndex, TarShard
+from franca_fast.data.shard_index import ShardIndex
+from franca_fast.data.shards import TarShard
 from franca_fast.data.sources import open_source
 from franca_fast.data.threads import in_threads
 from franca_fast.errors import InputError

@@ -12,10 +12,10 @@ import re
 import shutil
 from typing import Any
 
+from franca_fast.data.shard_index import ShardIndex
 from franca_fast.data.shards import (
     GZIP,
     UNREADABLE_SHARD,
-    ShardIndex,
     TarShard,
     gunzip,
     read_limited,

@@ -10,13 +10,22 @@ import errno
 import io
 import json
 import os
+import re
 import stat
 from collections import OrderedDict
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from franca_fast.data.decoding import BadImage
+from franca_fast.errors import FrancaError
+from franca_fast.spelling import spell
 
 MAX_IMAGE_BYTES = 256 << 20
+Label = int | str
+"""A class: its name, or its number where it has no name."""
+_LABEL_KEYS = ("label", "cls", "class")
+_LONGEST_CLASS = 255  # characters, as of a folder's name
+_SHOWN = 60  # characters of a label that is not understood
 
 
 class SampleRef(NamedTuple):
@@ -128,17 +137,44 @@ class OpenFiles:
             self._files.popitem()[1].close()
 
 
-def parse_label(data: bytes | memoryview) -> int | None:
-    """The class in a `.cls` file (a number) or a `.json` file ("label", "cls" or "class").
+class BadLabel(FrancaError):
+    """A file beside an image that should say its class, and does not."""
+
+
+def parse_label(data: bytes | memoryview) -> Label | None:
+    """The class in a `.cls` file (a number or a name) or a `.json` file ("label", "cls", "class").
+
+    Returns:
+        the number, or the name; None when the file says nothing of a class, or -1.
+
+    Raises:
+        BadLabel: what it says is neither.
 
     Example:
         >>> parse_label(b"7"), parse_label(b'{"label": 3}'), parse_label(b"cat")
-        (7, 3, None)
+        (7, 3, 'cat')
     """
-    try:
-        value = json.loads(bytes(data))
-    except (ValueError, RecursionError):
-        return None
+    text = bytes(data).decode("utf-8-sig", "surrogateescape").strip(" \t\r\n\0")
+    value: Any = text
+    if text[:1] in ("{", "[", '"'):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text)
     if isinstance(value, dict):
-        value = next((value[key] for key in ("label", "cls", "class") if key in value), None)
-    return value if type(value) is int and 0 <= value < 2**31 else None
+        value = next((value[key] for key in _LABEL_KEYS if key in value), None)
+    if isinstance(value, str):
+        value = _label_in_words(value.strip())
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or value == -1:  # as data sets mark images without a class
+        return None
+    if type(value) is str or (type(value) is int and 0 <= value < 2**31):
+        return value
+    raise BadLabel(repr(spell(text[:_SHOWN])))
+
+
+def _label_in_words(text: str) -> Any:
+    """A number where the words are one, a class's name where they can be one, else a list."""
+    if re.fullmatch(r"[+-]?[0-9]{1,20}(\.[0-9]*)?", text):
+        return float(text) if "." in text else int(text)
+    is_name = 0 < len(text) <= _LONGEST_CLASS and not re.search(r"^[{[\"]|[\x00-\x1f\x7f]", text)
+    return text if is_name else [text]

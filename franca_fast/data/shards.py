@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,96 +18,25 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from franca_fast.data.accounting import BadSample
+from franca_fast.data.accounting import BadSample, Notes, Opened
 from franca_fast.data.decoding import BadImage
 from franca_fast.data.index_cache import TarContents, load_contents, store_contents
 from franca_fast.data.samples import (
     MAX_IMAGE_BYTES,
-    SampleRef,
     open_file,
-    parse_label,
     read_file,
-    read_sample,
 )
-from franca_fast.data.tar_index import Member, Read, TarDamage, TarSample, tar_samples
+from franca_fast.data.shard_index import MAX_LABEL_BYTES, ShardIndex, joined_names
+from franca_fast.data.tar_index import Member, Read, TarDamage, TarNotes, TarSample, tar_samples
+from franca_fast.spelling import unspell
 
 # Compressed and streamed shards cannot be read at a place, so they are held in memory whole.
 MAX_SHARD_BYTES_IN_MEMORY = 1 << 30
 MISSING_SHARD, UNREADABLE_SHARD = "missing shard", "unreadable shard"  # nothing to be had from it
 DAMAGED_SHARD = "damaged shard"  # the samples before the damage are used
-_MAX_LABEL_BYTES = 1 << 20
 _CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
-
-
-class ShardIndex:
-    """The samples of one shard, held compactly.
-
-    Args:
-        names: one per sample; or all of them, encoded, with a zero byte between two.
-        path: the shard, or the folder when the names are of files in it.
-        data: the n image files themselves, when they cannot be read at a place.
-        places: int64 [n, 2] offsets and sizes; None for whole files.
-        label_places: int64 [n, 2] of the files with labels, size -1 where there is none.
-        labels: int64 [n], when they are known without reading; -1 is unknown.
-        damage: what is wrong with the shard, None when nothing is.
-
-    Attributes:
-        memory: bytes that the index holds.
-        data, damage: as given.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str] | bytes,
-        path: str,
-        *,
-        data: Sequence[bytes] | None = None,
-        places: NDArray[np.int64] | None = None,
-        label_places: NDArray[np.int64] | None = None,
-        labels: NDArray[np.int64] | None = None,
-        damage: BadSample | None = None,
-    ) -> None:
-        # One object per name would take most of the memory when there are millions of them.
-        self._names = names if isinstance(names, bytes) else joined_names(names)
-        zeros = np.flatnonzero(np.frombuffer(self._names, np.uint8) == 0)
-        self._starts = np.concatenate([[0], zeros + 1])
-        self._ends = np.concatenate([zeros, [len(self._names)]])
-        self._length = len(self._ends) if self._names else 0
-        self._path, self.data = path, data
-        self._places = places
-        self._label_places = label_places
-        self._labels = labels
-        self.damage = damage
-        tables = [self._starts, self._ends, places, label_places, labels]
-        self.memory = sum(map(len, data or ())) + len(self._names)
-        self.memory += sum(table.nbytes for table in tables if table is not None)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def ref(self, i: int) -> SampleRef:
-        """Where the i-th image lies."""
-        name = self._names[self._starts[i] : self._ends[i]].decode("utf-8", "surrogateescape")
-        if self._places is None:
-            return SampleRef(name, os.path.join(self._path, name))
-        data = None if self.data is None else self.data[i]
-        offset, size = self._places[i].tolist()
-        return SampleRef(name, self._path, offset, size, data)
-
-    def label(self, i: int) -> int | None:
-        """The class of the i-th image, read from the shard if need be; None when unknown."""
-        if self._labels is not None:
-            return None if self._labels[i] < 0 else int(self._labels[i])
-        if self._label_places is None or self._label_places[i, 1] < 0:
-            return None
-        offset, size = self._label_places[i].tolist()
-        if size > _MAX_LABEL_BYTES:
-            return None
-        try:
-            return parse_label(read_sample(SampleRef("", self._path, offset, size)))
-        except BadImage:
-            return None
+PACKING_FILE = "packing.json"  # beside the shards of `pack_shards`: their settings and classes
 
 
 class Shard(ABC):
@@ -141,14 +71,30 @@ class ImageFiles(Shard):
         root: folder that the names are relative to; "" for paths as they are.
         names: paths, in their fixed order.
         labels: class of each file, -1 if unknown; None when no file has one.
+        class_names: of the classes 0, 1, ...
+        left_out: images beside these that are not used.
     """
 
     def __init__(
-        self, name: str, root: str, names: Sequence[str], labels: Sequence[int] | None = None
+        self,
+        name: str,
+        root: str,
+        names: Sequence[str],
+        labels: Sequence[int] | None = None,
+        class_names: Sequence[str] = (),
+        left_out: Notes | None = None,
     ) -> None:
         self.name = name
         table = None if labels is None else np.asarray(labels, np.int64)
-        self._index = ShardIndex(names, root, labels=table)
+        entries = () if left_out is None else tuple(left_out.listed(name))
+        found = len(names) + sum(entry.count for entry in entries)
+        self._index = ShardIndex(
+            names,
+            root,
+            labels=table,
+            classes=[(0, class_names)],
+            opened=Opened(found, left_out=entries),
+        )
 
     def index(self) -> ShardIndex:
         """The files that were found when the source was opened."""
@@ -163,7 +109,7 @@ class TarShard(Shard):
         label: class of all its images (ImageNet-21K); None reads `.cls` and `.json` members.
     """
 
-    def __init__(self, path: str, label: int | None = None) -> None:
+    def __init__(self, path: str, label: str | None = None) -> None:
         self.name, self._path, self._label = path, path, label
         self.early = path.lower().endswith(".tar")
 
@@ -206,7 +152,7 @@ class TarShard(Shard):
     def _empty(self, reason: str, problem: str, lost: int = 0) -> ShardIndex:
         lost = max(1, lost, self._listed_images())
         damage = BadSample(self.name, reason, problem, count=lost, of=lost)
-        return ShardIndex([], self._path, damage=damage)
+        return ShardIndex([], self._path, opened=Opened(lost, (damage,)))
 
     def _listed_images(self) -> int:
         """How many images the shard should have, as said by files beside it; 0 when unknown.
@@ -231,40 +177,48 @@ class TarShard(Shard):
             bytes(view[offset : offset + min(size, MAX_IMAGE_BYTES)])
             for offset, size in contents.places.tolist()
         ]
-        labels = None
-        if contents.label_places is not None:
-            places = contents.label_places.tolist()
-            labels = [parse_label(view[o : o + size]) if size >= 0 else None for o, size in places]
-        return self._index(contents._replace(label_places=None), images, labels)
+        label_data = [
+            [bytes(view[o : o + min(max(size, 0), MAX_LABEL_BYTES)]) for o, size in pairs]
+            for pairs in contents.label_places.reshape(len(images), -1, 2).tolist()
+        ]
+        return self._index(contents, images, label_data)
 
     def _index(
         self,
         contents: TarContents,
         data: list[bytes] | None = None,
-        labels: list[int | None] | None = None,
+        label_data: list[list[bytes]] | None = None,
     ) -> ShardIndex:
-        names, places, label_places, problem, lost = contents
+        names, places, label_places, notes, problem, lost = contents
         found = len(places)
-        if problem and not found:
-            return self._empty(UNREADABLE_SHARD, problem, lost)
-        damage = None
+        skipped = list[BadSample]()
         if problem:
             lost = max(1, lost, self._listed_images() - found)
-            problem += f"; {lost} or more of its images are lost"
-            damage = BadSample(self.name, DAMAGED_SHARD, problem, lost, lost + found)
-        classes = None
+            if found:
+                problem += f"; {lost} or more of its images are lost"
+            elif not notes.found:
+                return self._empty(UNREADABLE_SHARD, problem, lost)
+            skipped.append(BadSample(self.name, DAMAGED_SHARD, problem, lost, lost + found))
+        opened = Opened(
+            notes.found + sum(entry.count for entry in skipped),
+            tuple(skipped),
+            tuple(notes.left_out.listed(self.name)),
+            tuple(notes.remarks.listed(self.name)),
+        )
+        classes = notes.classes or [(0, packed_classes(self._path))]
+        labels = None
         if self._label is not None:
-            classes, label_places = np.full(found, self._label), None
-        elif labels is not None:
-            classes = np.array([-1 if label is None else label for label in labels], np.int64)
+            labels, classes = np.zeros(found, np.int64), [(0, [self._label])]
         return ShardIndex(
             names,
             self._path,
             data=data,
             places=places,
             label_places=label_places,
-            labels=classes,
-            damage=damage,
+            label_data=label_data,
+            classes=classes,
+            labels=labels,
+            opened=opened,
         )
 
 
@@ -285,25 +239,40 @@ class _HeaderReader:
 
 def _contents(read: Read, total: int) -> TarContents:
     """Walks over a tar."""
-    samples = list[TarSample]()
+    samples, notes = list[TarSample](), TarNotes()
     problem, lost = "", 0
     try:
-        for sample in tar_samples(read, total):
+        for sample in tar_samples(read, total, notes):
             samples.append(sample)
     except TarDamage as error:
         problem, lost = str(error), error.lost
-    labels = None
-    if any(sample.label for sample in samples):
-        absent = Member("", 0, -1)
-        labels = _places([sample.label or absent for sample in samples])
     images = [sample.image for sample in samples]
-    names = joined_names([image.name for image in images])
-    return TarContents(names, _places(images), labels, problem, lost)
+    most = max((len(sample.labels) for sample in samples), default=0)
+    absent = Member("", 0, -1)
+    labels = [member for sample in samples for member in (*sample.labels, *[absent] * most)[:most]]
+    return TarContents(
+        joined_names([image.name for image in images]),
+        _places(images),
+        _places(labels).reshape(len(images), -1) if most else np.zeros((len(images), 0), np.int64),
+        notes,
+        problem,
+        lost,
+    )
 
 
-def joined_names(names: Sequence[str]) -> bytes:
-    """Names as `ShardIndex` keeps them."""
-    return "\0".join(names).encode("utf-8", "surrogateescape")
+def packed_classes(shard: str) -> list[str]:
+    """The names of the classes of a shard, as `pack_shards` wrote them beside it; or none."""
+    folder, name = os.path.split(shard)
+    try:
+        packing = json.loads(read_file(os.path.join(folder, PACKING_FILE)))
+        pattern, names = packing["settings"]["pattern"], packing["classes"]
+        head, _, tail = re.split(r"(%\d*d)", pattern)
+        if not re.fullmatch(rf"{re.escape(head)}\d+{re.escape(tail)}", name):
+            return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, BadImage):
+        return []
+    known = isinstance(names, list) and all(isinstance(one, str) for one in names)
+    return [unspell(one) for one in names] if known else []
 
 
 def _places(members: list[Member]) -> NDArray[np.int64]:

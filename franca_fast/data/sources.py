@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from franca_fast.data.accounting import BadSample
+from franca_fast.data.accounting import INNER_TAR
+from franca_fast.data.classes import class_order
 from franca_fast.data.decoding import IMAGE_EXTENSIONS, is_image_name
+from franca_fast.data.folders import list_folder
 from franca_fast.data.remote import RemoteShard, is_remote
-from franca_fast.data.shards import ImageFiles, Shard, TarShard
+from franca_fast.data.shards import ImageFiles, Shard, TarShard, packed_classes
+from franca_fast.data.tar_index import TAR_EXTENSIONS
 from franca_fast.errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-SHARD_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 _SHARDS_TRIED = 8  # how many shards to look into before saying that there are no images
 _BUNDLED = Path(__file__).parent / "fashion_mnist"
 
@@ -33,7 +34,7 @@ class Source:
         shards: in their fixed order.
         shuffle_whole: neighbouring samples are alike (one shard per class), so that only a
             shuffle of everything mixes them.
-        class_names: of the labels 0, 1, ...; empty when unknown.
+        class_names: names of the classes, as far as they are known without reading labels.
     """
 
     description: str
@@ -96,7 +97,7 @@ def open_source(
         ", ".join(part.description for part in parts),
         [shard for part in parts for shard in part.shards],
         any(part.shuffle_whole for part in parts),
-        parts[0].class_names if len(parts) == 1 else [],
+        class_order(name for part in parts for name in part.class_names),
     )
     _check_images(whole)
     return whole
@@ -137,86 +138,57 @@ def _open_path(spec: str, max_missing_fraction: float = 0.1, allow_pipe: bool = 
     shards: list[Shard] = [
         RemoteShard(path, allow_pipe=allow_pipe) if is_remote(path) else TarShard(path)
         for path in paths
-        if is_remote(path) or path.lower().endswith(SHARD_EXTENSIONS)
+        if is_remote(path) or path.lower().endswith(TAR_EXTENSIONS)
     ]
-    if shards:
-        _check_used(spec, named, lambda path: path.lower().endswith(SHARD_EXTENSIONS))
-        _check_missing(spec, [shard.name for shard in shards], max_missing_fraction)
-        return Source(spec, shards)
     images = [path for path in paths if is_image_name(path) and os.path.isfile(path)]
+    if shards:
+        _check_used(spec, named, lambda path: path.lower().endswith(TAR_EXTENSIONS))
+        _check_missing(spec, [shard.name for shard in shards], max_missing_fraction)
+        if images:
+            raise _both(spec, f"such as '{shards[0].name}' and '{images[0]}'", "shards/*.tar")
+        return Source(spec, shards, class_names=_packed_classes(shards))
     if images:
         _check_used(spec, named, is_image_name)
         return Source(spec, [ImageFiles(spec, "", images)])
     if any(os.path.exists(path) for path in paths):
-        accepted = ", ".join((*IMAGE_EXTENSIONS, *SHARD_EXTENSIONS))
+        accepted = ", ".join((*IMAGE_EXTENSIONS, *TAR_EXTENSIONS))
         raise InputError(f"source: '{spec}', neither an image nor a shard; accepted: {accepted}")
     raise _missing(spec)
 
 
 def _open_folder(folder: str, spec: str) -> Source:
     """A folder of images, or one of shards."""
-    images, shards, others = _list_files(folder)
-    if images and shards:
+    found = list_folder(folder)
+    if found.images and found.shards:
+        raise _both(spec, f"'{found.shards[0]}' and '{found.images[0]}'", f"{folder}/**/*.tar")
+    if found.shards:
+        tars: list[Shard] = [TarShard(os.path.join(folder, path)) for path in found.shards]
+        return Source(spec, tars, class_names=_packed_classes(tars))
+    if not found.images:
         raise InputError(
-            f"source: '{spec}' holds both images and shards; accepted: one of the two, such as "
-            f"{folder}/**/*.tar"
+            f"source: no images in '{spec}' ({found.others_in_words()}); accepted: a folder with "
+            "images or shards"
         )
-    if shards:
-        tars: list[Shard] = [TarShard(os.path.join(folder, path)) for path in shards]
-        return Source(spec, tars, class_names=_packed_classes(folder))
-    if not images:
-        found = f"{others} other files" if others else "it is empty"
-        raise InputError(f"source: no images in '{spec}' ({found}); accepted: a folder with images")
-    classes = sorted({PurePath(path).parts[0] for path in images if os.path.dirname(path)})
+    classes = class_order(PurePath(p).parts[0] for p in found.images if os.path.dirname(p))
     numbers = {name: i for i, name in enumerate(classes)}
-    labels = [numbers.get(PurePath(path).parts[0], -1) for path in images] if classes else None
-    return Source(spec, [ImageFiles(spec, folder, images, labels)], class_names=classes)
+    labels = [numbers.get(PurePath(path).parts[0], -1) for path in found.images]
+    known = labels if classes else None
+    files = ImageFiles(spec, folder, found.images, known, classes, found.left_out)
+    return Source(spec, [files], class_names=classes)
 
 
-def _packed_classes(folder: str) -> list[str]:
-    """The names of the classes that `pack_shards` wrote beside its shards; empty without them."""
-    try:
-        names = json.loads(Path(folder, "packing.json").read_text("utf-8"))["classes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if known else []
+def _both(spec: str, examples: str, accepted: str) -> InputError:
+    return InputError(
+        f"source: '{spec}' holds both images and shards ({examples}); accepted: one of the two, "
+        f"such as {accepted}"
+    )
 
 
-def _list_files(folder: str) -> tuple[list[str], list[str], int]:
-    """Images and shards in a folder and below it, as sorted relative paths; count of the rest."""
-    images, shards, others = list[str](), list[str](), 0
-    for path in _walk(folder, "", set()):
-        if is_image_name(path):
-            images.append(path)
-        elif path.lower().endswith(SHARD_EXTENSIONS):
-            shards.append(path)
-        else:
-            others += 1
-    return sorted(images), sorted(shards), others
-
-
-def _walk(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Files below a folder; links to folders are followed, each folder once, hidden ones never."""
-    folder = os.path.join(root, below)
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(
-                (entry.name, entry.is_dir()) for entry in entries if entry.name[0] != "."
-            )
-    except OSError as error:
-        raise InputError(
-            f"source: '{folder}', {error.strerror}; accepted: readable folders"
-        ) from None
-    for name, is_folder in found:
-        if is_folder:
-            yield from _walk(root, os.path.join(below, name), seen)
-        else:
-            yield os.path.join(below, name)
+def _packed_classes(shards: Sequence[Shard]) -> list[str]:
+    """The classes of shards that `pack_shards` wrote, in all their folders."""
+    one_each = {os.path.dirname(shard.name): shard.name for shard in shards}
+    local = (name for name in one_each.values() if not is_remote(name))
+    return class_order(name for shard in local for name in packed_classes(shard))
 
 
 def _open_dataset(spec: str, name: str, rest: str) -> Source:
@@ -247,12 +219,13 @@ def _open_imagenet(options: dict[str, str]) -> Source:
 
 def _open_imagenet22k(options: dict[str, str]) -> Source:
     root = _existing_folder(options["root"])
-    _, shards, _ = _list_files(root)
+    shards = list_folder(root).shards
     if not shards:
         raise InputError(f"root: '{root}'; accepted: a folder of class tars (nXXXXXXXX.tar)")
     classes = [PurePath(path).name.split(".", 1)[0] for path in shards]
-    tars: list[Shard] = [TarShard(os.path.join(root, path), i) for i, path in enumerate(shards)]
-    return Source("", tars, shuffle_whole=True, class_names=classes)
+    paths = [os.path.join(root, path) for path in shards]
+    tars: list[Shard] = [TarShard(*pair) for pair in zip(paths, classes, strict=True)]
+    return Source("", tars, shuffle_whole=True, class_names=class_order(classes))
 
 
 def _open_fashion_mnist(options: dict[str, str]) -> Source:
@@ -354,15 +327,23 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def _check_images(source: Source) -> None:
     """Looks into the first shards until one has an image."""
-    found = list[BadSample]()
+    problems = list[str]()
     for shard in source.shards[:_SHARDS_TRIED]:
         if not shard.seems_empty():
             return
         index = shard.index()
         if len(index):
             return
-        found += [index.damage] if index.damage else []
-    why = f" ({found[0].location}: {found[0].reason}, {found[0].detail})" if found else ""
+        problems += [
+            f"{one.location}: {one.reason}{f', {one.detail}' if one.detail else ''}"
+            for one in (*index.opened.skipped, *index.opened.left_out)
+        ]
+        if any(one.reason == INNER_TAR for one in index.opened.left_out):
+            raise InputError(
+                f"source: '{shard.name}' is a tar of tars and holds no images itself; accepted: "
+                "the folder into which it was unpacked (tar -xf)"
+            )
+    why = f" ({problems[0]})" if problems else ""
     raise InputError(
         f"source: no images in '{source.description}'{why}; accepted: at least one image"
     )

@@ -28,7 +28,7 @@ from franca_fast.data.accounting import BadSample
 from franca_fast.data.indexing import ShardIndexes
 from franca_fast.data.randomness import Purpose, permutation, uniforms
 from franca_fast.data.samples import SampleRef
-from franca_fast.data.shards import ShardIndex
+from franca_fast.data.shard_index import ShardIndex
 from franca_fast.data.sources import Source
 from franca_fast.errors import InputError
 

@@ -7,13 +7,24 @@ in a tar have no meaning here: nothing is ever written.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from franca_fast.data.decoding import is_image_name
+from franca_fast.data.accounting import (
+    HIDDEN,
+    INNER_TAR,
+    LABEL_ALONE,
+    LINK,
+    REPEATED,
+    SECOND_IMAGE,
+    Notes,
+)
+from franca_fast.data.decoding import is_hidden_image, is_image_name
+from franca_fast.spelling import unspell
 
 _BLOCK = 512
 _LONGEST_NAME = 1 << 16
@@ -22,8 +33,13 @@ _PIECE = 1 << 20
 _PADDING = 1 << 20  # zeros behind the end that nobody wonders at
 _SEARCHED = 1 << 30  # bytes looked through for good headers in a damaged tar
 _REGULAR = (b"0", b"\0", b"7")
+_LINKS = (b"1", b"2")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
-_LABEL_EXTENSIONS = ("cls", "json")
+_LABEL_EXTENSIONS = ("cls", "json")  # what says most first
+TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+CLASSES_KEY = "franca_fast.classes"
+"""Of the global pax header in which `pack_shards` writes the names of the classes, as JSON."""
+_LARGEST_PAX = 64 << 20  # bytes of a global header
 
 Read = Callable[[int, int], bytes]
 """`read(offset, size)` gives that piece of a file, less at its end."""
@@ -42,7 +58,7 @@ class TarDamage(Exception):
 
 
 class Member(NamedTuple):
-    """One regular file in a tar: its name and where its bytes lie."""
+    """One file in a tar: its name and where its bytes lie; size -1 is a link, which has none."""
 
     name: str
     offset: int
@@ -50,52 +66,73 @@ class Member(NamedTuple):
 
 
 class TarSample(NamedTuple):
-    """One image of a tar and, if there is one beside it, the file with its label."""
+    """One image of a tar, and the files beside it that may say its class, the likeliest first."""
 
     image: Member
-    label: Member | None
+    labels: tuple[Member, ...]
 
 
-def tar_samples(read: Read, total: int) -> Iterator[TarSample]:
+@dataclass
+class TarNotes:
+    """What a walk over a tar sees besides its samples.
+
+    Attributes:
+        found: members that are images by their names.
+        left_out: those of them that are no sample's image, by the rule that leaves them out.
+        remarks: on members with labels.
+        classes: names of the labels 0, 1, ..., where the tar says them, each list with the place
+            from which on it holds (several tars may be one).
+    """
+
+    found: int = 0
+    left_out: Notes = field(default_factory=Notes)
+    remarks: Notes = field(default_factory=Notes)
+    classes: list[tuple[int, list[str]]] = field(default_factory=list)
+
+
+def tar_samples(read: Read, total: int, notes: TarNotes | None = None) -> Iterator[TarSample]:
     """Finds the samples of a tar, in order.
 
     As in WebDataset, neighbouring members whose names agree up to the first dot of the last part
     form one sample; names without an extension, and hidden ones, belong to none. Its image is the
     member `key.jpg` (or another image extension), else the first one such as `key.something.jpg`;
-    its label is `key.cls` or `key.json`.
+    its label is in `key.cls` or `key.json`.
 
     Args:
         read: reads pieces of the tar.
         total: its size in bytes.
+        notes: what else is seen is put down here.
 
     Raises:
         TarDamage: at the end, after all samples that can be read.
     """
     from webdataset.tariterators import base_plus_ext
 
+    notes = TarNotes() if notes is None else notes
     key, group = "", list[tuple[str, Member]]()
     damage: TarDamage | None = None
     try:
-        for member in tar_members(read, total):
+        for member in tar_members(read, total, notes):
             # WebDataset's rule takes seconds for a long path, and in folders makes one sample of
             # all hidden files there, so it gets the last part alone.
             folder, slash, base = member.name.rpartition("/")
             stem, extension = base_plus_ext(base)
-            if stem is None:
+            if stem is None or member.size < 0:
+                _leave_out(member, notes)
                 continue
             if folder + slash + stem != key:
-                yield from _sample_of(group)
+                yield from _sample_of(group, notes)
                 key, group = folder + slash + stem, []
             group.append((extension.lower(), member))
     except TarDamage as error:
         damage = error
-    yield from _sample_of(group)
+    yield from _sample_of(group, notes)
     if damage is not None:
         raise damage
 
 
-def tar_members(read: Read, total: int) -> Iterator[Member]:
-    """Walks over the regular files of a tar (ustar, GNU and pax names).
+def tar_members(read: Read, total: int, notes: TarNotes | None = None) -> Iterator[Member]:
+    """Walks over the regular files and the links of a tar (ustar, GNU and pax names).
 
     Where a header is damaged, or promises more than there is, the walk goes on at the next good
     header, so that one flipped bit does not cost a whole shard. Several tars one after another
@@ -105,6 +142,7 @@ def tar_members(read: Read, total: int) -> Iterator[Member]:
     Args:
         read: reads pieces of the tar.
         total: its size in bytes.
+        notes: names of classes are put down here.
 
     Raises:
         TarDamage: at the end, with the first of: a wrong check sum, a member beyond the end, a
@@ -112,11 +150,12 @@ def tar_members(read: Read, total: int) -> Iterator[Member]:
     """
     damage: TarDamage | None = None
     names = _Names()
+    notes = TarNotes() if notes is None else notes
     offset: int | None = 0
     budget = _SEARCHED
     while offset is not None and offset < total:
         try:
-            member, following = _next_member(read, offset, total, names)
+            member, following = _next_member(read, offset, total, names, notes)
         except TarDamage as error:
             names = _Names()
             found = _next_header(read, offset + _BLOCK, min(total, offset + _BLOCK + budget))
@@ -143,12 +182,13 @@ class _Names:
 
 
 def _next_member(
-    read: Read, offset: int, total: int, names: _Names
+    read: Read, offset: int, total: int, names: _Names, notes: TarNotes
 ) -> tuple[Member | None, int | None]:
     """Reads one header.
 
     Returns:
-        the member, None if it is no regular file; where the next header is, None at the end.
+        the member, None if it is neither a regular file nor a link; where the next header is, None
+        at the end.
     """
     header = read(offset, _BLOCK)
     if len(header) < _BLOCK:
@@ -177,10 +217,15 @@ def _next_member(
         raise TarDamage("a sparse member", is_image_name(pax.get("GNU.sparse.name", name)))
     if end > total:
         raise TarDamage("truncated in a member", kind in _REGULAR and is_image_name(name))
+    if kind == b"g" and size <= _LARGEST_PAX:
+        _note_classes(notes, offset, read(offset, size))
     if kind not in (b"K", b"g"):
         names.long_name, names.pax = None, {}
+    following = end + -end % _BLOCK
+    if kind in _LINKS:
+        return Member(name, offset, -1), following
     regular = kind in _REGULAR and not name.endswith("/")
-    return Member(name, offset, size) if regular else None, end + -end % _BLOCK
+    return Member(name, offset, size) if regular else None, following
 
 
 def _after_the_end(read: Read, offset: int, total: int) -> int | None:
@@ -247,7 +292,7 @@ def _header_name(header: bytes) -> str:
 
 
 def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
@@ -265,10 +310,40 @@ def _pax_records(data: bytes) -> dict[str, str]:
     return records
 
 
-def _sample_of(group: list[tuple[str, Member]]) -> Iterator[TarSample]:
+def _note_classes(notes: TarNotes, offset: int, data: bytes) -> None:
+    """Puts down the names of the classes that a global pax header says, if it says any."""
+    with suppress(TarDamage, ValueError, KeyError, RecursionError):
+        names = json.loads(_pax_records(data)[CLASSES_KEY])
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            notes.classes.append((offset, [unspell(name) for name in names]))
+
+
+def _sample_of(group: list[tuple[str, Member]], notes: TarNotes) -> Iterator[TarSample]:
     """The sample that neighbouring members form, if there is an image among them."""
     images = [(ext, member) for ext, member in group if is_image_name(member.name)]
-    if images:
-        image = min(images, key=lambda item: "." in item[0])[1]  # the first without a second dot
-        label = next((member for ext, member in group if ext in _LABEL_EXTENSIONS), None)
-        yield TarSample(image, label)
+    labels = [member for wanted in _LABEL_EXTENSIONS for ext, member in group if ext == wanted]
+    for _, member in group:
+        if member.name.lower().endswith(TAR_EXTENSIONS):
+            notes.found += 1
+            notes.left_out.add(INNER_TAR, member.name)
+    if not images:
+        for member in labels:
+            if member.name.lower().endswith(".cls"):  # JSON of its own is common
+                notes.remarks.add(LABEL_ALONE, member.name)
+        return
+    # The first of those without a second dot, and of formats that are read.
+    image = min(images, key=lambda item: "." in item[0])[1]
+    names = list[str]()
+    for _, member in images:
+        notes.found += 1
+        if member is not image:
+            notes.left_out.add(REPEATED if member.name in names else SECOND_IMAGE, member.name)
+        names.append(member.name)
+    yield TarSample(image, tuple(labels))
+
+
+def _leave_out(member: Member, notes: TarNotes) -> None:
+    """Puts down an image that belongs to no sample."""
+    if is_image_name(member.name) or is_hidden_image(member.name):
+        notes.found += 1
+        notes.left_out.add(LINK if member.size < 0 else HIDDEN, member.name)

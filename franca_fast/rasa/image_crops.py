@@ -15,7 +15,7 @@ from franca_fast.data import CropSettings, SkipCounter, eval_transform, open_sou
 from franca_fast.data.accounting import BadSample
 from franca_fast.data.crops import crop_regions
 from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
-from franca_fast.data.shards import read_sample
+from franca_fast.data.samples import read_sample
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.evaluation.features import Source
 
