@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from franca_fast.errors import InputError, did_you_mean
 
@@ -26,6 +27,8 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        # "-1024:3071" is a value, as negative numbers are.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
         self.set_defaults(parser=self)  # of a command, the innermost
 
     def error(self, message: str) -> NoReturn:
@@ -177,6 +180,36 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads that prepare images (default: 2)",
     )
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-image-pixels and --levels."""
+    parser.add_argument(
+        "--max-image-pixels",
+        type=positive,
+        metavar="N",
+        help="skip larger images without decoding them (default: 64000000)",
+    )
+    parser.add_argument(
+        "--levels",
+        metavar="LEVELS",
+        help="how levels of more than 8 bits become 0 to 255: full (default) maps the range of "
+        "the type, minmax that of each image, LOW:HIGH what lies between two numbers",
+    )
+
+
+def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_decoding_arguments` was given, as keywords.
+
+    Raises:
+        InputError: levels that do not exist.
+    """
+    from franca_fast.data.levels import level_range
+
+    if args.levels is not None:
+        level_range(args.levels)
+    given = {"max_image_pixels": args.max_image_pixels, "levels": args.levels}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 
 from franca_fast.cli.common import (
+    add_decoding_arguments,
     add_model_arguments,
     add_overwrite_argument,
     add_reading_arguments,
     add_source_argument,
+    decoding_options,
     load_model,
     warnings_at_the_end,
 )
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overwrite_argument(parser)
     add_reading_arguments(parser)
+    add_decoding_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_output(args.output, overwrite=args.overwrite)
     check_pooling(args.pooling)
+    decoding = decoding_options(args)
     with warnings_at_the_end():
         embeddings = embed(
             load_model(args),
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             pooling=args.pooling,
             num_workers=args.num_workers,
             overwrite=args.overwrite,
+            **decoding,
         )
     n, width = embeddings.features.shape
     print(f"{args.output}: {n} images, {width} features each")

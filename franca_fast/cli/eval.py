@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from franca_fast.cli.common import (
     Parser,
+    add_decoding_arguments,
     add_model_arguments,
     add_overwrite_argument,
     add_reading_arguments,
+    decoding_options,
     load_model,
     positive,
     positive_number,
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     knn.add_argument("--output", metavar="FILE", help="also write the accuracies as JSON")
     add_overwrite_argument(knn)
     add_reading_arguments(knn)
+    add_decoding_arguments(knn)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output:
         check_file(args.output, overwrite=args.overwrite)
+    decoding_options(args)  # refused before the model is loaded
     model = load_model(args)
     dims = default_nesting_dims(model.embed_dim) if args.nested else (model.embed_dim,)
     with warnings_at_the_end():
@@ -95,4 +99,5 @@ def _embed(model: VisionTransformer, source: list[str], args: argparse.Namespace
         img_size=args.img_size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
+        **decoding_options(args),
     )

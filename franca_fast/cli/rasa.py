@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from franca_fast.cli.common import (
     Parser,
+    add_decoding_arguments,
     add_model_arguments,
     add_overwrite_argument,
     add_source_argument,
@@ -117,6 +118,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-workers", type=int, metavar="N", help="threads that prepare images (2)"
     )
+    add_decoding_arguments(parser)
 
 
 def _add_projector(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from franca_fast.cli.common import Parser, positive, table, warnings_at_the_end
+from franca_fast.cli.common import (
+    Parser,
+    add_decoding_arguments,
+    decoding_options,
+    positive,
+    table,
+    warnings_at_the_end,
+)
 from franca_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument(
             "--num-workers", type=positive, default=4, metavar="N", help="threads (default: 4)"
         )
+        add_decoding_arguments(kind)
         kind.set_defaults(kind_function=function)
         if function is _pack:
             _add_pack_arguments(kind)
@@ -98,6 +106,7 @@ def _pack(args: argparse.Namespace) -> int:
             seed=None if args.no_shuffle else args.seed,
             max_side=args.max_side,
             quality=args.quality,
+            **decoding_options(args),
         )
     kept = f", {packed.kept} of them there already" if packed.kept else ""
     print(
@@ -111,7 +120,12 @@ def _pack(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from franca_fast.data import check_shards
 
-    checked = check_shards(args.source, num_workers=args.num_workers, progress=_progress("images"))
+    checked = check_shards(
+        args.source,
+        num_workers=args.num_workers,
+        progress=_progress("images"),
+        **decoding_options(args),
+    )
     for bad in checked.bad[:_BAD_SHOWN]:
         print(f"{bad.location}: {bad.reason}{f' ({bad.detail})' if bad.detail else ''}")
     if len(checked.bad) > _BAD_SHOWN:
@@ -130,6 +144,7 @@ def _stats(args: argparse.Namespace) -> int:
             colours=args.colours,
             num_workers=args.num_workers,
             progress=_progress("images"),
+            **decoding_options(args),
         )
     print(f"{found.shards} shards or folders, {found.images} images, {_bytes(found.size)}")
     if found.images:

@@ -9,9 +9,11 @@ import argparse
 
 from franca_fast.cli.common import (
     Parser,
+    add_decoding_arguments,
     add_model_arguments,
     add_overwrite_argument,
     add_source_argument,
+    decoding_options,
     load_model,
     positive,
     warnings_at_the_end,
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pca.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
     pca.add_argument("--limit", type=positive, default=16, help="images at most (default: 16)")
     add_overwrite_argument(pca)
+    add_decoding_arguments(pca)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_can_draw()
     check_folder(args.output, overwrite=args.overwrite)
+    decoding = decoding_options(args)
     with warnings_at_the_end():
         paths = visualize_pca(
             load_model(args),
@@ -50,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             img_size=args.img_size,
             limit=args.limit,
             overwrite=args.overwrite,
+            **decoding,
         )
     print(f"{args.output}: {len(paths)} pictures, {paths[0].name} to {paths[-1].name}")
     return 0

@@ -7,6 +7,7 @@ import math
 from franca_fast.config.data import crop_settings, mask_settings
 from franca_fast.config.schema import Config
 from franca_fast.config.setting import settings
+from franca_fast.data.decoding import DecodeSettings
 from franca_fast.errors import InputError
 from franca_fast.models import ARCHITECTURES
 
@@ -17,6 +18,7 @@ def check_config(config: Config) -> None:
         setting.check(key, value)
     crop_settings(config)
     mask_settings(config)
+    DecodeSettings(config.train.max_image_pixels, config.train.levels)
     _check_nesting(config)
     _check_losses(config)
     _check_lengths(config)

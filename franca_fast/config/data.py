@@ -65,6 +65,8 @@ def build_loader(
         num_workers=min(config.train.num_workers, os.cpu_count() or 1),
         shuffle_buffer=config.train.shuffle_buffer,
         max_bad_fraction=config.train.max_bad_fraction,
+        max_image_pixels=config.train.max_image_pixels,
+        levels=config.train.levels,
         allow_pipe=config.train.allow_pipe,
         # On a GPU colours are changed there; on a CPU the workers do it.
         device=None if device.type == "cpu" else device,

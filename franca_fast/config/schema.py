@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from franca_fast.config.setting import setting
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS
 from franca_fast.data.settings import CropSettings
 from franca_fast.models import ARCHITECTURES, PROJECTIONS, default_nesting_dims
 
@@ -218,6 +219,11 @@ class TrainConfig:
     shuffle_buffer: int = setting(100_000, above=0)
     # Ours: stop when more than this share of the samples cannot be read.
     max_bad_fraction: float = setting(0.1, at_least=0, at_most=1, resumable=True)
+    # Ours: images of more pixels are skipped without decoding them.
+    max_image_pixels: int = setting(MAX_IMAGE_PIXELS, above=0)
+    # Ours: how levels of more than 8 bits become 0 to 255: "full" maps the whole range of the type,
+    # "minmax" that of each image, "LOW:HIGH" the range from LOW to HIGH.
+    levels: str = "full"
     # Ours: let `pipe:` in dataset_path run commands.
     allow_pipe: bool = False
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from franca_fast.data.accounting import BadSample
 from franca_fast.data.crops import CropBuffer, crop_regions
-from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
+from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, without_remarks
 from franca_fast.data.masking import build_mask, sample_masks
 from franca_fast.data.photometry import PhotometricParameters, draw_parameters, photometric
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
@@ -105,7 +105,7 @@ class BatchPlan:
         patch_size: side of a patch, pixels.
         seed: of the run.
         rank, world_size: this rank's share of each batch of world_size * b images.
-        max_image_pixels: larger images are skipped.
+        decoding: which images are skipped, and how levels are mapped.
         photometric_here: whether the maker also changes colours, blurs and normalises; otherwise
             `MadeBatch.finish` does.
 
@@ -120,11 +120,11 @@ class BatchPlan:
     seed: int
     rank: int
     world_size: int
-    max_image_pixels: int
+    decoding: DecodeSettings
     photometric_here: bool
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "patch_size", "max_image_pixels"):
+        for name in ("batch_size", "patch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name}: {value!r}; accepted: a whole number from 1 on")
@@ -246,7 +246,7 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
         for slot, sample in samples:
             try:
                 data = read_sample(sample, self._files) if isinstance(sample, SampleRef) else sample
-                opened.append((slot, LazyImage(data, self._plan.max_image_pixels)))
+                opened.append((slot, LazyImage(data, self._plan.decoding)))
             except BadImage as error:
                 failed[slot] = error
         slots = np.array([slot for slot, _ in opened], np.int64)

@@ -11,10 +11,12 @@ import posixpath
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from franca_fast.errors import FrancaError
+from franca_fast.data.levels import level_range
+from franca_fast.errors import FrancaError, InputError
 
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp"),
@@ -52,12 +54,35 @@ class BadImage(FrancaError):
         self.reason, self.detail = reason, detail
 
 
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How an image file becomes pixels.
+
+    Attributes:
+        max_pixels: larger images are refused before any pixel is read.
+        levels: how levels of more than 8 bits become 0 to 255, see `franca_fast.data.levels`.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    max_pixels: int = MAX_IMAGE_PIXELS
+    levels: str = "full"
+
+    def __post_init__(self) -> None:
+        if type(self.max_pixels) is not int or self.max_pixels < 1:
+            raise InputError(
+                f"max_image_pixels: {self.max_pixels!r}; accepted: a whole number from 1 on"
+            )
+        level_range(self.levels)
+
+
 class LazyImage:
     """An image whose header has been read and whose pixels have not.
 
     Args:
         data: the bytes of the file; or an image that Pillow has opened or decoded already.
-        max_pixels: refuse images of more pixels than this.
+        settings: which images are refused, and how levels are mapped.
 
     Attributes:
         size: (width, height) as seen upright.
@@ -67,7 +92,8 @@ class LazyImage:
         BadImage: not an image, too many pixels, or a damaged header.
     """
 
-    def __init__(self, data: bytes | Image.Image, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    def __init__(self, data: bytes | Image.Image, settings: DecodeSettings | None = None) -> None:
+        self._settings = settings or DecodeSettings()
         if data == b"":
             raise BadImage("empty file")
         self._image: Image.Image
@@ -86,8 +112,9 @@ class LazyImage:
         width, height = self._image.size
         if width * height == 0:
             raise BadImage("no pixels", f"{width} x {height}")
-        if width * height > max_pixels:
-            raise BadImage("too many pixels", f"{width} x {height}, at most {max_pixels} in all")
+        most = self._settings.max_pixels
+        if width * height > most:
+            raise BadImage("too many pixels", f"{width} x {height}, at most {most} in all")
         self._orientation = _orientation(self._image)
         self.size = (height, width) if self._orientation >= 5 else (width, height)
 
@@ -120,14 +147,18 @@ class LazyImage:
             raise BadImage("damaged image", str(error)) from None
 
 
-def decode_rgb(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def decode_rgb(
+    data: bytes, max_pixels: int = MAX_IMAGE_PIXELS, levels: str = "full"
+) -> Image.Image:
     """Decodes an image file into an upright RGB image.
 
     Args:
         data: the bytes of the file.
         max_pixels: refuse images of more pixels than this, before decoding.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
 
     Raises:
+        InputError: a limit below 1, or other levels.
         BadImage: it cannot be decoded.
 
     Example:
@@ -137,7 +168,7 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         'RGB'
     """
     with without_remarks():
-        image = LazyImage(data, max_pixels).load()
+        image = LazyImage(data, DecodeSettings(max_pixels, levels)).load()
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from franca_fast.data.accounting import BadSample, ImageAccount, SkipCounter
 from franca_fast.data.classes import Classes
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, decode_rgb
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, DecodeSettings, decode_rgb
 from franca_fast.data.samples import Label, OpenFiles, SampleRef, read_sample
 from franca_fast.data.settings import CropSettings
 from franca_fast.data.shard_index import ShardIndex
@@ -35,11 +35,11 @@ class Images:
         self,
         source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         skipped: SkipCounter,
-        max_image_pixels: int,
+        decoding: DecodeSettings,
         allow_pipe: bool,
     ) -> None:
         self._source = open_source(source, allow_pipe=allow_pipe, max_missing_fraction=1)
-        self._max_image_pixels = max_image_pixels
+        self._decoding = decoding
         self._classes = Classes(self._source.class_names)
         self.class_names = self._classes.names
         self.account = ImageAccount(skipped=skipped)
@@ -70,7 +70,8 @@ class Images:
 
     def _decode(self, ref: SampleRef, files: OpenFiles) -> Image.Image | None:
         try:
-            image = decode_rgb(read_sample(ref, files), self._max_image_pixels)
+            data = read_sample(ref, files)
+            image = decode_rgb(data, self._decoding.max_pixels, self._decoding.levels)
         except BadImage as error:
             self.account.skip(BadSample(ref.location, error.reason, error.detail))
             return None
@@ -90,6 +91,7 @@ def open_images(
     *,
     skipped: SkipCounter | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    levels: str = "full",
     allow_pipe: bool = False,
 ) -> Images:
     """Opens images in a fixed order: files, folders, shards or a dataset string.
@@ -103,6 +105,7 @@ def open_images(
         source: one or several, as `open_source` takes them.
         skipped: counts files that cannot be used; None makes a new counter (`Images.skipped`).
         max_image_pixels: larger images are skipped without decoding them.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
         allow_pipe: whether `pipe:` sources may run commands.
 
     Returns:
@@ -117,9 +120,8 @@ def open_images(
         >>> image.size, image.mode
         ((28, 28), 'RGB')
     """
-    return Images(
-        source, SkipCounter() if skipped is None else skipped, max_image_pixels, allow_pipe
-    )
+    decoding = DecodeSettings(max_image_pixels, levels)
+    return Images(source, SkipCounter() if skipped is None else skipped, decoding, allow_pipe)
 
 
 def eval_transform(img_size: int, resize: int | None = None) -> Callable[[Image.Image], Tensor]:

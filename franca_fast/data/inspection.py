@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from franca_fast.data.accounting import BadSample, SkipCounter
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, LazyImage, without_remarks
+from franca_fast.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    BadImage,
+    DecodeSettings,
+    LazyImage,
+    without_remarks,
+)
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.sources import Source, open_source
 from franca_fast.data.threads import in_threads
@@ -69,6 +75,7 @@ def check_shards(
     *,
     num_workers: int = 4,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    levels: str = "full",
     progress: Callable[[int], None] | None = None,
 ) -> CheckedShards:
     """Decodes every image of shards or folders and lists what cannot be used.
@@ -77,6 +84,7 @@ def check_shards(
         source: whatever `open_source` takes.
         num_workers: threads.
         max_image_pixels: larger images count as bad, undecoded.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
         progress: called with the number of images so far.
 
     Raises:
@@ -87,13 +95,14 @@ def check_shards(
         >>> checked.images, checked.bad
         (1000, [])
     """
+    decoding = DecodeSettings(max_image_pixels, levels)
 
     def check(refs: list[tuple[SampleRef, int | None]]) -> tuple[int, list[BadSample]]:
         bad = list[BadSample]()
         files = OpenFiles(1)
         for ref, _ in refs:
             try:
-                LazyImage(read_sample(ref, files), max_image_pixels).load()
+                LazyImage(read_sample(ref, files), decoding).load()
             except BadImage as error:
                 bad.append(BadSample(ref.location, error.reason, error.detail))
         files.close()
@@ -121,6 +130,7 @@ def shard_statistics(
     colours: bool = False,
     num_workers: int = 4,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    levels: str = "full",
     progress: Callable[[int], None] | None = None,
 ) -> ShardStatistics:
     """Counts images, sizes, formats and classes of shards or folders.
@@ -131,6 +141,7 @@ def shard_statistics(
             and the standard deviation of the colours; without it only their headers are read.
         num_workers: threads.
         max_image_pixels: larger images are skipped.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
         progress: called with the number of images so far.
 
     Raises:
@@ -141,6 +152,7 @@ def shard_statistics(
         >>> statistics.images, statistics.widths.max().item(), round(statistics.mean[0], 2)
         (1000, 28, 0.29)
     """
+    decoding = DecodeSettings(max_image_pixels, levels)
 
     def measure(
         refs: list[tuple[SampleRef, int | None]],
@@ -150,7 +162,7 @@ def shard_statistics(
         for ref, label in refs:
             try:
                 data = read_sample(ref, files)
-                lazy = LazyImage(data, max_image_pixels)
+                lazy = LazyImage(data, decoding)
                 if colours:
                     sums.append(_colour_sums(lazy))
                 rows.append((*lazy.size, lazy.format, label, len(data)))

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from franca_fast.data.accounting import BadRate, BadSample, SkipCounter
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan, MadeBatch
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, DecodeSettings
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.sources import open_source
 from franca_fast.data.stream import Draw, Position, SampleStream
@@ -217,6 +217,7 @@ def build_train_loader(
     shuffle_buffer: int = 100_000,
     max_bad_fraction: float = 0.1,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    levels: str = "full",
     device: torch.device | str | None = None,
     allow_pipe: bool = False,
 ) -> TrainLoader:
@@ -245,6 +246,7 @@ def build_train_loader(
         max_bad_fraction: share of samples (and of shards) that may be unusable; the run stops
             above it.
         max_image_pixels: larger images are skipped without decoding them.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
         device: where colours are changed and the batch is put; None does this in the workers and
             gives batches on the CPU.
         allow_pipe: whether `pipe:` sources may run commands.
@@ -270,7 +272,7 @@ def build_train_loader(
         seed=seed,
         rank=rank,
         world_size=world_size,
-        max_image_pixels=max_image_pixels,
+        decoding=DecodeSettings(max_image_pixels, levels),
         photometric_here=device is None,
     )
     source = open_source(dataset_path, allow_pipe=allow_pipe, max_missing_fraction=max_bad_fraction)

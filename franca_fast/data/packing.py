@@ -20,7 +20,13 @@ import numpy as np
 from PIL import Image
 
 from franca_fast.data.accounting import BadSample, SkipCounter
-from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
+from franca_fast.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    BadImage,
+    DecodeSettings,
+    LazyImage,
+    without_remarks,
+)
 from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
 from franca_fast.data.shard_index import ShardIndex
@@ -34,6 +40,7 @@ PACKING_FILE, SIZES_FILE = "packing.json", "sizes.json"
 _BLOCK = 512
 _MOST_COMPRESSED = 4 << 30  # bytes of compressed shards, which stay in memory
 _VERSION = 1
+_LARGE_IMAGE_PIXELS = 1_000_000_000  # where large images are made smaller
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,10 @@ class PackSettings:
         max_side: images whose longer side is longer, in pixels, are made smaller and become JPEG
             files; None copies every file as it is.
         quality: of those JPEG files, 1 to 100.
+        max_image_pixels: larger images are skipped; None is 64 million, and 1,000 million where
+            `max_side` makes large images smaller.
+        levels: how levels of more than 8 bits become 0 to 255 in those JPEG files: "full",
+            "minmax" or "LOW:HIGH".
 
     Raises:
         InputError: a value outside its range.
@@ -60,6 +71,8 @@ class PackSettings:
     seed: int | None = 0
     max_side: int | None = None
     quality: int = 92
+    max_image_pixels: int | None = None
+    levels: str = "full"
 
     def __post_init__(self) -> None:
         if (
@@ -77,6 +90,26 @@ class PackSettings:
             )
         if self.quality > 100:
             raise InputError(f"quality: {self.quality}; accepted: from 1 to 100")
+        _ = self.decoding
+
+    @property
+    def decoding(self) -> DecodeSettings:
+        """Which images are skipped, and how levels are mapped."""
+        most = self.max_image_pixels
+        if most is None:
+            most = MAX_IMAGE_PIXELS if self.max_side is None else _LARGE_IMAGE_PIXELS
+        return DecodeSettings(most, self.levels)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The settings as `packing.json` holds them, and did before there were the last two."""
+        newer = ("max_image_pixels", "levels")
+        defaults = PackSettings.__dataclass_fields__
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in newer or value != defaults[name].default
+        }
 
 
 @dataclass
@@ -215,7 +248,7 @@ class _Plan:
             contents.update(ref.name.encode("utf-8", "surrogateescape") + b"\0")
         return {
             "version": _VERSION,
-            "settings": asdict(self.settings),
+            "settings": self.settings.description,
             "images": self.images,
             "contents": contents.hexdigest(),
             "classes": self.class_names,
@@ -286,7 +319,7 @@ def _prepared(data: bytes, name: str, settings: PackSettings) -> tuple[bytes, st
     Raises:
         BadImage: it cannot be used.
     """
-    lazy = LazyImage(data)
+    lazy = LazyImage(data, settings.decoding)
     longest, most = max(lazy.size), settings.max_side
     if most is None or longest <= most:
         extension = posixpath.splitext(name)[1][1:].lower()

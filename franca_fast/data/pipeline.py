@@ -16,7 +16,13 @@ from torch.utils.data import get_worker_info
 from franca_fast.data.accounting import BadRate, BadSample, SkipCounter
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan
 from franca_fast.data.crops import CropBuffer
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, is_image_name, without_remarks
+from franca_fast.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    BadImage,
+    DecodeSettings,
+    is_image_name,
+    without_remarks,
+)
 from franca_fast.data.randomness import Purpose, derived_seed
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.errors import InputError
@@ -31,6 +37,7 @@ def multi_crop(
     seed: int = 0,
     max_bad_fraction: float = 0.1,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    levels: str = "full",
 ) -> Callable[[Iterable[Any]], Iterator[Batch]]:
     """A stage that turns the samples of a WebDataset pipeline into batches of crops and masks.
 
@@ -59,6 +66,7 @@ def multi_crop(
         seed: of crops, colours and masks.
         max_bad_fraction: share of the samples that may be unusable; an error comes above it.
         max_image_pixels: larger images are skipped.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
 
     Returns:
         a function from an iterable of samples to an iterator of `Batch`: global_crops float32
@@ -90,7 +98,7 @@ def multi_crop(
         seed=seed,
         rank=0,
         world_size=1,
-        max_image_pixels=max_image_pixels,
+        decoding=DecodeSettings(max_image_pixels, levels),
         photometric_here=True,
     )
     return _MultiCrop(plan, BadRate(max_bad_fraction))

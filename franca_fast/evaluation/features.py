@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from franca_fast.data import Images, eval_transform, open_images
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS
 from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings, check_output
 from franca_fast.evaluation.encoders import (
@@ -38,6 +39,8 @@ def embed(
     pooling: str = "cls",
     num_workers: int = 2,
     overwrite: bool = False,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    levels: str = "full",
 ) -> Embeddings:
     """Computes one feature vector per image, in the source's order.
 
@@ -54,6 +57,8 @@ def embed(
         pooling: "cls", "patch_mean" or "cls_patch_mean".
         num_workers: threads that prepare images.
         overwrite: whether `output` may exist.
+        max_image_pixels: larger images are skipped without decoding them.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
 
     Returns:
         names, features (float32 [n, d], on the CPU), labels where the source has them.
@@ -75,7 +80,7 @@ def embed(
             raise InputError(f"{name}: {value}; accepted: {least} or more")
     encoder = as_encoder(model)
     transform = eval_transform(image_size_of(encoder, img_size))
-    opened = open_images(source)
+    opened = open_images(source, max_image_pixels=max_image_pixels, levels=levels)
     prepared = _prepare(opened, transform, num_workers)
     names: list[str] = []
     labels: list[int] = []

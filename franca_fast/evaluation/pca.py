@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from franca_fast.data import CropSettings, eval_transform, open_images
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS
 from franca_fast.evaluation.encoders import Encoder, image_size_of, inference, patch_token_grid
 from franca_fast.evaluation.features import Source, check_any
 from franca_fast.evaluation.pictures import check_can_draw, save_png, sheet
@@ -29,6 +30,8 @@ def visualize_pca(
     img_size: int | None = None,
     limit: int = 16,
     overwrite: bool = False,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    levels: str = "full",
 ) -> list[Path]:
     """Writes one picture per image: the image, and beside it its patch tokens as colours.
 
@@ -42,6 +45,8 @@ def visualize_pca(
         img_size: side in pixels to which images are scaled; None takes the model's own.
         limit: number of images at most.
         overwrite: whether the folder may hold files; those of the same name are replaced.
+        max_image_pixels: larger images are skipped without decoding them.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
 
     Returns:
         paths of the PNG files, `<index>_<name>.png`.
@@ -59,7 +64,7 @@ def visualize_pca(
     check_can_draw()
     folder = check_folder(output, overwrite=overwrite)
     size = image_size_of(model, img_size)
-    opened = open_images(images)
+    opened = open_images(images, max_image_pixels=max_image_pixels, levels=levels)
     chosen = list(islice(opened, max(1, limit)))
     check_any(opened, len(chosen), images)
     coloured = pca_pictures(model, [image for _, image, _ in chosen], size)

@@ -95,7 +95,9 @@ def crops_of(encoder: Encoder, images: Source, settings: FitSettings) -> ImageCr
     if isinstance(encoder, ProjectedBackbone):
         raise InputError("model: removes positions already; accepted: one that does not")
     size = image_size_of(encoder, settings.img_size)
-    return ImageCrops(images, size, settings.crops, settings.seed, settings.num_workers)
+    return ImageCrops(
+        images, size, settings.crops, settings.seed, settings.num_workers, settings.decoding
+    )
 
 
 def fit_features(

@@ -14,7 +14,7 @@ from torch import Tensor
 from franca_fast.data import CropSettings, SkipCounter, eval_transform, open_source
 from franca_fast.data.accounting import BadSample
 from franca_fast.data.crops import crop_regions
-from franca_fast.data.decoding import BadImage, LazyImage, without_remarks
+from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, without_remarks
 from franca_fast.data.samples import read_sample
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.evaluation.features import Source
@@ -38,6 +38,7 @@ class ImageCrops:
         kind: "random" or "center".
         seed: of the random crops.
         num_workers: threads that prepare images.
+        decoding: which images are skipped, and how levels are mapped.
 
     Attributes:
         skipped: images that could not be read, by reason.
@@ -53,7 +54,13 @@ class ImageCrops:
     """
 
     def __init__(
-        self, source: Source, size: int, kind: str = "random", seed: int = 0, num_workers: int = 2
+        self,
+        source: Source,
+        size: int,
+        kind: str = "random",
+        seed: int = 0,
+        num_workers: int = 2,
+        decoding: DecodeSettings | None = None,
     ) -> None:
         check_crops(kind)
         opened = open_source(source, max_missing_fraction=1)
@@ -64,6 +71,7 @@ class ImageCrops:
                 self.skipped.add(index.damage)
         self._ends = np.cumsum([len(index) for index in self._indexes])
         self._size, self._kind, self._seed = size, kind, seed
+        self._decoding = decoding or DecodeSettings()
         self._workers = max(1, num_workers)
         self._transform = eval_transform(size)
         self._bad: set[int] = set()
@@ -117,7 +125,7 @@ class ImageCrops:
         index = self._indexes[shard]
         ref = index.ref(i - int(self._ends[shard]) + len(index))
         try:
-            image = LazyImage(read_sample(ref)).load()
+            image = LazyImage(read_sample(ref), self._decoding).load()
         except BadImage as error:
             return BadSample(ref.location, error.reason, error.detail)
         return self._transform(self._cut(i, image) if self._kind == "random" else image)

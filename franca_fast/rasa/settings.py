@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, DecodeSettings
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.rasa.image_crops import check_crops
 
@@ -36,6 +37,8 @@ class FitSettings:
             more, the model computes them again in every pass.
         encode_batch: images that the model sees at once.
         num_workers: threads that prepare images.
+        max_image_pixels: larger images are skipped without decoding them.
+        levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
 
     Raises:
         InputError: a value outside its range.
@@ -58,6 +61,8 @@ class FitSettings:
     cache_gb: float = 4.0
     encode_batch: int = 32
     num_workers: int = 2
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    levels: str = "full"
 
     def __post_init__(self) -> None:
         if self.readout not in READOUTS:
@@ -80,8 +85,20 @@ class FitSettings:
             if not good:
                 raise InputError(f"{name}: {getattr(self, name)}; accepted: {what}")
 
+        _ = self.decoding
+
+    @property
+    def decoding(self) -> DecodeSettings:
+        """Which images are skipped, and how levels are mapped."""
+        return DecodeSettings(self.max_image_pixels, self.levels)
+
     @property
     def outcome(self) -> dict[str, Any]:
         """The settings that change the projector, JSON-able."""
         speed = ("iterations", "stop_below", "cache_gb", "encode_batch", "num_workers")
-        return {name: value for name, value in asdict(self).items() if name not in speed}
+        newer = {"max_image_pixels": MAX_IMAGE_PIXELS, "levels": "full"}  # projectors lack them
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in speed and (name not in newer or value != newer[name])
+        }

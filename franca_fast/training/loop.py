@@ -262,11 +262,12 @@ def _knn(config: Config) -> Evaluate:
         InputError: images that are missing.
     """
     sources = (config.evaluation.knn_train, config.evaluation.knn_test)
+    decoding: Any = {name: getattr(config.train, name) for name in ("max_image_pixels", "levels")}
     for source in sources:
         open_images(source)
 
     def evaluate(step: int, backbone: VisionTransformer) -> dict[str, float]:
-        train, test = (embed(backbone, source) for source in sources)
+        train, test = (embed(backbone, source, **decoding) for source in sources)
         return {
             f"knn/{m}/{k}": accuracy
             for m, at_k in knn(train, test, nesting_dims=config.nesting_dims).items()

@@ -10,6 +10,7 @@ import torch
 
 from franca_fast.data import CropSettings, MaskSettings, open_source
 from franca_fast.data.batch import BatchMaker, BatchPlan
+from franca_fast.data.decoding import DecodeSettings
 from franca_fast.data.stream import SampleStream
 from python_tests.data.files import write_shards
 
@@ -21,7 +22,7 @@ PLAN = BatchPlan(
     seed=0,
     rank=0,
     world_size=1,
-    max_image_pixels=10_000,
+    decoding=DecodeSettings(10_000),
     photometric_here=True,
 )
 
@@ -116,7 +117,7 @@ def test_without_enough_spares_the_batch_says_so(stream: SampleStream) -> None:
 
 
 def test_large_images_are_skipped_undecoded(stream: SampleStream) -> None:
-    made = BatchMaker(replace(PLAN, max_image_pixels=100))[stream.take(4)]
+    made = BatchMaker(replace(PLAN, decoding=DecodeSettings(100)))[stream.take(4)]
     assert {sample.reason for sample in made.bad} == {"too many pixels"}
 
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from franca_fast.data import decode_rgb
-from franca_fast.data.decoding import BadImage, LazyImage, is_image_name
+from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, is_image_name
+from franca_fast.errors import InputError
 from python_tests.data.files import encoded, picture, png
 
 
@@ -132,6 +134,19 @@ def test_the_number_of_pixels_can_be_limited() -> None:
     assert decode_rgb(png(0), max_pixels=320).size == (20, 16)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_pixels": 0}, "max_image_pixels: 0; accepted: a whole number from 1 on"),
+        ({"max_pixels": 1e6}, "max_image_pixels: 1000000.0; accepted"),
+        ({"levels": "4095"}, "levels: '4095'; accepted: full, minmax"),
+    ],
+)
+def test_bad_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DecodeSettings(**values)
+
+
 def test_damaged_exif_does_not_lose_the_image() -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"
     assert decode_rgb(encoded(picture(6), "JPEG", exif=exif)).size == (20, 16)
@@ -164,4 +179,4 @@ def test_an_image_that_pillow_has_opened_is_taken_as_it_is() -> None:
     opened = Image.open(io.BytesIO(encoded(picture(1, (20, 16)), "JPEG", exif=turned)))
     assert LazyImage(opened.convert("RGB")).size == (16, 20)
     with pytest.raises(BadImage, match="too many pixels"):
-        LazyImage(image, max_pixels=9)
+        LazyImage(image, DecodeSettings(9))

@@ -19,8 +19,16 @@ from franca_fast.rasa import FitSettings
         ({"stop_below": 1.0}, "stop_below: 1"),
         ({"cache_gb": -1.0}, "cache_gb: -1"),
         ({"num_workers": -1}, "num_workers: -1"),
+        ({"max_image_pixels": 0}, "max_image_pixels: 0"),
+        ({"levels": "9:1"}, "levels: '9:1'"),
     ],
 )
 def test_bad_settings_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         FitSettings(**values)
+
+
+def test_settings_of_decoding_count_only_where_they_are_given():
+    # Partial fits of earlier versions know neither.
+    assert FitSettings().outcome.keys().isdisjoint({"max_image_pixels", "levels"})
+    assert FitSettings(levels="minmax").outcome["levels"] == "minmax"
