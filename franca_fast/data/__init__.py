@@ -14,7 +14,8 @@ from franca_fast.data.inspection import (
 )
 from franca_fast.data.loader import TrainLoader, build_train_loader
 from franca_fast.data.masking import BlockMask, CyclicMask, InverseBlockMask, RandomMask
-from franca_fast.data.packing import PackedShards, PackSettings, pack_shards
+from franca_fast.data.pack_plan import PackSettings
+from franca_fast.data.packing import PackedShards, pack_shards
 from franca_fast.data.pipeline import multi_crop
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.sources import Source, fashion_mnist_shards, open_source

@@ -189,6 +189,13 @@ class ImageAccount:
         """Counts an image that cannot be used."""
         self.skipped.add(bad)
 
+    def add(self, skipped: Iterable[BadSample], remarks: Iterable[BadSample]) -> None:
+        """Counts several that cannot be used, and what is to be said of others."""
+        for bad in skipped:
+            self.skipped.add(bad)
+        for remark in remarks:
+            self.remarks.add(remark)
+
     @property
     def adds_up(self) -> bool:
         """Whether every image that was found is accounted for."""

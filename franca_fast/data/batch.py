@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from franca_fast.data.accounting import BadSample
+from franca_fast.data.accounting import BadSample, ImageAccount
 from franca_fast.data.crops import CropBuffer, crop_regions
 from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, without_remarks
 from franca_fast.data.masking import build_mask, sample_masks
@@ -35,6 +35,8 @@ class Batch:
         mask_weights: float32 [M], 1 / (masked patches of that crop).
         keys: names of the B images.
         skipped: reason -> samples skipped while this batch was made.
+        account: what became of the images that were drawn for this batch, and what is known of the
+            shards that were opened for it.
     """
 
     global_crops: Tensor
@@ -44,6 +46,7 @@ class Batch:
     mask_weights: Tensor
     keys: list[str]
     skipped: dict[str, int] = field(default_factory=dict)
+    account: ImageAccount = field(default_factory=ImageAccount)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on a device."""

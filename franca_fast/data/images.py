@@ -81,8 +81,7 @@ class Images:
     def _label(self, index: ShardIndex, i: int, files: OpenFiles) -> Label | None:
         remarks = list[BadSample]()
         label = index.label(i, remarks, files)
-        for remark in remarks:
-            self.account.remarks.add(remark)
+        self.account.add((), remarks)
         return label
 
 

@@ -7,11 +7,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from franca_fast.data.accounting import BadSample, SkipCounter
+from franca_fast.data.accounting import BadSample, ImageAccount, Opened, SkipCounter
+from franca_fast.data.classes import join_labels
 from franca_fast.data.decoding import (
     MAX_IMAGE_PIXELS,
     BadImage,
@@ -19,7 +20,8 @@ from franca_fast.data.decoding import (
     LazyImage,
     without_remarks,
 )
-from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
+from franca_fast.data.samples import Label, OpenFiles, read_sample
+from franca_fast.data.shard_index import ShardIndex
 from franca_fast.data.sources import Source, open_source
 from franca_fast.data.threads import in_threads
 
@@ -31,15 +33,28 @@ class CheckedShards:
     """What a check found.
 
     Attributes:
-        shards, images: how many there are, bad images not counted.
+        shards: how many shards or folders there are.
+        account: what becomes of their images.
         bad: every shard and image that cannot be used, or only in part.
-        skipped: the same, counted by reason.
+        left_out: the images that a rule passes over; of each rule and shard the first ones by name.
+        remarks: labels that are not understood, or belong to no image.
     """
 
     shards: int = 0
-    images: int = 0
+    account: ImageAccount = field(default_factory=ImageAccount)
     bad: list[BadSample] = field(default_factory=list)
-    skipped: SkipCounter = field(default_factory=SkipCounter)
+    left_out: list[BadSample] = field(default_factory=list)
+    remarks: list[BadSample] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """How many images are good."""
+        return self.account.used
+
+    @property
+    def skipped(self) -> SkipCounter:
+        """The bad ones, counted by reason."""
+        return self.account.skipped
 
 
 @dataclass
@@ -47,19 +62,19 @@ class ShardStatistics:
     """What a data set consists of.
 
     Attributes:
-        shards, images, size: how many there are, and bytes of all image files.
+        shards, size: how many shards or folders there are, and bytes of all image files.
+        account: what becomes of their images.
         widths, heights: int32 [images], pixels, upright.
         formats: images by file format, such as "JPEG".
         classes: images by label; those without one are not counted.
-        class_names: of the labels 0, 1, ...; empty when unknown.
+        class_names: of the labels 0, 1, ...; empty when labels are numbers without names.
         mean, std: of red, green and blue over all pixels, each image counting the same, from 0 to
             1; None unless asked for.
-        skipped: what cannot be used.
     """
 
     shards: int = 0
-    images: int = 0
     size: int = 0
+    account: ImageAccount = field(default_factory=ImageAccount)
     widths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     heights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     formats: Counter[str] = field(default_factory=Counter)
@@ -67,7 +82,16 @@ class ShardStatistics:
     class_names: list[str] = field(default_factory=list)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    skipped: SkipCounter = field(default_factory=SkipCounter)
+
+    @property
+    def images(self) -> int:
+        """How many images there are, without those that cannot be used."""
+        return self.account.used
+
+    @property
+    def skipped(self) -> SkipCounter:
+        """What cannot be used, by reason."""
+        return self.account.skipped
 
 
 def check_shards(
@@ -97,30 +121,47 @@ def check_shards(
     """
     decoding = DecodeSettings(max_image_pixels, levels)
 
-    def check(refs: list[tuple[SampleRef, int | None]]) -> tuple[int, list[BadSample]]:
-        bad = list[BadSample]()
-        files = OpenFiles(1)
-        for ref, _ in refs:
+    decoding = DecodeSettings(max_image_pixels, levels)
+
+    def check(piece: _Piece) -> tuple[int, list[BadSample], list[BadSample]]:
+        bad, remarks, files = list[BadSample](), list[BadSample](), OpenFiles(1)
+        for i in piece.numbers:
+            ref = piece.shard.ref(i)
             try:
                 LazyImage(read_sample(ref, files), decoding).load()
             except BadImage as error:
                 bad.append(BadSample(ref.location, error.reason, error.detail))
+            else:
+                piece.shard.label(i, remarks, files)
         files.close()
-        return len(refs) - len(bad), bad
+        return len(piece.numbers) - len(bad), bad, remarks
 
-    found = CheckedShards()
     opened = open_source(source, max_missing_fraction=1)
-    found.shards = len(opened.shards)
+    found = CheckedShards(len(opened.shards))
+
+    def open_shard(known: Opened) -> None:
+        found.account.found += known.found
+        found.bad += known.skipped
+        found.left_out += known.left_out
+        found.remarks += known.remarks
+
     with without_remarks():
-        pieces = _pieces(opened, found.bad.append, labels=False)
-        for images, bad in in_threads(check, pieces, num_workers, threading.Event()):
-            found.images += images
+        pieces = _pieces(opened, open_shard)
+        for images, bad, remarks in in_threads(check, pieces, num_workers, threading.Event()):
+            found.account.used += images
             found.bad += bad
+            found.remarks += remarks
             if progress is not None:
                 progress(found.images)
-    found.bad.sort(key=lambda bad: bad.location)
-    for bad_sample in found.bad:
-        found.skipped[bad_sample.reason] += bad_sample.count
+    account = found.account
+    for entries, counter in (
+        (found.bad, account.skipped),
+        (found.left_out, account.left_out),
+        (found.remarks, account.remarks),
+    ):
+        entries.sort(key=lambda entry: entry.location)
+        for entry in entries:  # listed in the result, so the log need not name them
+            counter[entry.reason] += entry.count
     return found
 
 
@@ -154,39 +195,47 @@ def shard_statistics(
     """
     decoding = DecodeSettings(max_image_pixels, levels)
 
+    decoding = DecodeSettings(max_image_pixels, levels)
+
     def measure(
-        refs: list[tuple[SampleRef, int | None]],
-    ) -> tuple[list[tuple[Any, ...]], list[np.ndarray], list[BadSample]]:
+        piece: _Piece,
+    ) -> tuple[list[tuple[Any, ...]], list[np.ndarray], list[BadSample], list[BadSample]]:
         rows, sums, bad = list[tuple[Any, ...]](), list[np.ndarray](), list[BadSample]()
-        files = OpenFiles(1)
-        for ref, label in refs:
+        remarks, files = list[BadSample](), OpenFiles(1)
+        for i in piece.numbers:
+            ref = piece.shard.ref(i)
             try:
                 data = read_sample(ref, files)
                 lazy = LazyImage(data, decoding)
                 if colours:
                     sums.append(_colour_sums(lazy))
-                rows.append((*lazy.size, lazy.format, label, len(data)))
             except BadImage as error:
                 bad.append(BadSample(ref.location, error.reason, error.detail))
+            else:
+                label = piece.shard.label(i, remarks, files)
+                rows.append((*lazy.size, lazy.format, label, len(data)))
         files.close()
-        return rows, sums, bad
+        return rows, sums, bad, remarks
 
     opened = open_source(source, max_missing_fraction=1)
-    found = ShardStatistics(shards=len(opened.shards), class_names=opened.class_names)
+    found = ShardStatistics(len(opened.shards))
+    account, labels = found.account, Counter[Label]()
     sizes, total = list[np.ndarray](), np.zeros((2, 3))
     with without_remarks():
-        pieces = _pieces(opened, found.skipped.add, labels=True)
-        for rows, sums, bad in in_threads(measure, pieces, num_workers, threading.Event()):
+        pieces = _pieces(opened, account.open)
+        for rows, sums, bad, remarks in in_threads(measure, pieces, num_workers, threading.Event()):
             sizes.append(np.array([row[:2] for row in rows], np.int32).reshape(-1, 2))
             found.formats.update(row[2] for row in rows)
-            found.classes.update(row[3] for row in rows if row[3] is not None)
+            labels.update(row[3] for row in rows if row[3] is not None)
             found.size += sum(row[4] for row in rows)
-            found.images += len(rows)
+            account.used += len(rows)
             total += sum(sums)
-            for bad_sample in bad:
-                found.skipped.add(bad_sample)
+            account.add(bad, remarks)
             if progress is not None:
                 progress(found.images)
+    numbers, found.class_names = join_labels(list(labels), opened.class_names)
+    for number, count in zip(numbers.tolist(), labels.values(), strict=True):
+        found.classes[number] += count
     if sizes:
         found.widths, found.heights = np.concatenate(sizes).T
     if colours and found.images:
@@ -196,17 +245,20 @@ def shard_statistics(
     return found
 
 
-def _pieces(
-    source: Source, damaged: Callable[[BadSample], None], *, labels: bool
-) -> Iterator[list[tuple[SampleRef, int | None]]]:
-    """The samples of all shards in lists that are worth a thread's while."""
+class _Piece(NamedTuple):
+    """Some samples of a shard: as many as are worth a thread's while."""
+
+    shard: ShardIndex
+    numbers: range
+
+
+def _pieces(source: Source, opened: Callable[[Opened], None]) -> Iterator[_Piece]:
+    """The samples of all shards; `opened` is told of each shard before them."""
     for shard in source.shards:
         index = shard.index()
-        if index.damage is not None:
-            damaged(index.damage)
+        opened(index.opened)
         for start in range(0, len(index), _AT_ONCE):
-            numbers = range(start, min(start + _AT_ONCE, len(index)))
-            yield [(index.ref(i), index.label(i) if labels else None) for i in numbers]
+            yield _Piece(index, range(start, min(start + _AT_ONCE, len(index))))
 
 
 def _colour_sums(lazy: LazyImage) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from franca_fast.data.accounting import BadRate, BadSample, SkipCounter
+from franca_fast.data.accounting import BadRate, BadSample, ImageAccount, SkipCounter
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan, MadeBatch
 from franca_fast.data.decoding import MAX_IMAGE_PIXELS, DecodeSettings
 from franca_fast.data.settings import CropSettings, MaskSettings
@@ -38,7 +38,10 @@ class TrainLoader(Iterator[Batch]):
     """Endless batches for pretraining; made by `build_train_loader`.
 
     Attributes:
-        skipped: what was skipped so far, by reason.
+        account: what has become of the images since the start, or since a position was loaded. In
+            each epoch they are found anew, and are all used, skipped or left out when the last one
+            of the shards opened has been drawn. The first rank counts what is known of shards,
+            each rank the images that it draws.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class TrainLoader(Iterator[Batch]):
         device: torch.device | None,
         bad_rate: BadRate,
     ) -> None:
-        self.skipped = SkipCounter()
+        self.account = ImageAccount()
         self._stream, self._plan = stream, plan
         self._num_workers, self._device = num_workers, device
         self._bad_rate = bad_rate
@@ -59,6 +62,11 @@ class TrainLoader(Iterator[Batch]):
         self._lost_shares: dict[str, float] = {}  # of each damaged shard
         self._batches: Iterator[MadeBatch] | None = None
         self._end_workers: Finalize | None = None
+
+    @property
+    def skipped(self) -> SkipCounter:
+        """What was skipped so far, by reason."""
+        return self.account.skipped
 
     def __iter__(self) -> TrainLoader:
         return self
@@ -84,12 +92,12 @@ class TrainLoader(Iterator[Batch]):
                 ) from None
             raise
         draw, position = self._ahead.popleft()
-        skipped = self._count(draw, made)
+        account = self._count(draw, made)
         self._position = position
         if self._device is not None:
             made.batch = made.batch.to(self._device, non_blocking=True)
         batch = made.finish(self._plan.crops)
-        return replace(batch, skipped=dict(skipped))
+        return replace(batch, skipped=dict(account.skipped), account=account)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch returned; plain numbers and strings.
@@ -121,8 +129,8 @@ class TrainLoader(Iterator[Batch]):
         position = Position.from_dict(state.get("position"))
         self.close()
         self._position = position
-        self.skipped.clear()
-        self.skipped.update(state.get("skipped", {}))
+        self.account = ImageAccount()
+        self.account.update({"skipped": state.get("skipped", {})})
 
     def close(self) -> None:
         """Ends the workers; the next batch would start them again, from the same position."""
@@ -168,19 +176,21 @@ class TrainLoader(Iterator[Batch]):
             self._ahead.append((draw, self._stream.position))
             yield draw
 
-    def _count(self, draw: Draw, made: MadeBatch) -> SkipCounter:
+    def _count(self, draw: Draw, made: MadeBatch) -> ImageAccount:
         """Counts what was skipped and stops the run when it is too much.
 
         All ranks see the damage of all shards, so that all of them stop at the same batch, but
         only the first one counts it; of the images, each rank counts its own.
         """
-        skipped = SkipCounter()
-        for bad in (*(draw.damage if self._plan.rank == 0 else []), *made.bad):
-            skipped.add(bad)
-        self.skipped.update(skipped)
+        account = ImageAccount(used=len(draw.refs) - len(made.bad))
+        if self._plan.rank == 0:
+            for opened in draw.opened:
+                account.open(opened)
+        account.add(made.bad, ())
+        self.account.update(account.as_dict())
         self._bad_rate.add(len(made.batch.keys), made.bad, enough=not made.unfilled)
-        self._check_shards(draw.damage)
-        return skipped
+        self._check_shards([bad for opened in draw.opened for bad in opened.skipped])
+        return account
 
     def _check_shards(self, damage: list[BadSample]) -> None:
         # By place, because the same shard is met again in the next epoch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import NoneType
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from franca_fast.data.accounting import BadRate, BadSample, SkipCounter
+from franca_fast.data.accounting import SECOND_IMAGE, BadRate, BadSample, ImageAccount
 from franca_fast.data.batch import Batch, BatchMaker, BatchPlan
 from franca_fast.data.crops import CropBuffer
 from franca_fast.data.decoding import (
@@ -26,6 +27,8 @@ from franca_fast.data.decoding import (
 from franca_fast.data.randomness import Purpose, derived_seed
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def multi_crop(
@@ -105,11 +108,15 @@ def multi_crop(
 
 
 class _Sample(NamedTuple):
-    """What the stage needs of a sample; the image is None when there is none."""
+    """What the stage needs of a sample; the image is None when there is none.
+
+    `others` are the entries with further images, which are left out.
+    """
 
     key: str
     location: str
     image: bytes | Image.Image | None
+    others: tuple[str, ...] = ()
 
 
 class _MultiCrop:
@@ -125,17 +132,19 @@ class _MultiCrop:
         size = self._plan.batch_size
         for first in itertools.count(0, size):
             numbers = np.arange(first, first + size)
-            buffer, skipped = maker.buffer(), SkipCounter()
-            keys = self._fill(maker, buffer, found, numbers, skipped)
+            buffer, account = maker.buffer(), ImageAccount()
+            keys = self._fill(maker, buffer, found, numbers, account)
             if len(keys) < size:
                 if first == 0:
                     raise InputError(
                         f"batch_size: {size}; accepted: at most {len(keys)}, the usable images of "
                         "this pipeline (of this worker's part of it)"
                     )
+                if keys:
+                    logger.warning("left out %d images at the end, which fill no batch", len(keys))
                 return
             made = maker.collate(buffer, first, numbers, keys, [])
-            yield replace(made.batch, skipped=dict(skipped))
+            yield replace(made.batch, skipped=dict(account.skipped), account=account)
 
     def _next_seed(self) -> int:
         from webdataset.utils import pytorch_worker_info
@@ -151,7 +160,7 @@ class _MultiCrop:
         buffer: CropBuffer,
         samples: Iterator[_Sample],
         numbers: NDArray[np.int64],
-        skipped: SkipCounter,
+        account: ImageAccount,
     ) -> list[str]:
         """Puts the crops of the next samples into the buffer; returns the names of the images.
 
@@ -169,8 +178,12 @@ class _MultiCrop:
                 for slot, s in taken
                 if slot in failed
             ]
-            for one in bad:
-                skipped.add(one)
+            account.add(bad, ())
+            account.used += len(taken) - len(bad)
+            account.found += len(taken) + sum(len(s.others) for _, s in taken)
+            for _, s in taken:
+                for other in s.others:
+                    account.left_out.add(BadSample(f"{s.location}.{other}", SECOND_IMAGE))
             self._bad_rate.add(len(taken), bad)
             keys |= {slot: s.key for slot, s in taken if slot not in failed}
             empty = sorted(failed)
@@ -183,12 +196,13 @@ def _sample_of(sample: Any, number: int) -> _Sample:
     Raises:
         InputError: it is in a form that is not known.
     """
-    key, url, image = f"sample {number}", "", sample
+    key, url, image, others = f"sample {number}", "", sample, tuple[str, ...]()
     if isinstance(sample, dict):
         key, url = sample.get("__key__", key), sample.get("__url__", "")
         images = [name for name in sample if is_image_name(f"image.{name}")]
         chosen = min(images, key=lambda name: "." in name, default=None)
         image = None if chosen is None else sample[chosen]
+        others = tuple(name for name in images if name != chosen)
     elif isinstance(sample, (tuple, list)):
         image = sample[0] if sample else None
     if not isinstance(image, (bytes, Image.Image, NoneType)) or sample is None:
@@ -196,4 +210,4 @@ def _sample_of(sample: Any, number: int) -> _Sample:
             f"sample: its image is {type(image).__name__}; accepted: the bytes of an image file or "
             "a PIL image (.decode('pil')), alone, first in a tuple, or in a dictionary as jpg, png"
         )
-    return _Sample(key, f"{url}:{key}" if url else key, image)
+    return _Sample(key, f"{url}:{key}" if url else key, image, others)

@@ -154,7 +154,9 @@ def parse_label(data: bytes | memoryview) -> Label | None:
         >>> parse_label(b"7"), parse_label(b'{"label": 3}'), parse_label(b"cat")
         (7, 3, 'cat')
     """
-    text = bytes(data).decode("utf-8-sig", "surrogateescape").strip(" \t\r\n\0")
+    encoding = "utf-16" if bytes(data[:2]) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    errors = "replace" if encoding == "utf-16" else "surrogateescape"
+    text = bytes(data).decode(encoding, errors).strip(" \t\r\n\0")
     value: Any = text
     if text[:1] in ("{", "[", '"'):
         with suppress(ValueError, RecursionError):

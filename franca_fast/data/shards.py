@@ -177,9 +177,10 @@ class TarShard(Shard):
             bytes(view[offset : offset + min(size, MAX_IMAGE_BYTES)])
             for offset, size in contents.places.tolist()
         ]
+        most = contents.label_places.shape[1] // 2
         label_data = [
             [bytes(view[o : o + min(max(size, 0), MAX_LABEL_BYTES)]) for o, size in pairs]
-            for pairs in contents.label_places.reshape(len(images), -1, 2).tolist()
+            for pairs in contents.label_places.reshape(len(images), most, 2).tolist()
         ]
         return self._index(contents, images, label_data)
 
@@ -253,7 +254,7 @@ def _contents(read: Read, total: int) -> TarContents:
     return TarContents(
         joined_names([image.name for image in images]),
         _places(images),
-        _places(labels).reshape(len(images), -1) if most else np.zeros((len(images), 0), np.int64),
+        _places(labels).reshape(len(images), 2 * most),
         notes,
         problem,
         lost,

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from franca_fast.data.accounting import BadSample
+from franca_fast.data.accounting import Opened
 from franca_fast.data.indexing import ShardIndexes
 from franca_fast.data.randomness import Purpose, permutation, uniforms
 from franca_fast.data.samples import SampleRef
@@ -83,7 +83,6 @@ class Window:
     Args:
         indexes: of the shards.
         order: the order of all their samples.
-        damage: of the shards that are not whole.
         next_shard: where the next window begins in the epoch's order of shards.
     """
 
@@ -91,13 +90,13 @@ class Window:
         self,
         indexes: list[ShardIndex],
         order: np.ndarray,
-        damage: list[BadSample],
         next_shard: int,
     ) -> None:
         self._indexes = indexes
         self._order = order
         self._starts = np.cumsum([0, *(len(index) for index in indexes)])
-        self.damage, self.next_shard = damage, next_shard
+        self.opened = [index.opened for index in indexes]
+        self.next_shard = next_shard
 
     def __len__(self) -> int:
         return len(self._order)
@@ -121,14 +120,14 @@ class Draw:
         refs: the b samples.
         spares: further samples of the same window, the same for all ranks, to stand in for those
             that cannot be decoded (see `spare`).
-        damage: of shards opened for this batch.
+        opened: what is known of the images of the shards opened for this batch.
     """
 
     first: int
     numbers: np.ndarray
     refs: list[SampleRef]
     spares: list[SampleRef]
-    damage: list[BadSample]
+    opened: list[Opened]
 
     def spare(self, slot: int, attempt: int) -> SampleRef | None:
         """What stands in for the sample of a slot after so many did not; None when all are tried.
@@ -185,10 +184,10 @@ class SampleStream:
             InputError: no shard has any image (any more).
         """
         first = self.position.drawn
-        refs, damage = list[SampleRef](), list[BadSample]()
+        refs, opened = list[SampleRef](), list[Opened]()
         taken = 0
         while taken < count:
-            window = self._current_window(damage, rank)
+            window = self._current_window(opened, rank)
             at = self.position
             n = min(count - taken, len(window) - at.offset)
             own = np.arange(at.offset + (rank - taken) % world_size, at.offset + n, world_size)
@@ -198,15 +197,15 @@ class SampleStream:
         numbers = np.arange(first + rank, first + count, world_size)
         drawn = uniforms(self._seed, Purpose.SPARES, np.array([first]), max(1, spares))
         places = (drawn[0, :spares] * len(window)).astype(np.int64)
-        return Draw(first, numbers, refs, window.refs(places), damage)
+        return Draw(first, numbers, refs, window.refs(places), opened)
 
-    def _current_window(self, damage: list[BadSample], rank: int) -> Window:
-        """The window with the next sample; adds to `damage` what is found in new shards."""
+    def _current_window(self, opened: list[Opened], rank: int) -> Window:
+        """The window with the next sample; adds to `opened` what is known of new shards."""
         at = self.position
         if self._window is None:
             self._window = self._open_window(at.epoch, at.shard, rank)
             if at.offset == 0:
-                damage += self._window.damage
+                opened += self._window.opened
             elif at.window != len(self._window):
                 logger.warning(
                     "the data has changed: %d samples in place of %d; continuing from there",
@@ -222,7 +221,7 @@ class SampleStream:
             )
             self._window = self._open_window(epoch, shard, rank)
             self.position = Position(epoch, shard, 0, at.drawn, len(self._window))
-            damage += self._window.damage
+            opened += self._window.opened
         raise InputError(f"no images in '{self.source.description}' any more")
 
     def _open_window(self, epoch: int, shard: int, rank: int) -> Window:
@@ -232,7 +231,7 @@ class SampleStream:
         most_bytes = math.inf
         if epoch == 0:
             most_bytes = max(_FIRST_BYTES, sum(shards[number].size() for number in order[:shard]))
-        indexes, damage = list[ShardIndex](), list[BadSample]()
+        indexes = list[ShardIndex]()
         samples = memory = in_bytes = 0
         for place in range(shard, len(order)):
             in_bytes += shards[order[place]].size() if epoch == 0 else 0
@@ -241,8 +240,6 @@ class SampleStream:
             self._indexes.prepare(order[place : place + _SHARDS_AHEAD])
             index = self._indexes[order[place]]
             indexes.append(index)
-            if index.damage is not None:
-                damage.append(index.damage)
             samples += len(index)
             memory += index.memory
             full = samples >= self._shuffle_buffer and not self.source.shuffle_whole
@@ -255,4 +252,4 @@ class SampleStream:
         turn = rank % max(1, len(ahead))
         self._indexes.prepare(ahead[turn:] + ahead[:turn])
         shuffled = permutation(self._seed, Purpose.SAMPLE_ORDER, (epoch, shard), samples)
-        return Window(indexes, shuffled, damage, following)
+        return Window(indexes, shuffled, following)

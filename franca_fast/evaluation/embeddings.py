@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
+from franca_fast.spelling import spell, unspell
+
+_DESCRIPTION = "franca_fast"  # under this name files hold, as JSON, what is no array
 
 
 @dataclass
@@ -24,7 +28,10 @@ class Embeddings:
         names: n file names, as the source spells them.
         features: float32 [n, d].
         labels: int64 [n], -1 where a label is unknown; None when no image has one.
-        skipped: reason -> number of images left out for it (not kept in files).
+        skipped: reason -> number of images that could not be used.
+        class_names: of the labels 0, 1, ...; empty where labels are numbers without names.
+        facts: what else is known of how they were made; plain values, as JSON has them. Those of
+            `embed` say what became of the images of the source, and the settings.
 
     Raises:
         InputError: the lengths differ or the features are not [n, d].
@@ -40,6 +47,8 @@ class Embeddings:
     features: Tensor
     labels: Tensor | None = None
     skipped: dict[str, int] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -47,12 +56,19 @@ class Embeddings:
             raise InputError(f"features: {tuple(self.features.shape)}; accepted: [{n}, d]")
         if self.labels is not None and self.labels.shape != (n,):
             raise InputError(f"labels: {tuple(self.labels.shape)}; accepted: [{n}]")
+        highest = -1 if self.labels is None or not n else int(self.labels.max())
+        if self.class_names and highest >= len(self.class_names):
+            raise InputError(
+                f"labels: {highest}; accepted: below {len(self.class_names)}, the class_names"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes everything but `skipped` to `.npz`, `.parquet` or `.safetensors`, atomically.
+        """Writes everything to `.npz`, `.parquet` or `.safetensors`, atomically.
+
+        Names that are not UTF-8 are spelled so that they come back (see `franca_fast.spelling`).
 
         Raises:
             InputError: see `check_output`.
@@ -107,11 +123,41 @@ def _check_suffix(file: Path) -> None:
             ) from error
 
 
+def _described(embeddings: Embeddings) -> dict[str, Any]:
+    """All but arrays and the names of images, as JSON has it."""
+    return {
+        "class_names": [spell(name) for name in embeddings.class_names],
+        "skipped": embeddings.skipped,
+        "facts": embeddings.facts,
+    }
+
+
+def _restored(
+    names: list[str], features: Tensor, labels: Tensor | None, described: bytes | str | None
+) -> Embeddings:
+    """Puts together what a file holds; files of earlier versions have no description."""
+    if described is None:
+        return Embeddings(names, features, labels)
+    more = json.loads(described)
+    return Embeddings(
+        [unspell(name) for name in names],
+        features,
+        labels,
+        dict(more["skipped"]),
+        [unspell(name) for name in more["class_names"]],
+        dict(more["facts"]),
+    )
+
+
 def _write_npz(embeddings: Embeddings, file: Path) -> None:
-    arrays = {"names": np.array(embeddings.names, dtype=np.str_)}
+    arrays = {"names": np.array([spell(name) for name in embeddings.names], dtype=np.str_)}
     arrays["features"] = embeddings.features.numpy()
     if embeddings.labels is not None:
         arrays["labels"] = embeddings.labels.numpy()
+    if embeddings.class_names:  # also plainly, for other programs
+        names = [spell(name) for name in embeddings.class_names]
+        arrays["class_names"] = np.array(names, dtype=np.str_)
+    arrays[_DESCRIPTION] = np.array(json.dumps(_described(embeddings)))
     with file.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
 
@@ -119,17 +165,26 @@ def _write_npz(embeddings: Embeddings, file: Path) -> None:
 def _read_npz(file: Path) -> Embeddings:
     with np.load(file, allow_pickle=False) as arrays:
         labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
-        return Embeddings(arrays["names"].tolist(), torch.from_numpy(arrays["features"]), labels)
+        described = str(arrays[_DESCRIPTION]) if _DESCRIPTION in arrays else None
+        features = torch.from_numpy(arrays["features"])
+        return _restored(arrays["names"].tolist(), features, labels, described)
 
 
 def _write_safetensors(embeddings: Embeddings, file: Path) -> None:
     # The names go into a tensor, since the header that holds metadata is limited in size.
-    names = json.dumps(embeddings.names, ensure_ascii=False).encode()
-    tensors = {"features": embeddings.features.contiguous()}
-    tensors["names_json"] = torch.frombuffer(bytearray(names), dtype=torch.uint8)
+    tensors = {
+        "features": embeddings.features.contiguous(),
+        "names_json": _json_tensor([spell(name) for name in embeddings.names]),
+        _DESCRIPTION: _json_tensor(_described(embeddings)),
+    }
     if embeddings.labels is not None:
         tensors["labels"] = embeddings.labels.contiguous()
     save_safetensors(tensors, file)
+
+
+def _json_tensor(value: Any) -> Tensor:
+    text = json.dumps(value, ensure_ascii=False).encode()
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
 def _read_safetensors(file: Path) -> Embeddings:
@@ -137,7 +192,8 @@ def _read_safetensors(file: Path) -> Embeddings:
 
     tensors = load_file(file)
     names = json.loads(tensors["names_json"].numpy().tobytes())
-    return Embeddings(names, tensors["features"], tensors.get("labels"))
+    described = tensors[_DESCRIPTION].numpy().tobytes() if _DESCRIPTION in tensors else None
+    return _restored(names, tensors["features"], tensors.get("labels"), described)
 
 
 def _write_parquet(embeddings: Embeddings, file: Path) -> None:
@@ -146,13 +202,20 @@ def _write_parquet(embeddings: Embeddings, file: Path) -> None:
 
     values = pyarrow.array(embeddings.features.numpy().reshape(-1))
     width = embeddings.features.shape[1]
+    names = [spell(name) for name in embeddings.names]
     columns = {
-        "name": pyarrow.array(embeddings.names, pyarrow.string()),
+        "name": pyarrow.array(names, pyarrow.string()),
         "features": pyarrow.FixedSizeListArray.from_arrays(values, width),
     }
+    described = _described(embeddings)
     if embeddings.labels is not None:
         columns["label"] = pyarrow.array(embeddings.labels.numpy())
-    parquet.write_table(pyarrow.table(columns), file)
+        if embeddings.class_names:  # also plainly, for other programs
+            known = [*described["class_names"], None]  # -1 is the last
+            classes = [known[label] for label in embeddings.labels.tolist()]
+            columns["class"] = pyarrow.array(classes, pyarrow.string())
+    table = pyarrow.table(columns)
+    parquet.write_table(table.replace_schema_metadata({_DESCRIPTION: json.dumps(described)}), file)
 
 
 def _read_parquet(file: Path) -> Embeddings:
@@ -165,7 +228,8 @@ def _read_parquet(file: Path) -> Embeddings:
     if "label" in table.column_names:
         labels = torch.from_numpy(table.column("label").to_numpy().copy())
     names = table.column("name").to_pylist()
-    return Embeddings(names, torch.from_numpy(values.copy()), labels)
+    described = (table.schema.metadata or {}).get(_DESCRIPTION.encode())
+    return _restored(names, torch.from_numpy(values.copy()), labels, described)
 
 
 _Writer = Callable[[Embeddings, Path], None]

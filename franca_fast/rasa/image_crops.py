@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from franca_fast.data import CropSettings, SkipCounter, eval_transform, open_source
-from franca_fast.data.accounting import BadSample
+from franca_fast.data import CropSettings, eval_transform, open_source
+from franca_fast.data.accounting import BadSample, ImageAccount
 from franca_fast.data.crops import crop_regions
 from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, without_remarks
 from franca_fast.data.samples import read_sample
@@ -41,7 +41,7 @@ class ImageCrops:
         decoding: which images are skipped, and how levels are mapped.
 
     Attributes:
-        skipped: images that could not be read, by reason.
+        account: what of the images of the source is skipped or left out.
 
     Raises:
         InputError: unknown kind, nothing at a path, or no images there.
@@ -64,11 +64,10 @@ class ImageCrops:
     ) -> None:
         check_crops(kind)
         opened = open_source(source, max_missing_fraction=1)
-        self.skipped = SkipCounter()
+        self.account = ImageAccount()
         self._indexes = [shard.index() for shard in opened.shards]
         for index in self._indexes:
-            if index.damage is not None:
-                self.skipped.add(index.damage)
+            self.account.open(index.opened)
         self._ends = np.cumsum([len(index) for index in self._indexes])
         self._size, self._kind, self._seed = size, kind, seed
         self._decoding = decoding or DecodeSettings()
@@ -116,7 +115,7 @@ class ImageCrops:
                 images.append(result)
             elif i not in self._bad:  # later passes over it are not counted again
                 self._bad.add(i)
-                self.skipped.add(result)
+                self.account.skip(result)
         if good:
             yield good, torch.stack(images)
 

@@ -150,7 +150,7 @@ def open_features(
         (tokens_of(encoder, part) for _, part in crops.batches(range(len(crops)), 1)), None
     )
     if first is None:
-        raise InputError(f"images: none is readable: {crops.skipped.summary() or 'empty'}")
+        raise InputError(f"images: none is readable: {crops.account.skipped.summary() or 'empty'}")
     _, rows, columns, width = first.shape
     if len(crops) * first.numel() * _FLOAT32 > cache_gb * 1e9:
         return StreamedFeatures(encoder, crops, (rows, columns), width, encode_batch)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from franca_fast.data import index_cache, shards
-from franca_fast.data.shards import ShardIndex, TarShard
+from franca_fast.data.shard_index import ShardIndex
+from franca_fast.data.shards import TarShard
+from franca_fast.data.tar_index import TarNotes
 from python_tests.data.files import tar_bytes
 
 MEMBERS = [(f"k{i}/{i}.{kind}", b"%d" % i * 9) for i in range(5) for kind in ("jpg", "cls")]
@@ -89,7 +91,9 @@ def test_places_outside_the_shard_are_not_believed(shard: Path) -> None:
     contents = index_cache.load_contents(str(shard), status)
     assert contents is None
     places = np.array([[0, 1 << 40]], np.int64)
-    forged = index_cache.TarContents(b"a.jpg", places, None, "", 0)
+    forged = index_cache.TarContents(
+        b"a.jpg", places, np.zeros((1, 0), np.int64), TarNotes(), "", 0
+    )
     index_cache.store_contents(str(shard), status, forged)
     assert index_cache.load_contents(str(shard), status) is None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from franca_fast.data.decoding import BadImage
-from franca_fast.data.samples import OpenFiles, SampleRef, parse_label, read_sample
+from franca_fast.data.samples import BadLabel, OpenFiles, SampleRef, parse_label, read_sample
 
 
 def test_a_huge_member_is_not_read(tmp_path: Path) -> None:
@@ -34,22 +34,57 @@ def test_few_files_stay_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "label"),
     [
-        (b"3", 3),
-        (b" 12\n", 12),
-        (b'{"cls": 5}', 5),
-        (b'{"class": 6, "caption": "x"}', 6),
-        (b'{"label": "cat"}', None),
-        (b"cat", None),
-        (b"true", None),
+        (b"7", 7),
+        (b" 7\r\n", 7),
+        (b"\xef\xbb\xbf7", 7),
+        (b"3.0", 3),
+        (b'"7"', 7),
+        (b'{"label": 3}', 3),
+        (b'{"label": "3"}', 3),
+        (b'{"caption": "a cat", "class": 4}', 4),
+        (b'{"cls": 5, "x": [1]}', 5),
+        (b'{"label": 2.0}', 2),
+        (b"cat", "cat"),
+        (b'"cat"', "cat"),
+        (b'{"label": "cat"}', "cat"),
+        (b"great white shark\n", "great white shark"),
+        (b"caf\xe9", "caf\udce9"),
+        ("猫".encode(), "猫"),
+        ("cat".encode("utf-16"), "cat"),
+        (b"true", "true"),
+        (b'{"caption": "a cat"}', None),
+        (b'{"label": null}', None),
         (b"-1", None),
-        (b"1.5", None),
-        (b"\xff\xfe", None),
-        (b"[" * 100_000, None),
-        (b"", None),
+        (b'{"label": -1}', None),
     ],
 )
-def test_labels(data: bytes, label: int | None) -> None:
+def test_labels(data: bytes, label: int | str | None) -> None:
     assert parse_label(data) == label
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b" \n",
+        b"a\nb",
+        b"-5",
+        b"1.5",
+        b"99999999999",
+        b"[1, 2]",
+        b'{"label": [1]}',
+        b'{"label": true}',
+        b'{"label": ""}',
+        b"{damaged",
+        b"[" * 100_000,
+        b"x" * 256,
+        b"\xff\xfe",
+        bytes(range(1, 20)),
+    ],
+)
+def test_what_is_no_label_is_refused_and_shown(data: bytes) -> None:
+    with pytest.raises(BadLabel, match=r"^['\"]"):
+        parse_label(data)
 
 
 @pytest.mark.parametrize("name", ["pipe", "folder", "zero"])

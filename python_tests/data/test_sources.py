@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from franca_fast.data import fashion_mnist_shards, open_source
+from franca_fast.data.accounting import ImageAccount
+from franca_fast.data.packing import pack_shards
 from franca_fast.data.remote import RemoteShard
 from franca_fast.data.shards import ImageFiles, TarShard
 from franca_fast.data.sources import Source
@@ -18,7 +22,7 @@ def names(source: Source) -> list[str]:
     return [index.ref(i).name for index in indexes for i in range(len(index))]
 
 
-def labels(source: Source) -> list[int | None]:
+def labels(source: Source) -> list[int | str | None]:
     indexes = [shard.index() for shard in source.shards]
     return [index.label(i) for index in indexes for i in range(len(index))]
 
@@ -41,13 +45,84 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     (tmp_path / ".hidden" / "a.png").write_bytes(png(0))
     source = open_source(tmp_path)
     assert names(source) == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "loose.png"]
-    assert labels(source) == [0, 0, 1, 1, None]
+    assert labels(source) == ["cat", "cat", "dog", "dog", None]
     assert source.class_names == ["cat", "dog"]
 
 
 def test_a_folder_without_classes(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(0))
     assert labels(open_source(tmp_path)) == [None]
+
+
+def left_out(source: Source) -> dict[str, int]:
+    account = ImageAccount()
+    for shard in source.shards:
+        account.open(shard.index().opened)
+    assert account.found == len(names(source)) + account.left_out.total()
+    return dict(account.left_out)
+
+
+def test_hidden_images_are_counted_wherever_they_lie(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", "cat/.b.png", ".trash/c.png", ".trash/deep/d.png", ".e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(0))
+    source = open_source(tmp_path)
+    assert names(source) == ["a.png"]
+    assert left_out(source) == {"hidden file": 4}
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (map(str, range(12)), list(map(str, range(12)))),
+        (["10", "9", "08", "007"], ["007", "08", "9", "10"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
+        (["b", "B", "a"], ["B", "a", "b"]),
+    ],
+)
+def test_classes_that_are_numbers_come_in_their_order(
+    tmp_path: Path, classes: Iterable[str], expected: list[str]
+) -> None:
+    assert open_source(write_folder(tmp_path, classes, 1)).class_names == expected
+
+
+def test_a_folder_that_is_linked_twice_is_two_classes(tmp_path: Path) -> None:
+    write_folder(tmp_path, ["cat"], 2)
+    (tmp_path / "kitten").symlink_to(tmp_path / "cat")
+    assert labels(open_source(tmp_path)) == ["cat", "cat", "kitten", "kitten"]
+
+
+def test_shards_that_were_packed_apart_keep_their_own_names(tmp_path: Path) -> None:
+    for part, classes in {"one": ["bag", "dress", "shirt"], "two": ["shirt", "coat"]}.items():
+        write_folder(tmp_path / "photos" / part, classes, 1)
+        pack_shards(tmp_path / "photos" / part, tmp_path / "shards" / part, seed=None)
+    source = open_source(str(tmp_path / "shards" / "*" / "*.tar"))
+    assert labels(source) == ["bag", "dress", "shirt", "coat", "shirt"]
+    assert source.class_names == ["bag", "coat", "dress", "shirt"]
+
+
+def test_names_beside_shards_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    members = [("a.png", png(0)), ("a.cls", b"1"), ("b.png", png(1)), ("b.cls", b"0")]
+    (tmp_path / "shard-000000.tar").write_bytes(tar_bytes(members))
+    (tmp_path / "other.tar").write_bytes(tar_bytes(members))  # not one of the packed ones
+    packing = {"settings": {"pattern": "shard-%06d.tar"}, "classes": ["cat", "dog"]}
+    (tmp_path / "packing.json").write_text(json.dumps(packing))
+    assert labels(open_source(tmp_path / "shard-000000.tar")) == ["dog", "cat"]
+    assert labels(open_source(tmp_path / "other.tar")) == [1, 0]
+
+
+@pytest.mark.parametrize("inner", ["n01.tar", "part/a.tgz", "x.tar.gz"])
+def test_a_tar_of_tars_says_so(tmp_path: Path, inner: str) -> None:
+    (tmp_path / "all.tar").write_bytes(tar_bytes([(inner, tar_bytes([("a.png", png(0))]))]))
+    with pytest.raises(InputError, match=r"'.*all.tar' is a tar of tars .*; accepted: the folder"):
+        open_source(tmp_path / "all.tar")
+
+
+def test_a_pattern_of_shards_and_images_is_ambiguous(tmp_path: Path) -> None:
+    write_shards(tmp_path, 1, 1)
+    (tmp_path / "a.png").write_bytes(png(0))
+    with pytest.raises(InputError, match=r"holds both images and shards .*s-0.tar.*a.png"):
+        open_source(str(tmp_path / "*"))
 
 
 def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
@@ -160,7 +235,7 @@ def test_imagenet22k_class_tars_are_shuffled_whole(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(tar_bytes([(f"{name[:3]}_1.JPEG", png(0))]))
     source = open_source(f"ImageNet22k:root={tmp_path}:extra=/nowhere")
     assert names(source) == ["n01_1.JPEG", "n02_1.JPEG"]
-    assert labels(source) == [0, 1]
+    assert labels(source) == ["n01", "n02"]
     assert source.class_names == ["n01", "n02"]
     assert source.shuffle_whole
 
@@ -216,7 +291,7 @@ def test_nothing_usable_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it is empty"):
         open_source(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match="1 other files"):
+    with pytest.raises(InputError, match=r"it holds 1 .txt"):
         open_source(tmp_path)
     with pytest.raises(InputError, match="neither an image nor a shard"):
         open_source(tmp_path / "a.txt")

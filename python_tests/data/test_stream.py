@@ -95,7 +95,7 @@ def test_damage_is_told_once_per_epoch(tmp_path: Path) -> None:
     (tmp_path / "s-2.tar").unlink()
     stream = SampleStream(source, seed=0, shuffle_buffer=1)
     draws = [stream.take(3) for _ in range(6)]
-    damage = [bad for draw in draws for bad in draw.damage]
+    damage = [bad for draw in draws for opened in draw.opened for bad in opened.skipped]
     assert [(bad.location, bad.reason) for bad in damage] == [
         (str(tmp_path / "s-2.tar"), "missing shard")
     ] * 2

@@ -14,7 +14,7 @@ import pytest
 import webdataset
 
 from franca_fast.data.decoding import is_image_name
-from franca_fast.data.tar_index import Member, Read, TarDamage, tar_members, tar_samples
+from franca_fast.data.tar_index import Member, Read, TarDamage, TarNotes, tar_members, tar_samples
 from python_tests.data.files import tar_bytes
 
 
@@ -35,9 +35,17 @@ def before_damage(found: Iterator[Any]) -> list[Any]:
     return items
 
 
-def sample_names(data: bytes) -> list[tuple[str, str | None]]:
+def sample_names(data: bytes) -> list[tuple[str, list[str]]]:
     samples = tar_samples(reader(data), len(data))
-    return [(image.name, label.name if label else None) for image, label in samples]
+    return [(image.name, [label.name for label in labels]) for image, labels in samples]
+
+
+def notes_of(data: bytes) -> TarNotes:
+    """What a walk over a tar sees besides its samples; the sum is checked."""
+    notes = TarNotes()
+    used = len(list(tar_samples(reader(data), len(data), notes)))
+    assert notes.found == used + sum(noted.total for noted in notes.left_out.values())
+    return notes
 
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -84,17 +92,19 @@ def test_links_folders_and_devices_are_passed_over() -> None:
         info = tarfile.TarInfo("../../real.jpg")
         info.size = 1
         tar.addfile(info, io.BytesIO(b"1"))
-    assert [member.name for member in members_of(file.getvalue())] == ["../../real.jpg"]
+    regular = [member.name for member in members_of(file.getvalue()) if member.size >= 0]
+    assert regular == ["../../real.jpg"]
+    assert notes_of(file.getvalue()).left_out == {"link in a tar": (2, ("link.jpg", "hard.jpg"))}
 
 
 def test_samples_are_neighbours_with_one_key() -> None:
     names = "a.jpg a.cls b.txt c.json c.seg.png c.png d/e.x.jpg f.cls d/f.webp"
     data = tar_bytes([(name, b"0") for name in names.split()])
     assert sample_names(data) == [
-        ("a.jpg", "a.cls"),
-        ("c.png", "c.json"),
-        ("d/e.x.jpg", None),
-        ("d/f.webp", None),
+        ("a.jpg", ["a.cls"]),
+        ("c.png", ["c.json"]),
+        ("d/e.x.jpg", []),
+        ("d/f.webp", []),
     ]
 
 
@@ -134,7 +144,8 @@ def test_samples_are_those_of_the_webdataset_library(
             theirs.append((sample["__key__"], image, sample.get("cls")))
     ours = []
     for sample in tar_samples(reader(data), len(data)):
-        image, label = (m and data[m.offset : m.offset + m.size] for m in sample)
+        members = (sample.image, *sample.labels[:1])
+        image, label = (*(data[m.offset : m.offset + m.size] for m in members), None)[:2]
         folder, slash, base = sample.image.name.rpartition("/")
         ours.append((folder + slash + base.partition(".")[0], image, label))
     # It loses what lies in a folder with a dot and a line feed in its name.
@@ -261,3 +272,78 @@ def test_mutated_tars_end_and_stay_within_bounds() -> None:
             data[148:156] = b"%06o\0 " % sum(data[:512])
         found = before_damage(tar_members(reader(bytes(data)), len(data)))
         assert all(m.offset >= 0 and m.offset + m.size <= len(data) for m in found)
+
+
+LEFT_OUT = {
+    "22.01.png 22.02.png 22.03.png": {"another image of the same sample": 2},
+    "x.left.jpg x.right.jpg y.jpg": {"another image of the same sample": 1},
+    "a.jpg a.seg.png a.depth.png a.json": {"another image of the same sample": 2},
+    "a.png a.png b.png": {"repeated name in one sample": 1},
+    "a.png a.cls a.png a.png": {"repeated name in one sample": 2},
+    "a.png b.png a.png": {},  # apart they are samples of their own
+    "._a.png a.png a.cls d/._b.png d/b.png": {"hidden file": 2},
+    "a.png ._a.cls a.cls": {},
+    "a.png inner.tar b/inner.tgz": {"tar in a tar": 2},
+    "a.jpg a.txt b.txt README": {},
+}
+
+
+@pytest.mark.parametrize(("names", "expected"), LEFT_OUT.items(), ids=LEFT_OUT)
+def test_what_is_left_out_is_counted_by_rule(names: str, expected: dict[str, int]) -> None:
+    notes = notes_of(tar_bytes([(name, b"0") for name in names.split()]))
+    assert {rule: noted.total for rule, noted in notes.left_out.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ("a.png a.json a.cls", ["a.cls", "a.json"]),
+        ("a.cls a.png a.cls", ["a.cls", "a.cls"]),
+        ("a.jpg ._a.jpg a.cls", ["a.cls"]),
+        ("d/a.jpg d/._a.jpg d/a.cls", ["d/a.cls"]),
+        ("a.JPG a.CLS", ["a.CLS"]),
+    ],
+)
+def test_all_members_that_may_have_the_label_belong_to_a_sample(
+    names: str, labels: list[str]
+) -> None:
+    data = tar_bytes([(name, b"0") for name in names.split()])
+    assert [found for _, found in sample_names(data)] == [labels]
+
+
+@pytest.mark.parametrize("names", ["a.jpg b.jpg a.cls b.cls", "a.cls b.cls", "b/a.cls a.jpg c.cls"])
+def test_labels_without_an_image_are_noted(names: str) -> None:
+    remarks = notes_of(tar_bytes([(name, b"0") for name in names.split()])).remarks
+    assert {rule: noted.total for rule, noted in remarks.items()} == {
+        "label without an image beside it": 2
+    }
+
+
+BYTES = {
+    "latin-1": [b"caf\xe9.png", b"caf\xe8.png", b"na\xefve.png"],
+    "gbk": ["\u4f60.png".encode("gbk"), "\u597d.png".encode("gbk")],
+    "shift-jis": ["\u8868.png".encode("shift_jis"), "\u793a.png".encode("shift_jis")],
+    "cut": [b"\xe4\xbd.png", b"\xe4\xbe.png", b"\xff\xfe.png"],
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("names", BYTES.values(), ids=BYTES)
+def test_names_keep_their_bytes(names: list[bytes], format: int) -> None:
+    given = [name.decode("utf-8", "surrogateescape") for name in names]
+    long = "x" * 200 + "/"
+    given += [long + name for name in given] if format != tarfile.USTAR_FORMAT else []
+    options = {"encoding": "utf-8", "errors": "surrogateescape"}
+    data = tar_bytes([(name, b"0") for name in given], format=format, **options)
+    assert [name for name, _ in sample_names(data)] == given
+
+
+def test_names_of_classes_hold_from_where_they_stand() -> None:
+    def header(names: str) -> bytes:
+        return tarfile.TarInfo.create_pax_global_header({"franca_fast.classes": names})
+
+    tars = header('["a", "b\\\\xe9"]'), tar_bytes([("a.jpg", b"")]), header('["c"]')
+    data = b"".join((*tars, header("[1]"), header("damaged"), tar_bytes([("b.jpg", b"")])))
+    first, second = notes_of(data).classes
+    assert first[1] == ["a", "b\udce9"] and second[1] == ["c"]
+    assert first[0] < second[0]

@@ -29,6 +29,9 @@ from franca_fast.training.step import StepOutput
 
 logger = logging.getLogger(__name__)
 
+# What became of images (see `franca_fast.data.accounting`), under their names in metrics.jsonl.
+_IMAGES = ("found_samples", "used_samples", "skipped_samples", "left_out_samples")
+
 
 class Recorder:
     """Collects results on the device and writes them when `flush` reads them.
@@ -79,8 +82,8 @@ class Recorder:
         self._pace: deque[tuple[float, float, int]] = deque(maxlen=train.log_every)
         self._clock = time.perf_counter()
         self._skipped_steps = int(counters.get("skipped_steps", 0))
-        self._skipped_samples = int(counters.get("skipped_samples", 0))
-        self._skipped_here = 0  # and not yet counted with those of the other ranks
+        self._images = [int(counters.get(name, 0)) for name in _IMAGES]
+        self._images_here = [0] * len(_IMAGES)  # not yet counted with those of the other ranks
         self.skipped_in_row = int(counters.get("skipped_in_row", 0))
         self.last: Mapping[str, Any] = {} if self._file is None else self._file.last
 
@@ -109,7 +112,9 @@ class Recorder:
         now = time.perf_counter()
         self._pace.append((now - self._clock, waited, sum(len(batch.keys) for batch in batches)))
         self._clock = now
-        self._skipped_here += sum(sum(batch.skipped.values()) for batch in batches)
+        for account in (batch.account for batch in batches):
+            counts = account.found, account.used, account.skipped.total(), account.left_out.total()
+            self._images_here = [sum(pair) for pair in zip(self._images_here, counts, strict=True)]
         self._waiting.append(({"step": step, **asdict(values)}, output))
 
     def flush(self, *, interval: bool = True) -> Mapping[str, Any]:
@@ -128,10 +133,7 @@ class Recorder:
         for (line, _), results in zip(self._waiting, numbers, strict=True):
             self.skipped_in_row = 0 if results["finite"] else self.skipped_in_row + 1
             self._skipped_steps += not results["finite"]
-            counts = {
-                "skipped_steps": self._skipped_steps,
-                "skipped_samples": self._skipped_samples,
-            }
+            counts = {"skipped_steps": self._skipped_steps, **self._image_counts()}
             self.last = {**line, **results, **counts, **pace}
             if self._file is not None:
                 self._file.write(self.last)
@@ -163,8 +165,11 @@ class Recorder:
         return {
             "skipped_steps": self._skipped_steps,
             "skipped_in_row": self.skipped_in_row,
-            "skipped_samples": self._skipped_samples,
+            **self._image_counts(),
         }
+
+    def _image_counts(self) -> dict[str, int]:
+        return dict(zip(_IMAGES, self._images, strict=True))
 
     def seconds_per_step(self) -> float:
         """Mean over the latest steps; 0 before the first."""
@@ -182,10 +187,13 @@ class Recorder:
         seconds, waited, images = (sum(column) for column in zip(*self._pace, strict=True))
         memory = peak_memory_gb(self._device)
         own = waited / len(self._pace) + (self._stopwatch.seconds() if compare else 0.0)
-        rows = self._world.all_gather([seconds, waited, images, memory, self._skipped_here, own])
+        here = self._images_here
+        rows = self._world.all_gather([seconds, waited, images, memory, own, *here])
         columns = list(zip(*rows, strict=True))
-        self._skipped_samples += int(sum(columns[4]))
-        self._skipped_here = 0
+        self._images = [
+            before + int(sum(new)) for before, new in zip(self._images, columns[5:], strict=True)
+        ]
+        self._images_here = [0] * len(here)
         speed = sum(columns[2]) / max(columns[0])
         figures = {
             "images_per_second": speed,
@@ -195,9 +203,9 @@ class Recorder:
         if len(rows) > 1:
             figures |= {"ranks": len(rows), "images_per_second_per_gpu": speed / len(rows)}
             if compare:
-                slowest = max(columns[5])
+                slowest = max(columns[4])
                 figures |= {
-                    "slowest_rank": columns[5].index(slowest),
-                    "slowest_rank_excess": slowest / max(median(columns[5]), 1e-9) - 1.0,
+                    "slowest_rank": columns[4].index(slowest),
+                    "slowest_rank_excess": slowest / max(median(columns[4]), 1e-9) - 1.0,
                 }
         return figures
