@@ -2,7 +2,8 @@ r"""Names of files as text that any file, terminal or protocol takes, and back.
 
 On Linux a file's name is bytes. Python reads those that are not UTF-8 as lone surrogates, which
 keeps them exact but cannot be written as UTF-8. Here each such byte is spelled `\xe9`, as
-Python itself would; all other names stay as they are.
+Python itself would, and so are control characters, which would break lines and steer terminals;
+all other names stay as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 ERRORS = "franca_fast.spelled"
 """Name of the error handler with which `str.encode` spells what an encoding cannot write."""
 _BYTES = "surrogateescape"  # how Python reads names
-_LITERAL = re.compile(r"\\(?=x[0-9a-f]{2})")  # a backslash of the name's own that would mislead
+# Control characters, and a backslash of the name's own that would mislead.
+_MISLEADING = re.compile(r"[\x00-\x1f\x7f]|\\(?=x[0-9a-f]{2})")
 _SPELLED = re.compile(r"\\x([0-9a-f]{2})")
 
 
@@ -26,7 +28,8 @@ def spell(name: str) -> str:
         >>> spell("café.png")
         'café.png'
     """
-    return _LITERAL.sub(r"\\x5c", name).encode("utf-8", ERRORS).decode("utf-8")
+    plain = _MISLEADING.sub(lambda match: f"\\x{ord(match[0]):02x}", name)
+    return plain.encode("utf-8", ERRORS).decode("utf-8")
 
 
 def unspell(text: str) -> str:

@@ -60,6 +60,5 @@ def run(args: argparse.Namespace) -> int:
         )
     n, width = embeddings.features.shape
     print(f"{args.output}: {n} images, {width} features each")
-    for reason, count in sorted(embeddings.skipped.items()):
-        print(f"skipped {count}: {reason}")
+    print("\n".join(embeddings.account.lines()))
     return 0

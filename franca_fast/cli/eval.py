@@ -6,7 +6,7 @@ For instance: franca-fast eval knn franca_demo --train train/ --test val/ --nest
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from franca_fast.cli.common import (
     Parser,
@@ -21,12 +21,14 @@ from franca_fast.cli.common import (
     table,
     warnings_at_the_end,
 )
+from franca_fast.spelling import spell
 
 if TYPE_CHECKING:
     from franca_fast.evaluation import Embeddings
     from franca_fast.models import VisionTransformer
 
 GROUP = "use"
+_UNNAMED = "classes are numbers without names"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,27 +72,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from franca_fast.evaluation import knn
+    from franca_fast.evaluation.class_matching import check_sources, match_classes
     from franca_fast.files import check_file, write_json
     from franca_fast.models import default_nesting_dims
 
     if args.output:
         check_file(args.output, overwrite=args.overwrite)
-    decoding_options(args)  # refused before the model is loaded
+    decoding = decoding_options(args)  # refused before the model is loaded
+    check_sources(args.train, args.test)
     model = load_model(args)
     dims = default_nesting_dims(model.embed_dim) if args.nested else (model.embed_dim,)
     with warnings_at_the_end():
-        test, train = (_embed(model, source, args) for source in (args.test, args.train))
-    accuracies = knn(train, test, args.k, args.temperature, dims)
-    print(f"kNN accuracy in per cent: {len(train)} training images, {len(test)} test images")
+        test, train = (_embed(model, source, args, decoding) for source in (args.test, args.train))
+        accuracies = knn(train, test, args.k, args.temperature, dims)
+    matched = match_classes(train, test)
+    named = f"{len(matched.class_names)} classes" if matched.class_names else _UNNAMED
+    print(
+        f"kNN accuracy in per cent: {len(train)} training images, {len(test)} test images, {named}"
+    )
     rows = [[m, *(f"{at_k[k]:.1f}" for k in args.k)] for m, at_k in accuracies.items()]
     print(table(["dimensions", *(f"k={k}" for k in args.k)], rows, numeric=1 + len(args.k)))
+    for role, part in (("train", train), ("test", test)):
+        print("\n".join(f"{role}: {line}" for line in part.account.lines()))
     if args.output:
-        write_json(args.output, accuracies)
+        result = {
+            "protocol": "knn",
+            "accuracy": accuracies,
+            "settings": {"k": args.k, "temperature": args.temperature},
+            "class_names": [spell(name) for name in matched.class_names],
+            "classes_without_test_images": [spell(name) for name in matched.untested],
+            "train": train.facts,
+            "test": test.facts,
+        }
+        write_json(args.output, result)
         print(f"written to {args.output}")
     return 0
 
 
-def _embed(model: VisionTransformer, source: list[str], args: argparse.Namespace) -> Embeddings:
+def _embed(
+    model: VisionTransformer,
+    source: list[str],
+    args: argparse.Namespace,
+    decoding: dict[str, Any],
+) -> Embeddings:
     from franca_fast.evaluation import embed
 
     return embed(
@@ -99,5 +123,5 @@ def _embed(model: VisionTransformer, source: list[str], args: argparse.Namespace
         img_size=args.img_size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
-        **decoding_options(args),
+        **decoding,
     )

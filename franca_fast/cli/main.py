@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -12,6 +13,7 @@ from types import ModuleType
 from franca_fast import cli
 from franca_fast.cli.common import Parser
 from franca_fast.errors import FrancaError, InputError, did_you_mean
+from franca_fast.spelling import ERRORS
 
 PROGRAM = "franca-fast"
 _GROUPS = ("train", "use", "data", "weights", "machine")  # the order of the verbs in the help
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["models", "--nonsense"])
         2
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text of its encoding
+            stream.reconfigure(errors=ERRORS)
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()

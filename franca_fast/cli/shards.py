@@ -8,6 +8,8 @@ franca-fast shards stats shards/ --colours
 from __future__ import annotations
 
 import argparse
+import codecs
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -23,9 +25,10 @@ from franca_fast.cli.common import (
     warnings_at_the_end,
 )
 from franca_fast.errors import InputError
+from franca_fast.spelling import spell
 
 if TYPE_CHECKING:
-    from franca_fast.data import ShardStatistics, SkipCounter
+    from franca_fast.data import ShardStatistics
 
 GROUP = "data"
 _BAD_SHOWN, _CLASSES_SHOWN = 100, 10
@@ -36,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
     summaries = {
         _pack: ("pack", "write images as WebDataset shards; the same call again finishes the rest"),
-        _check: ("check", "decode every image and list what cannot be used; exit code 1 if any"),
+        _check: (
+            "check",
+            "decode every image, list what is not used and why; exit code 1 if any",
+        ),
         _stats: ("stats", "count images, sizes, formats and classes"),
     }
     for function, (name, summary) in summaries.items():
@@ -109,12 +115,15 @@ def _pack(args: argparse.Namespace) -> int:
             **decoding_options(args),
         )
     kept = f", {packed.kept} of them there already" if packed.kept else ""
-    print(
-        f"{packed.folder}: {packed.images} images, {_bytes(packed.size)} "
-        f"in {len(packed.shards)} shards{kept}"
-    )
-    _print_skipped(packed.skipped)
-    return 0
+    if packed.images:
+        print(
+            f"{packed.folder}: {packed.images} images, {_bytes(packed.size)} "
+            f"in {len(packed.shards)} shards{kept}"
+        )
+    else:
+        print(f"{packed.folder}: no image could be used, nothing is packed")
+    print("\n".join(packed.account.lines()))
+    return 0 if packed.images else 1
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -126,13 +135,15 @@ def _check(args: argparse.Namespace) -> int:
         progress=_progress("images"),
         **decoding_options(args),
     )
-    for bad in checked.bad[:_BAD_SHOWN]:
-        print(f"{bad.location}: {bad.reason}{f' ({bad.detail})' if bad.detail else ''}")
-    if len(checked.bad) > _BAD_SHOWN:
-        print(f"and {len(checked.bad) - _BAD_SHOWN} more")
+    listed = [*checked.bad, *checked.left_out, *checked.remarks]
+    for one in listed[:_BAD_SHOWN]:
+        detail = f" ({one.detail})" if one.detail else ""
+        print(f"{spell(one.location)}: {one.reason}{detail}")
+    if len(listed) > _BAD_SHOWN:
+        print(f"and {len(listed) - _BAD_SHOWN} more")
     print(f"{checked.shards} shards or folders, {checked.images} good images")
-    _print_skipped(checked.skipped)
-    return 1 if checked.bad else 0
+    print("\n".join(checked.account.lines()))
+    return 1 if listed else 0
 
 
 def _stats(args: argparse.Namespace) -> int:
@@ -155,7 +166,7 @@ def _stats(args: argparse.Namespace) -> int:
     if found.mean is not None and found.std is not None:
         for name, values in (("mean", found.mean), ("std", found.std)):
             print(f"{name}: " + ", ".join(f"{value:.4f}" for value in values))
-    _print_skipped(found.skipped)
+    print("\n".join(found.account.lines()))
     return 0
 
 
@@ -176,17 +187,14 @@ def _table_of_sizes(found: ShardStatistics) -> str:
 
 
 def _classes(found: ShardStatistics) -> str:
-    names = dict(enumerate(found.class_names))
+    names = dict(enumerate(map(spell, found.class_names)))
     common = found.classes.most_common()
     shown = ", ".join(f"{names.get(label, label)} {n}" for label, n in common[:_CLASSES_SHOWN])
-    return f"classes: {len(common)}, from {common[-1][1]} to {common[0][1]} images: {shown}" + (
-        ", ..." if len(common) > _CLASSES_SHOWN else ""
+    unnamed = "" if names else " (numbers without names)"
+    return (
+        f"classes: {len(common)}{unnamed}, from {common[-1][1]} to {common[0][1]} images: {shown}"
+        + (", ..." if len(common) > _CLASSES_SHOWN else "")
     )
-
-
-def _print_skipped(skipped: SkipCounter) -> None:
-    for reason, count in sorted(skipped.items()):
-        print(f"skipped {count}: {reason}")
 
 
 def _progress(what: str) -> Callable[..., None] | None:
@@ -202,8 +210,15 @@ def _progress(what: str) -> Callable[..., None] | None:
 
 
 def _listed(path: str) -> list[str]:
-    lines = Path(path).read_text("utf-8", "surrogateescape").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    """The paths in a text file, one a line, as programs of any system write it."""
+    data = Path(path).read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "replace")
+    else:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    # Blanks at the ends belong to a name only if there is such a file.
+    return [line if os.path.exists(line) else line.strip() for line in lines if line.strip()]
 
 
 def _size(text: str) -> int:

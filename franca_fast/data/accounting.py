@@ -222,6 +222,13 @@ class ImageAccount:
             "remarks": dict(self.remarks),
         }
 
+    @classmethod
+    def from_dict(cls, counts: dict[str, Any]) -> ImageAccount:
+        """Reads what `as_dict` gave."""
+        account = cls()
+        account.update(counts)
+        return account
+
     def update(self, counts: dict[str, Any]) -> None:
         """Adds what `as_dict` gave."""
         self.found += counts.get("found", 0)

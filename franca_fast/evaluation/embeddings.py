@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from franca_fast.data.accounting import ImageAccount
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
 from franca_fast.spelling import spell, unspell
@@ -61,6 +62,12 @@ class Embeddings:
             raise InputError(
                 f"labels: {highest}; accepted: below {len(self.class_names)}, the class_names"
             )
+
+    @property
+    def account(self) -> ImageAccount:
+        """What became of the images of the source, as far as it is known."""
+        known = {"found": len(self), "used": len(self), "skipped": self.skipped}
+        return ImageAccount.from_dict(self.facts.get("images", known))
 
     def __len__(self) -> int:
         return len(self.names)

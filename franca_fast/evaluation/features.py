@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from franca_fast.data import Images, eval_transform, open_images
+from franca_fast.data.classes import join_labels
 from franca_fast.data.decoding import MAX_IMAGE_PIXELS
+from franca_fast.data.samples import Label
 from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings, check_output
 from franca_fast.evaluation.encoders import (
@@ -23,10 +25,11 @@ from franca_fast.evaluation.encoders import (
     inference,
     pooled_features,
 )
+from franca_fast.spelling import spell
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-_NamedImage = tuple[str, Image.Image, int | None]
-_NamedTensor = tuple[str, Tensor, int | None]
+_NamedImage = tuple[str, Image.Image, Label | None]
+_NamedTensor = tuple[str, Tensor, Label | None]
 
 
 def embed(
@@ -61,10 +64,12 @@ def embed(
         levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
 
     Returns:
-        names, features (float32 [n, d], on the CPU), labels where the source has them.
+        names, features (float32 [n, d], on the CPU); labels where the source has them, and the
+        names of their classes, joined over all sources; in `facts`, what became of the images.
 
     Raises:
-        InputError: wrong arguments, a missing source, or not one readable image in it.
+        InputError: wrong arguments, a missing source, not one readable image in it, or features
+            that are not finite.
 
     Example:
         >>> from franca_fast.models import build_backbone
@@ -79,24 +84,55 @@ def embed(
         if value < least:
             raise InputError(f"{name}: {value}; accepted: {least} or more")
     encoder = as_encoder(model)
-    transform = eval_transform(image_size_of(encoder, img_size))
+    size = image_size_of(encoder, img_size)
     opened = open_images(source, max_image_pixels=max_image_pixels, levels=levels)
-    prepared = _prepare(opened, transform, num_workers)
+    prepared = _prepare(opened.labelled(), eval_transform(size), num_workers)
     names: list[str] = []
-    labels: list[int] = []
+    labels: list[Label | None] = []
     parts: list[Tensor] = []
     with inference(encoder) as device:
         while batch := list(islice(prepared, batch_size)):
             images = torch.stack([image for _, image, _ in batch]).to(device)
-            parts.append(pooled_features(encoder, images, pooling).cpu())
+            features = pooled_features(encoder, images, pooling).cpu()
             names += [name for name, _, _ in batch]
-            labels += [-1 if label is None else label for _, _, label in batch]
+            _check_finite(features, names[-len(batch) :])
+            parts.append(features)
+            labels += [label for _, _, label in batch]
     check_any(opened, len(names), source)
-    known = torch.tensor(labels) if max(labels) >= 0 else None
-    embeddings = Embeddings(names, torch.cat(parts), known, dict(opened.skipped))
+    numbers, class_names = join_labels(labels, opened.class_names)
+    has_labels = bool((numbers >= 0).any())
+    embeddings = Embeddings(
+        names,
+        torch.cat(parts),
+        torch.from_numpy(numbers) if has_labels else None,
+        dict(opened.skipped),
+        class_names if has_labels else [],
+        {
+            "images": opened.account.as_dict(),
+            "source": [spell(os.fspath(one)) for one in _sources(source)],
+            "img_size": size,
+            "pooling": pooling,
+            "levels": levels,
+            "max_image_pixels": max_image_pixels,
+        },
+    )
     if output is not None:
         embeddings.save(output, overwrite=overwrite)
     return embeddings
+
+
+def _sources(source: Source) -> list[str | os.PathLike[str]]:
+    return [source] if isinstance(source, (str, os.PathLike)) else list(source)
+
+
+def _check_finite(features: Tensor, names: list[str]) -> None:
+    finite = torch.isfinite(features).all(1)
+    if not finite.all():
+        bad = names[int(finite.logical_not().nonzero()[0])]
+        raise InputError(
+            f"features: not finite for {len(names) - int(finite.sum())} of {len(names)} images, "
+            f"'{spell(bad)}' first; accepted: a model whose features are finite"
+        )
 
 
 def check_any(images: Images, used: int, source: Source) -> None:
@@ -106,9 +142,9 @@ def check_any(images: Images, used: int, source: Source) -> None:
         InputError: says what was wrong with them.
     """
     if used == 0:
-        sources = [source] if isinstance(source, (str, os.PathLike)) else source
-        named = ", ".join(f"'{os.fspath(s)}'" for s in sources)
-        raise InputError(f"no readable image in {named}: {images.skipped.summary() or 'empty'}")
+        named = ", ".join(f"'{spell(os.fspath(one))}'" for one in _sources(source))
+        why = images.skipped.summary() or images.account.left_out.summary() or "empty"
+        raise InputError(f"no readable image in {named}: {why}")
 
 
 def _prepare(

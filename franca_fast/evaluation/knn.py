@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from franca_fast.errors import InputError
+from franca_fast.evaluation.class_matching import match_classes, no_label
 from franca_fast.evaluation.embeddings import Embeddings
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_KS = (10, 20, 100, 200)
 _SIMILARITIES_AT_ONCE = 2**25  # test rows x train rows held in memory, 128 MiB of float32
@@ -30,7 +34,8 @@ def knn(
 
     Args:
         train: labelled features [n, d].
-        test: labelled features [t, d]. A class that training lacks counts as wrong.
+        test: labelled features [t, d]. Its classes are matched with those of `train` by name (see
+            `match_classes`).
         ks: numbers of neighbours; a k above n uses all n.
         temperature: T.
         nesting_dims: values of m; None means the full width only.
@@ -39,7 +44,8 @@ def knn(
         {m: {k: accuracy in per cent}}.
 
     Raises:
-        InputError: no labels, widths that differ, features that are not finite, or a bad k or m.
+        InputError: no labels, a class that training lacks, classes that cannot be matched, widths
+            that differ, features that are not finite, or a bad k or m.
 
     Example:
         >>> x = Embeddings(["a", "b"], torch.eye(2), torch.tensor([0, 1]))
@@ -50,12 +56,15 @@ def knn(
     dims = (width,) if nesting_dims is None else tuple(nesting_dims)
     if not dims or not all(0 < m <= width for m in dims):
         raise InputError(f"nesting_dims: {dims}; accepted: each from 1 to the width {width}")
-    labels = _labels(test)
+    matched = match_classes(train, test)
+    labels = matched.test
+    for remark in matched.remarks:
+        logger.warning("%s", remark)
     return {
         m: {
             k: 100.0 * (predicted == labels).double().mean().item()
             for k, predicted in knn_predict(
-                train.features[:, :m], _labels(train), test.features[:, :m], ks, temperature
+                train.features[:, :m], matched.train, test.features[:, :m], ks, temperature
             ).items()
         }
         for m in dims
@@ -107,21 +116,13 @@ def _unit(features: Tensor) -> Tensor:
     return F.normalize(features.double(), dim=1)
 
 
-def _labels(embeddings: Embeddings) -> Tensor:
-    if embeddings.labels is None:
-        raise InputError("labels: None; accepted: one for every image")
-    return embeddings.labels
-
-
 def _check(train: Embeddings, test: Embeddings, ks: Sequence[int], temperature: float) -> int:
     for role, part in (("train", train), ("test", test)):
         if len(part) == 0:
             raise InputError(f"{role}: no images; accepted: one or more")
         if part.labels is None or bool((part.labels < 0).any()):
-            raise InputError(
-                f"{role}: images without a label; accepted: labels of class folders or of .cls "
-                "members of shards"
-            )
+            first = part.names[0 if part.labels is None else int((part.labels < 0).nonzero()[0])]
+            raise no_label(role, first)
         if not bool(torch.isfinite(part.features).all()):
             raise InputError(f"{role}: features that are not all finite; accepted: finite ones")
     width = train.features.shape[1]

@@ -18,9 +18,9 @@ import torch
 
 from franca_fast.config.files import load_config, to_yaml
 from franca_fast.config.schema import Config
-from franca_fast.data import open_images
 from franca_fast.errors import FrancaError
 from franca_fast.evaluation import embed, knn
+from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.models import VisionTransformer
 from franca_fast.training.checkpoints.format import load_newest
 from franca_fast.training.checkpoints.writer import CheckpointWriter, remove_leftovers
@@ -259,12 +259,11 @@ def _knn(config: Config) -> Evaluate:
     """KNN accuracy of the teacher in per cent, "knn/<dimension>/<k>", on the images configured.
 
     Raises:
-        InputError: images that are missing.
+        InputError: images or labels that are missing, or classes that do not match.
     """
     sources = (config.evaluation.knn_train, config.evaluation.knn_test)
     decoding: Any = {name: getattr(config.train, name) for name in ("max_image_pixels", "levels")}
-    for source in sources:
-        open_images(source)
+    check_sources(*sources)
 
     def evaluate(step: int, backbone: VisionTransformer) -> dict[str, float]:
         train, test = (embed(backbone, source, **decoding) for source in sources)

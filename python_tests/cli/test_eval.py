@@ -10,10 +10,13 @@ def test_knn(run, model_file: Path, image_folder: Path, tmp_path: Path) -> None:
     command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
     outcome = run(*command, "--k", 1, 3, "--nested", "--output", tmp_path / "knn.json")
     assert outcome.code == 0
-    accuracies = json.loads((tmp_path / "knn.json").read_text())
-    assert list(accuracies) == ["2", "4", "8", "16", "32"]
-    assert accuracies["32"]["1"] == 100.0
+    result = json.loads((tmp_path / "knn.json").read_text())
+    assert list(result["accuracy"]) == ["2", "4", "8", "16", "32"]
+    assert result["accuracy"]["32"]["1"] == 100.0
     assert "100.0" in outcome.out
+    assert result["class_names"] == ["a", "b"]
+    images = result["test"]["images"]
+    assert images["found"] == images["used"] == len(list(image_folder.rglob("*.png")))
 
 
 def test_knn_without_labels(fails, model_file: Path, image_folder: Path) -> None:

@@ -103,10 +103,11 @@ def test_small_temperature_votes_like_one_neighbour(data: tuple[Embeddings, Embe
     assert table[16][50] == table[16][1]
 
 
-def test_class_that_training_lacks_is_wrong() -> None:
+def test_class_that_training_lacks_is_refused() -> None:
     train = embeddings(torch.eye(2), torch.tensor([0, 1]))
     test = embeddings(torch.eye(2), torch.tensor([0, 7]))
-    assert knn(train, test, ks=(1,)) == {2: {1: 50.0}}
+    with pytest.raises(InputError, match=r"test: images of '7', which train lacks; .*'0', '1'"):
+        knn(train, test, ks=(1,))
 
 
 @pytest.mark.parametrize(
