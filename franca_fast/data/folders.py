@@ -66,7 +66,7 @@ def _walk(
 
     Links to folders are followed, except to one that leads here.
     """
-    folder = os.path.join(root, below)
+    folder = os.path.join(root, below) if below else root
     try:
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in above:

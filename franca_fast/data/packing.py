@@ -190,7 +190,7 @@ def _prepared(data: bytes, name: str, settings: PackSettings) -> tuple[bytes, st
 
 def _key(name: str, taken: set[str]) -> str:
     """A member's key for an image's path: without dots, and other than those taken."""
-    stem = posixpath.splitext(name.replace("\\", "/"))[0]
+    stem = posixpath.splitext(name)[0]
     parts = [part.replace(".", "_") for part in stem.split("/") if part not in ("", ".", "..")]
     key = base = "/".join(parts) or "image"
     number = 1

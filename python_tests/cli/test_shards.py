@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from franca_fast.cli.main import main
 from franca_fast.cli.shards import _size
-from python_tests.data.files import write_folder
+from python_tests.data.files import png, tar_bytes, write_folder
 
 
 @pytest.fixture
@@ -78,3 +79,58 @@ def test_sizes_as_people_write_them() -> None:
         2 << 30,
         3 << 20,
     ]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        ["22.01.png", "22.02.png"],
+        ["a.png", "a.png"],
+        ["._a.png", "a.png"],
+        ["a.png", "b.png", "a.cls"],
+    ],
+)
+def test_a_check_of_what_is_left_out_ends_with_1(
+    tmp_path: Path, members: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [(name, png(i) if name.endswith("png") else b"1") for i, name in enumerate(members)]
+    (tmp_path / "s.tar").write_bytes(tar_bytes(data))
+    assert main(["shards", "check", str(tmp_path / "s.tar")]) == 1
+    shown = capsys.readouterr().out
+    assert "images found = " in shown and "1: " in shown
+
+
+def test_a_pack_in_which_all_was_skipped_ends_with_1(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in photos.rglob("*.png"):
+        file.write_text("text")
+    assert main(["shards", "pack", str(photos), "--output", str(tmp_path / "out")]) == 1
+    assert "nothing is packed" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.encode("utf-8-sig").replace(b"\n", b"  \n"),
+    ],
+)
+def test_lists_of_any_system_are_read(photos: Path, tmp_path: Path, encoded: Any) -> None:
+    (photos / "cat" / "blank .png ").write_bytes(b"")  # no image by its name, but there
+    (tmp_path / "list.txt").write_bytes(encoded(f"{photos}/cat/0.png\n{photos}/dog/1.png\n"))
+    options = ["--list", str(tmp_path / "list.txt"), "--output", str(tmp_path / "out")]
+    assert main(["shards", "pack", *options]) == 0
+
+
+def test_names_that_the_terminal_cannot_write_are_spelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = b"caf\xe9\n.png".decode("utf-8", "surrogateescape")
+    (tmp_path / name).write_text("text")
+    (tmp_path / "good.png").write_bytes(png(0))
+    assert main(["shards", "check", str(tmp_path)]) == 1
+    assert "/caf\\xe9\\x0a.png: not an image" in capsys.readouterr().out

@@ -101,3 +101,42 @@ def test_eval_transform_normalises_and_resizes_as_the_usual_protocol() -> None:
 def test_eval_transform_refuses_impossible_sizes(size: int, resize: int | None) -> None:
     with pytest.raises(InputError, match="img_size"):
         eval_transform(size, resize)
+
+
+def test_classes_are_joined_by_name_over_sources(tmp_path: Path) -> None:
+    write_folder(tmp_path / "one", ["boot", "dress"], 1)
+    write_folder(tmp_path / "two", ["bag", "dress"], 1)
+    images = open_images([tmp_path / "one", tmp_path / "two"])
+    assert images.class_names == ["bag", "boot", "dress"]
+    assert [label for _, _, label in images] == [1, 2, 0, 2]
+
+
+def test_names_in_labels_join_those_of_folders(tmp_path: Path) -> None:
+    write_folder(tmp_path / "one", ["cat", "dog"], 1)
+    members = [("a.png", png(0)), ("a.cls", b"dog"), ("b.png", png(1)), ("b.cls", b"owl")]
+    (tmp_path / "s.tar").write_bytes(tar_bytes(members))
+    images = open_images([tmp_path / "s.tar", tmp_path / "one"])
+    assert [images.class_names[label or 0] for _, _, label in images] == [
+        "dog",
+        "owl",
+        "cat",
+        "dog",
+    ]
+
+
+def test_every_image_is_accounted_for(tmp_path: Path) -> None:
+    write_folder(tmp_path / "one", ["a"], 3)
+    (tmp_path / "one" / "a" / "1.png").write_text("text")
+    (tmp_path / "one" / "a" / "._2.png").write_bytes(png(2))
+    members = [("x.png", png(0)), ("x.cls", b"[1]"), ("x.depth.png", png(1))]
+    (tmp_path / "s.tar").write_bytes(tar_bytes(members))
+    images = open_images([tmp_path / "one", tmp_path / "s.tar"])
+    assert len(list(images)) == 3
+    assert images.account.adds_up and images.account.found == 6
+    assert images.account.as_dict() == {
+        "found": 6,
+        "used": 3,
+        "skipped": {"not an image": 1},
+        "left_out": {"hidden file": 1, "another image of the same sample": 1},
+        "remarks": {"label that is not understood": 1},
+    }

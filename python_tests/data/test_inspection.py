@@ -74,3 +74,46 @@ def test_nothing_there_is_an_error(tmp_path: Path, function: object) -> None:
         function(tmp_path)  # type: ignore[operator]
     with pytest.raises(InputError, match="num_workers: 0"):
         function(write_folder(tmp_path, ["a"], 1), num_workers=0)  # type: ignore[operator]
+
+
+LEFT_OUT = {
+    "dots": (["22.01.png", "22.02.png", "22.03.png"], 1, 2),
+    "sides": (["x.left.png", "x.right.png", "y.png"], 2, 1),
+    "repeated": (["a.png", "a.png", "b.png"], 2, 1),
+    "hidden": (["._a.png", "a.png"], 1, 1),
+    "nothing": (["a.png", "b.png"], 2, 0),
+}
+
+
+@pytest.mark.parametrize(("names", "used", "left_out"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_what_a_rule_leaves_out_is_named_and_adds_up(
+    tmp_path: Path, names: list[str], used: int, left_out: int
+) -> None:
+    members = [(name, png(i)) for i, name in enumerate(names)]
+    (tmp_path / "s.tar").write_bytes(tar_bytes(members))
+    checked, statistics = check_shards(tmp_path), shard_statistics(tmp_path)
+    for account in (checked.account, statistics.account):
+        assert account.adds_up
+        assert (account.found, account.used) == (len(names), used)
+        assert account.left_out.total() == left_out
+    assert len(checked.left_out) == left_out
+    assert all(one.location.startswith(f"{tmp_path}/s.tar:") for one in checked.left_out)
+
+
+def test_labels_are_counted_by_name_and_what_is_no_label_is_named(tmp_path: Path) -> None:
+    members = [("a.png", png(0)), ("a.cls", b"dog"), ("b.png", png(1)), ("b.cls", b"[1, 2]")]
+    (tmp_path / "s.tar").write_bytes(tar_bytes([*members, ("c.cls", b"3")]))
+    write_folder(tmp_path / "photos", ["cat", "dog"], 2)
+    found = shard_statistics([tmp_path / "s.tar", tmp_path / "photos"])
+    assert found.class_names == ["cat", "dog"] and dict(found.classes) == {0: 2, 1: 3}
+    remarks = {
+        "label that is not understood": 1,
+        "label without an image beside it": 1,
+    }
+    assert dict(found.account.remarks) == remarks
+    checked = check_shards([tmp_path / "s.tar", tmp_path / "photos"])
+    assert dict(checked.account.remarks) == remarks
+    assert [remark.location for remark in checked.remarks] == [
+        f"{tmp_path}/s.tar:b.png",
+        f"{tmp_path}/s.tar:c.cls",
+    ]

@@ -82,3 +82,30 @@ def test_parquet_without_pyarrow_says_what_to_install(
 def test_lengths_must_agree(features: torch.Tensor, labels: torch.Tensor | None) -> None:
     with pytest.raises(InputError, match="accepted"):
         Embeddings(NAMES, features, labels)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_that_are_not_utf_8_and_facts_come_back(tmp_path: Path, suffix: str) -> None:
+    names = ["caf\udce9.png", "caf\u00e9.png", "\\xe9.png"]
+    facts = {"images": {"found": 5, "used": 3}, "levels": "minmax"}
+    saved = Embeddings(
+        names, torch.eye(3), torch.tensor([1, -1, 0]), {"x": 2}, ["a", "\udcff"], facts
+    )
+    saved.save(tmp_path / f"e{suffix}")
+    loaded = Embeddings.load(tmp_path / f"e{suffix}")
+    assert loaded.names == names and loaded.class_names == ["a", "\udcff"]
+    assert loaded.skipped == {"x": 2} and loaded.facts == facts
+    assert loaded.labels is not None and loaded.labels.tolist() == [1, -1, 0]
+
+
+def test_parquet_shows_the_names_of_classes_to_other_programs(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    labels = torch.tensor([1, -1, 0])
+    Embeddings(NAMES, torch.eye(3), labels, class_names=["cat", "dog"]).save(tmp_path / "e.parquet")
+    table = parquet.read_table(tmp_path / "e.parquet")
+    assert table.column("class").to_pylist() == ["dog", None, "cat"]
+
+
+def test_labels_beyond_the_names_are_refused() -> None:
+    with pytest.raises(InputError, match="labels: 2; accepted: below 2"):
+        Embeddings(["a"], torch.ones(1, 2), torch.tensor([2]), class_names=["x", "y"])

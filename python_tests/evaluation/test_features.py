@@ -101,3 +101,28 @@ def test_features_come_from_a_gpu(fake_gpu: Callable[..., Any], images: Path) ->
     waits = fake_gpu(_embed_on_the_gpu, images)
     # Twice for each of two batches: images go there, and features come back.
     assert waits == {"evaluation/features.py: embed": len(POOLINGS) * 2 * 2}
+
+
+def test_names_of_classes_and_the_account_of_images_are_in_the_result(
+    model: VisionTransformer, images: Path, tmp_path: Path
+) -> None:
+    (images / "dog" / "._c.png").write_bytes((images / "dog" / "c.png").read_bytes())
+    (images / "dog" / "d.png").write_text("no image")
+    result = embed(model, images, output=tmp_path / "e.npz")
+    loaded = Embeddings.load(tmp_path / "e.npz")
+    assert loaded.class_names == result.class_names == ["cat", "dog"]
+    assert loaded.facts == result.facts and loaded.facts["levels"] == "full"
+    assert loaded.account.adds_up
+    assert (loaded.account.found, loaded.account.used) == (6, 4)
+    assert dict(loaded.account.left_out) == {"hidden file": 1}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_features_that_are_not_finite_are_refused(images: Path, value: float) -> None:
+    def encoder(batch: torch.Tensor) -> torch.Tensor:
+        features = batch.mean((2, 3))
+        features[-1, 1] = value
+        return features
+
+    with pytest.raises(InputError, match=r"features: not finite for 1 of 2 images, 'cat/b.png'"):
+        embed(encoder, images, img_size=28, batch_size=2)
