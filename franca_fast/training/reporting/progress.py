@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from franca_fast.errors import FrancaError
+from franca_fast.spelling import ERRORS
 
 _PACKAGE = logging.getLogger("franca_fast")
 _PLAIN_SECONDS = 10.0
@@ -32,7 +33,7 @@ def run_log(path: Path, *, verbose: bool, rank: int = 0) -> Iterator[None]:
         rank: other ranks than 0 report warnings only; their file is made with the first.
     """
     path.parent.mkdir(exist_ok=True)
-    to_file = logging.FileHandler(path, encoding="utf-8", delay=rank != 0)
+    to_file = logging.FileHandler(path, encoding="utf-8", delay=rank != 0, errors=ERRORS)
     to_file.setLevel(logging.WARNING if rank else logging.INFO)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_screen = _ScreenHandler(logging.INFO if verbose and not rank else logging.WARNING)
