@@ -30,10 +30,12 @@ INNER_TAR = "tar in a tar"  # each counts as one image, as nobody has looked int
 LABEL_ALONE = "label without an image beside it"
 LABEL_UNREAD = "label that is not understood"
 
-_MOST_NAMED = 10_000
+# How many the log names: of what is skipped in all, and of each rule and kind of remark, which may
+# concern every sample of a data set.
+_MOST_NAMED = {"skipped": 10_000, "left out": 20, "noted": 20}
 _RECENT_SAMPLES = 10_000  # the rate of bad samples is taken over about this many
 _FEWEST_SAMPLES = 1_000  # so that a few bad ones at the beginning stop nothing
-_named: set[int] = set()  # hashes of what the log has named
+_named: dict[tuple[str, str], set[int]] = {}  # hashes of what the log has named
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,17 @@ class SkipCounter(Counter[str]):
     def add(self, bad: BadSample) -> None:
         """Counts one and names it in the log."""
         self[bad.reason] += bad.count
+        most = _MOST_NAMED[self.verb]
+        kind = bad.reason if self.verb != "skipped" else ""
+        named = _named.setdefault((self.verb, kind), set())
         name = hash(bad)
-        if name in _named or len(_named) > _MOST_NAMED:
+        if name in named or len(named) > most:
             return
-        _named.add(name)
+        named.add(name)
         detail = f" ({bad.detail})" if bad.detail else ""
         logger.warning("%s %s: %s%s", self.verb, spell(bad.location), bad.reason, detail)
-        if len(_named) > _MOST_NAMED:
-            logger.warning("more than %d are named above; further ones are counted", _MOST_NAMED)
+        if len(named) > most:
+            logger.warning("more than %d %s; further ones are only counted", most, self.verb)
 
     def summary(self) -> str:
         """One line such as "3 skipped: 2 damaged image, 1 not an image"; empty when none was."""
