@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -16,6 +17,34 @@ class InputError(FrancaError, ValueError):
 
     The message names the argument, what was given and what is accepted.
     """
+
+
+class OutputError(InputError, OSError):
+    """An output that cannot be written, found before the work or, when nothing told, after it.
+
+    Attributes:
+        kept: where what was computed lies, or the part of it that could be written; None before
+            the work, and where it is lost. The message says so, too.
+        errno: the number of the system's error, where it was one.
+    """
+
+    def __init__(
+        self, message: str, cause: Exception | None = None, kept: Path | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kept = kept
+        self.errno = getattr(cause, "errno", None)
+
+
+def error_line(error: OSError) -> str:
+    """What went wrong with which file, as users read it.
+
+    Example:
+        >>> error_line(OSError(28, "No space left on device", "a.npz"))
+        'No space left on device: a.npz'
+    """
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

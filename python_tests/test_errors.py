@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from franca_fast.errors import FrancaError, InputError, RenamedError, did_you_mean, renamed
+from franca_fast.errors import (
+    FrancaError,
+    InputError,
+    OutputError,
+    RenamedError,
+    did_you_mean,
+    error_line,
+    renamed,
+)
 
 
 def test_the_nearest_name_is_offered_and_none_where_none_is_near():
@@ -12,7 +20,15 @@ def test_the_nearest_name_is_offered_and_none_where_none_is_near():
     assert did_you_mean("xyz", ["vit_small", "vit_base"]) == ""
 
 
-@pytest.mark.parametrize(("error", "kind"), [(InputError, ValueError), (RenamedError, ImportError)])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InputError, ValueError),
+        (RenamedError, ImportError),
+        (OutputError, InputError),
+        (OutputError, OSError),
+    ],
+)
 def test_errors_are_also_pythons_own(error, kind):
     assert issubclass(error, FrancaError) and issubclass(error, kind)
 
@@ -23,3 +39,9 @@ def test_an_old_name_says_the_new_one_and_an_unknown_name_is_missing():
         look_up("old")
     with pytest.raises(AttributeError, match="'package' has no attribute 'other'"):
         look_up("other")
+
+
+def test_an_output_s_error_has_the_cause_s_number_and_says_its_own_words():
+    error = OutputError("output: 'a', full", OSError(28, "No space left", "other"))
+    assert (error.errno, error.kept, str(error)) == (28, None, "output: 'a', full")
+    assert error_line(error) == "output: 'a', full"

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from franca_fast import cli
 from franca_fast.cli.common import Parser
-from franca_fast.errors import FrancaError, InputError, did_you_mean
+from franca_fast.errors import FrancaError, InputError, did_you_mean, error_line
 from franca_fast.spelling import ERRORS
 
 PROGRAM = "franca-fast"
@@ -66,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _complain(f"{error.strerror or error}{where}")
+        return _complain(error_line(error))
 
 
 def verbs() -> dict[str, ModuleType]:

@@ -28,7 +28,7 @@ from franca_fast.data.shards import PACKING_FILE, TarShard
 from franca_fast.data.tar_index import CLASSES_KEY
 from franca_fast.data.threads import in_threads
 from franca_fast.errors import InputError
-from franca_fast.files import atomic_path, write_json
+from franca_fast.files import atomic_path, check_folder, temporary_prefix, write_json
 from franca_fast.spelling import spell
 
 SIZES_FILE = "sizes.json"
@@ -105,7 +105,7 @@ def pack_shards(
         accepted = ", ".join(PackSettings.__dataclass_fields__)
         raise InputError(f"setting of packing: {min(unknown)}; accepted: {accepted}")
     chosen = PackSettings(**settings)
-    folder = Path(output)
+    folder = check_folder(output, overwrite=True)
     _check_apart(source, folder)
     plan = PackPlan(source, chosen)
     names = [chosen.pattern % i for i in range(len(plan))]
@@ -241,8 +241,6 @@ def _claimed(folder: Path, description: dict[str, Any]) -> Iterator[None]:
     Raises:
         InputError: it holds something else, or another process is at work there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output: '{folder}' is a file; accepted: a folder")
     folder.mkdir(parents=True, exist_ok=True)
     file, lock = folder / PACKING_FILE, os.open(folder, os.O_RDONLY)
     try:
@@ -293,7 +291,7 @@ def _remove_all(packed: PackedShards) -> None:
 
 def _remove_leftovers(packed: PackedShards) -> None:
     """Removes what a killed process left unfinished (see `atomic_path` for the names)."""
-    beginnings = {f".{Path(name).stem[:40]}-" for name in packed.shards}
+    beginnings = {temporary_prefix(Path(name)) for name in packed.shards}
     for path in packed.folder.glob(".*.tar"):
         if path.name.rpartition("-")[0] + "-" in beginnings:
             with suppress(OSError):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.files import atomic_path, check_file, save_safetensors
+from franca_fast.files import atomic_path, check_file, save_safetensors, save_torch
 from franca_fast.hub.weight_files import (
     RASA_HEAD,
     RELEASED_SUFFIX,
@@ -77,7 +77,7 @@ def write_projector(
     file = check_projector_output(path, overwrite=overwrite)
     with atomic_path(file) as temporary:
         if file.suffix == RELEASED_SUFFIX:
-            _save_torch(_released_form(planes), temporary)
+            save_torch(_released_form(planes), temporary)
         else:
             tensors = {"weights": content.weights, "matrix": matrix}
             about = {"compatible": content.compatible, "facts": content.facts}
@@ -144,10 +144,3 @@ def _released_form(planes: Sequence[Tensor]) -> dict[str, Tensor]:
         )
     names = [*(f"pre_pos_layers.{i}.weight" for i in range(len(planes) - 1)), LAST_LAYER]
     return {name: plane.clone() for name, plane in zip(names, planes, strict=True)}
-
-
-def _save_torch(state: dict[str, Tensor], path: Path) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:  # how torch reports a full disk
-        raise OSError(str(error).splitlines()[0]) from error
