@@ -13,10 +13,13 @@ from torch import Tensor
 
 from franca_fast.data import CropSettings, eval_transform, open_images
 from franca_fast.data.decoding import MAX_IMAGE_PIXELS
+from franca_fast.errors import OutputError, error_line
 from franca_fast.evaluation.encoders import Encoder, image_size_of, inference, patch_token_grid
 from franca_fast.evaluation.features import Source, check_any
 from franca_fast.evaluation.pictures import check_can_draw, save_png, sheet
 from franca_fast.files import check_folder
+from franca_fast.paths import longest_name, shortened
+from franca_fast.spelling import spell
 
 PCA_TITLE = "Three principal components of patch tokens as red, green and blue"
 _COLOUR_QUANTILES = (0.01, 0.99)  # what maps to 0 and 255; the rest of the range saturates
@@ -52,8 +55,9 @@ def visualize_pca(
         paths of the PNG files, `<index>_<name>.png`.
 
     Raises:
-        InputError: no readable images, a folder in use, an image size that does not fit, or
-            matplotlib is not installed.
+        InputError: no readable images, a folder in use or that cannot be written, an image size
+            that does not fit, or matplotlib is not installed.
+        OutputError: a picture could not be written after all; says how many there are.
 
     Example:
         >>> from franca_fast.models import build_backbone
@@ -70,12 +74,36 @@ def visualize_pca(
     coloured = pca_pictures(model, [image for _, image, _ in chosen], size)
     paths = []
     for i, ((name, image, _), colours) in enumerate(zip(chosen, coloured, strict=True)):
-        path = folder / f"{i:03d}_{Path(name).stem}.png"
+        path = folder / picture_name(i, name, longest_name(folder))
         pair = {"": [as_seen(image, size), colours]}
         columns = (f"image, {size} × {size} pixels", "{} × {} patches".format(*colours.size))
-        save_png(sheet(pair, PCA_TITLE, columns, cell=3), path)
+        try:
+            save_png(sheet(pair, PCA_TITLE, columns, cell=3), path)
+        except OSError as error:
+            what = f"{i} of {len(chosen)} pictures are written"
+            kept = folder if i else None
+            raise OutputError(f"{error_line(error)}; {what}", error, kept) from error
         paths.append(path)
     return paths
+
+
+def picture_name(index: int, image: str, n_bytes: int = 255) -> str:
+    r"""The name of an image's picture: the number, which makes it unique, and the image's name.
+
+    What could not be read in a terminal or is no part of a name becomes `_`.
+
+    Args:
+        index: of the image.
+        image: its name, as the source spells it.
+        n_bytes: of the longest name; the image's is cut to that.
+
+    Example:
+        >>> picture_name(3, "cats/a\nb.jpg")
+        '003_a_b.png'
+    """
+    number, suffix = f"{index:03d}_", ".png"
+    stem = "".join(c if c.isprintable() else "_" for c in spell(Path(image).stem))
+    return number + shortened(stem, n_bytes - len(number + suffix)) + suffix
 
 
 def pca_pictures(model: Encoder, images: Sequence[Image.Image], size: int) -> list[Image.Image]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path
+from franca_fast.spelling import spell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ def sheet(
     edges = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": _GAP, "hspace": _GAP}
     axes = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw=edges)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(_plain(label), rotation=0, ha="right", va="center")
         for axis, image in zip(line, images, strict=True):
             # The edges of patches stay sharp when enlarged; larger images are reduced smoothly.
             enlarged = image.width < cell * _DPI
@@ -79,9 +80,9 @@ def sheet(
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
     for axis, caption in zip(axes[0], columns, strict=False):
-        axis.set_title(caption, fontsize="small")
+        axis.set_title(_plain(caption), fontsize="small")
     above = 0.3 if columns else 0.1  # inches
-    figure.suptitle(title, y=1 + above / (len(rows) * cell), va="bottom", fontsize="medium")
+    figure.suptitle(_plain(title), y=1 + above / (len(rows) * cell), va="bottom", fontsize="medium")
     return figure
 
 
@@ -115,7 +116,7 @@ def curve(
     axis.plot(xs, ys, color="tab:blue", alpha=0.35, linewidth=0.8, label="each step")
     label = f"mean of the last {window} steps"
     axis.plot(xs, means, color="tab:blue", linewidth=1.8, label=label)
-    axis.set(title=title, xlabel="step", ylabel=y_label)
+    axis.set(title=_plain(title), xlabel="step", ylabel=_plain(y_label))
     axis.margins(x=0.01)
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
@@ -133,6 +134,11 @@ def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
             pad_inches=0.1,
             metadata={"Software": None},  # matplotlib's version
         )
+
+
+def _plain(text: str) -> str:
+    """Text, such as the name of a class, that matplotlib takes for what it is, not for TeX."""
+    return spell(text).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -46,4 +46,4 @@ def test_a_full_disk_names_the_picture(
     folder = tmp_path / "pca"
     folder.mkdir()
     error = fails("visualize", "pca", model_file, image_folder, "--output", folder)
-    assert f"No space left on device: {folder / '000_0.png'}" in error
+    assert f"No space left on device: {folder / '000_0.png'}; 0 of 8 pictures" in error

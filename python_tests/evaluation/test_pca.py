@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import random
 import sys
 from pathlib import Path
 
@@ -8,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from franca_fast.errors import InputError
+from franca_fast.errors import InputError, OutputError
+from franca_fast.evaluation import pca as module
 from franca_fast.evaluation import visualize_pca
-from franca_fast.evaluation.pca import as_seen, pca_colours, pca_pictures
+from franca_fast.evaluation.pca import as_seen, pca_colours, pca_pictures, picture_name
 from franca_fast.models import VisionTransformer
 
 
@@ -105,3 +109,70 @@ def test_nothing_is_made_when_no_image_is_readable(
 def test_encoder_without_patches_is_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no patch tokens"):
         visualize_pca(lambda x: x.mean((2, 3)), images, tmp_path / "out")
+
+
+LONG = ["n" * 246 + ".png", "\u00fc" * 123 + ".png", "\u65e5" * 82 + ".png"]  # 250 bytes
+ODD = ["a\nb.png", "b$x^{$.png", "caf\udce9.png", " .png", "a b..png"]
+
+
+@pytest.mark.parametrize("names", [LONG, ODD])
+def test_pictures_of_images_with_any_name(
+    model: VisionTransformer, images: Path, tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        (tmp_path / "named").mkdir(exist_ok=True)
+        (tmp_path / "named" / name).write_bytes((images / "a.png").read_bytes())
+    paths = visualize_pca(model, [tmp_path / "named" / name for name in names], tmp_path / "out")
+    assert len({path for path in paths if path.is_file()}) == len(names)
+
+
+def test_names_of_pictures_are_unique_short_and_printable() -> None:
+    draw = random.Random(0)
+    letters = [
+        "a",
+        " ",
+        ".",
+        "/",
+        "\n",
+        "\0",
+        "\u202e",
+        "\u00fc",
+        "\u65e5",
+        "\udce9",
+        "\ud800",
+        "$",
+    ]
+    given = ["", ".", "..", "a/b.png", "c/b.png"]
+    given += ["".join(draw.choices(letters, k=draw.randrange(400))) for _ in range(300)]
+    for n_bytes in (255, 143):
+        names = [picture_name(i, name, n_bytes) for i, name in enumerate(given)]
+        assert len(set(names)) == len(given)
+        for i, name in enumerate(names):
+            assert name.startswith(f"{i:03d}_") and name.endswith(".png")
+            assert name.isprintable() and "/" not in name
+            assert len(os.fsencode(name)) <= n_bytes
+    assert picture_name(7, "dogs/rex.jpeg") == "007_rex.png"
+    assert picture_name(0, LONG[1]) == "000_" + "\u00fc" * 123 + ".png"
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_pictures_that_are_written_stay_and_are_counted(
+    model: VisionTransformer, images: Path, tmp_path: Path, monkeypatch, written: int
+) -> None:
+    def fill(figure: object, path: Path) -> None:
+        if path.name.startswith(f"{written:03d}"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_png(figure, path)
+
+    save_png = module.save_png
+    monkeypatch.setattr(module, "save_png", fill)
+    with pytest.raises(OutputError, match=f"; {written} of 3 pictures are written") as caught:
+        visualize_pca(model, images, tmp_path / "out")
+    assert caught.value.kept == (tmp_path / "out" if written else None)
+    assert len(list(tmp_path.glob("out/*"))) == written
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Not a directory"):
+        visualize_pca(lambda images: images, tmp_path / "absent", tmp_path / "file" / "out")

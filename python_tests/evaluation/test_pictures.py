@@ -142,3 +142,11 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.Monkey
     for call in (check_can_draw, lambda: curve([1], [1.0], 1, "", "")):
         with pytest.raises(InputError, match=r"pip install 'franca-fast\[plots\]'"):
             call()
+
+
+@pytest.mark.parametrize("text", ["$x^{$", "a$b$", "\\frac", "\udce9", "\ud800", "a\nb", "\0"])
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_any_text_can_be_written(tmp_path: Path, text: str) -> None:
+    image = Image.new("RGB", (4, 4))
+    save_png(sheet({text: [image]}, text, [text]), tmp_path / "sheet.png")
+    save_png(curve([1], [1.0], 1, text, text), tmp_path / "curve.png")
