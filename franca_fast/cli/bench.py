@@ -37,9 +37,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from franca_fast import benchmarks
-    from franca_fast.files import atomic_path
+    from franca_fast.files import check_file, write_text
     from franca_fast.training.precision import choose_device
 
+    if args.json:
+        check_file(args.json, overwrite=True)
     device = choose_device(args.device).type
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -63,6 +65,5 @@ def run(args: argparse.Namespace) -> int:
     head, *rows = benchmarks.table(report["results"])
     print(table(head, rows, numeric=5))
     if args.json:
-        with atomic_path(args.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+        write_text(args.json, json.dumps(report, indent=1) + "\n")
     return 0

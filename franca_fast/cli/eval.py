@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from franca_fast.evaluation import knn
     from franca_fast.evaluation.class_matching import check_sources, match_classes
-    from franca_fast.files import check_file, write_json
+    from franca_fast.files import check_file, save_or_keep, write_json
     from franca_fast.models import default_nesting_dims
 
     if args.output:
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             "train": train.facts,
             "test": test.facts,
         }
-        write_json(args.output, result)
+        save_or_keep(args.output, lambda file: write_json(file, result))
         print(f"written to {args.output}")
     return 0
 

@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "huggingface" and isinstance(args.img_size, tuple):
         args.parser.error("--img-size: the position embedding of huggingface is for squares")
     from franca_fast.hub import load_model
+    from franca_fast.hub.export import check_export
 
+    check_export(args.output, args.format, overwrite=args.overwrite)
     model = load_model(args.model, weights=args.weights, rasa=args.rasa)
     print(_write(model, args))
     return 0

@@ -10,6 +10,7 @@ For instance:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from franca_fast.rasa import FitSettings, PositionReport
 
 GROUP = "use"
-_WEIGHTS = "backbone"  # stem of the two files that `apply` writes
+_WEIGHTS = "backbone.safetensors"  # what `apply` writes, and the JSON beside it
+_REPORT, _PICTURE = "report.json", "positions.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,34 +175,40 @@ def _fit(args: argparse.Namespace) -> int:
 
 def _apply(args: argparse.Namespace) -> int:
     from franca_fast.files import check_folder
-    from franca_fast.hub import save_backbone
+    from franca_fast.hub.export import check_export, export_safetensors
     from franca_fast.rasa import PositionProjector
 
-    folder = check_folder(args.output, overwrite=args.overwrite)
+    check_folder(args.output, overwrite=args.overwrite)
+    weights = os.path.join(args.output, _WEIGHTS)
+    check_export(weights, "safetensors", overwrite=args.overwrite)
     projector = PositionProjector.from_files(args.projector, compatible=args.compatible)
-    file = save_backbone(projector.attach(load_model(args)), folder / _WEIGHTS)
+    clean = projector.attach(load_model(args))
+    file = export_safetensors(clean, weights, overwrite=args.overwrite)
     print(f"{file}: {projector.rank} directions of {projector.width} removed from patch tokens")
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
     from franca_fast.evaluation.pictures import NO_PICTURES, can_draw
-    from franca_fast.files import check_folder, write_json
+    from franca_fast.files import check_folder, save_or_keep, write_json
     from franca_fast.rasa import PositionProjector, position_report
 
-    folder = check_folder(args.output, overwrite=args.overwrite)
+    written = [_REPORT, _PICTURE] if can_draw() else [_REPORT]
+    check_folder(args.output, overwrite=args.overwrite, files=written)
     settings = _settings(args)
     projector = PositionProjector.from_files(args.projector, compatible=args.compatible)
     with warnings_at_the_end():
         report = position_report(load_model(args), args.source, projector, settings)
-    written = ["report.json"]
-    write_json(folder / "report.json", report.as_dict())
-    if can_draw():
-        report.save_picture(folder / "positions.png")
-        written.append("positions.png")
-    else:
-        print(f"warning: {NO_PICTURES}", file=sys.stderr)
     print(_summary(report))
+    if _PICTURE not in written:
+        print(f"warning: {NO_PICTURES}", file=sys.stderr)
+
+    def write(folder: Path) -> None:
+        write_json(folder / _REPORT, report.as_dict())
+        if _PICTURE in written:
+            report.save_picture(folder / _PICTURE)
+
+    save_or_keep(args.output, write)
     print(f"\n{Path(args.output)}: {', '.join(written)}")
     return 0
 

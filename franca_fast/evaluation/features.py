@@ -25,6 +25,7 @@ from franca_fast.evaluation.encoders import (
     inference,
     pooled_features,
 )
+from franca_fast.files import save_or_keep
 from franca_fast.spelling import spell
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -68,8 +69,9 @@ def embed(
         names of their classes, joined over all sources; in `facts`, what became of the images.
 
     Raises:
-        InputError: wrong arguments, a missing source, not one readable image in it, or features
-            that are not finite.
+        InputError: wrong arguments, an output that cannot be written, a missing source, not one
+            readable image in it, or features that are not finite.
+        OutputError: writing failed after all; says where the embeddings are kept instead.
 
     Example:
         >>> from franca_fast.models import build_backbone
@@ -117,7 +119,7 @@ def embed(
         },
     )
     if output is not None:
-        embeddings.save(output, overwrite=overwrite)
+        save_or_keep(output, lambda file: embeddings.save(file, overwrite=overwrite))
     return embeddings
 
 

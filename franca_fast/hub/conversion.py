@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.files import atomic_path, check_file
+from franca_fast.files import atomic_path, check_file, save_torch
 from franca_fast.hub.infer import infer_backbone
 from franca_fast.hub.load import find_weights, load_model
-from franca_fast.hub.save import backbone_files, save_backbone
+from franca_fast.hub.save import backbone_files, save_backbone, weight_bytes
 from franca_fast.hub.weight_files import (
     HEADS,
     RELEASED_SUFFIX,
@@ -85,6 +84,7 @@ def convert(
     model = load_model(source, architecture=architecture)
     heads = _read_heads(source) if keep_heads else {}
     names = tuple(dict.fromkeys(key.split(".", 1)[0] for key in heads))
+    check_file(target, overwrite=overwrite, n_bytes=weight_bytes(model, heads))
     if target.suffix == SAFETENSORS_SUFFIX:
         return Converted(save_backbone(model, target, heads), names, {})
     if isinstance(model, ProjectedBackbone):
@@ -94,7 +94,7 @@ def convert(
         )
     backbone = {f"backbone.{key}": t.contiguous() for key, t in model.state_dict().items()}
     with atomic_path(target) as temporary:
-        torch.save({"teacher": backbone | heads}, temporary)
+        save_torch({"teacher": backbone | heads}, temporary)
     return Converted(target, names, _not_in_shapes(model))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import logging
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +19,29 @@ from torch import Tensor, nn
 
 from franca_fast.data.settings import CropSettings
 from franca_fast.errors import FrancaError, InputError
-from franca_fast.files import atomic_path, check_file, save_safetensors
-from franca_fast.hub.save import backbone_files, save_backbone
+from franca_fast.files import (
+    atomic_path,
+    check_file,
+    check_folder,
+    folder_beside,
+    save_safetensors,
+    torch_file,
+)
+from franca_fast.hub.huggingface import FILES
+from franca_fast.hub.save import backbone_files, save_backbone, weight_bytes
 from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
 from franca_fast.models import ProjectedBackbone, VisionTransformer
+from franca_fast.paths import behind_links
 
 INPUT, OUTPUTS = "image", ("cls_token", "patch_tokens")
 _TOLERANCE = 1e-4  # of the largest feature, or absolute where that is below 1
 _INLINE_LIMIT = 1_900_000_000  # bytes; an ONNX file itself holds less than 2 GiB
+_SUFFIXES = {
+    "safetensors": SAFETENSORS_SUFFIX,
+    "matrix": SAFETENSORS_SUFFIX,
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
+}
 _Runner = Callable[[Tensor], Mapping[str, Tensor]]
 
 
@@ -87,9 +103,8 @@ def export_safetensors(
     Raises:
         InputError: a path that is in use or of another kind.
     """
-    target = _check_target(path, SAFETENSORS_SUFFIX, overwrite)
-    check_file(backbone_files(target)[1], overwrite=overwrite)
-    return save_backbone(model, target)
+    check_export(path, "safetensors", overwrite=overwrite, n_bytes=weight_bytes(model))
+    return save_backbone(model, path)
 
 
 def export_onnx(
@@ -121,14 +136,14 @@ def export_onnx(
         InputError: wrong arguments, or the packages for it are not installed.
         FrancaError: the outputs differ by more than 1e-4; nothing is written.
     """
-    target = _check_target(path, ".onnx", overwrite)
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "ONNX files need onnx and onnxscript: pip install 'franca-fast[export]'"
-        ) from error
+    target, data = Path(path), f"{os.fspath(path)}.data"
+    check_export(path, "onnx", overwrite=overwrite)
     features, size, n_images = _prepare(model, img_size, batch_size)
+    n_bytes = weight_bytes(features)
+    apart = n_bytes > _INLINE_LIMIT
+    check_file(path, overwrite=overwrite, n_bytes=n_bytes)
+    if apart:
+        check_file(data, overwrite=overwrite)
     example = _images(model, size, n_images)
     with _quietly():
         program = torch.onnx.export(
@@ -142,18 +157,17 @@ def export_onnx(
         )
     assert program is not None  # with dynamo
     program.model.metadata_props.update({k: json.dumps(v) for k, v in _facts(model, size).items()})
-    n_bytes = sum(t.numel() * t.element_size() for t in features.state_dict().values())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-        file = Path(folder) / target.name
-        program.save(str(file), external_data=n_bytes > _INLINE_LIMIT)
+    with folder_beside(path) as folder:
+        file = folder / target.name
+        program.save(str(file), external_data=apart)
         run = _onnx_runner(file)
         if run is not None:
             _compare(run, features, _images(model, size, n_images, seed=1), target)
-        target.unlink(missing_ok=True)  # it would not fit to the new data
-        for written in sorted(Path(folder).iterdir(), key=lambda f: f.name == target.name):
-            with atomic_path(target.with_name(written.name)) as temporary:
-                written.replace(temporary)
+        if apart:  # the file that is there would not fit to the new data
+            behind_links(path).unlink(missing_ok=True)
+        for written in sorted(folder.iterdir(), key=lambda f: f.name == target.name):
+            with atomic_path(path if written.name == target.name else data) as temporary:
+                shutil.move(written, temporary)
     return target
 
 
@@ -171,14 +185,17 @@ def export_torch(
     its metadata is in the extra file "franca_fast.json" of the archive. The rest, arguments and
     errors too, is as there; `path` ends in `.pt2`.
     """
-    target = _check_target(path, ".pt2", overwrite)
+    target = Path(path)
+    check_export(path, "torch-export", overwrite=overwrite)
     features, size, n_images = _prepare(model, img_size, batch_size)
+    check_file(path, overwrite=overwrite, n_bytes=weight_bytes(features))
     example = _images(model, size, n_images)
     with _quietly():
         program = torch.export.export(features, (example,), dynamic_shapes=_shapes(batch_size))
-    with atomic_path(target) as temporary, _quietly():
+    with atomic_path(path) as temporary, _quietly():
         facts = {"franca_fast.json": json.dumps(_facts(model, size))}
-        torch.export.save(program, temporary, extra_files=facts)
+        with torch_file(temporary) as file:
+            torch.export.save(program, file, extra_files=facts)
         loaded = torch.export.load(temporary).module()
         _compare(loaded, features, _images(model, size, n_images, seed=1), target)
     return target
@@ -202,21 +219,42 @@ def export_matrix(
     Raises:
         InputError: wrong arguments, or the model removes no positions.
     """
-    target = _check_target(path, SAFETENSORS_SUFFIX, overwrite)
+    check_export(path, "matrix", overwrite=overwrite)
     if not isinstance(model, ProjectedBackbone):
         raise InputError(
             "model: removes no positions; accepted: one loaded with a RASA file (rasa=, --rasa)"
         )
-    with atomic_path(target) as temporary:
+    with atomic_path(path) as temporary:
         save_safetensors({"matrix": model.rasa.matrix().cpu()}, temporary, {"format": "pt"})
-    return target
+    return Path(path)
 
 
-def _check_target(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Path:
-    target = check_file(path, overwrite=overwrite)
-    if target.suffix != suffix:
-        raise InputError(f"output: '{target}'; accepted: a name that ends in {suffix}")
-    return target
+def check_export(
+    path: str | os.PathLike[str], form: str, *, overwrite: bool = False, n_bytes: int = 0
+) -> None:
+    """Refuses an output that could not be written, before there is a model for it.
+
+    Args:
+        path: the file, or the folder of "huggingface".
+        form: "safetensors", "huggingface", "onnx", "torch-export" or "matrix".
+        overwrite: whether it may exist.
+        n_bytes: its size where that is known, to be compared with the space that is free.
+
+    Raises:
+        InputError: see `check_file` and `check_folder`; a name with another ending; or packages
+            that the form needs are not installed.
+    """
+    if form == "huggingface":
+        check_folder(path, overwrite=overwrite, files=FILES, n_bytes=n_bytes)
+        return
+    given, suffix = os.fspath(path), _SUFFIXES[form]
+    if Path(path).suffix != suffix:
+        raise InputError(f"output: '{given}'; accepted: a name that ends in {suffix}")
+    check_file(path, overwrite=overwrite, n_bytes=n_bytes)
+    if form == "safetensors":
+        check_file(backbone_files(path)[1], overwrite=overwrite)
+    if form == "onnx" and importlib.util.find_spec("onnxscript") is None:
+        raise InputError("ONNX files need onnx and onnxscript: pip install 'franca-fast[export]'")
 
 
 def _prepare(

@@ -23,6 +23,8 @@ CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _PROCESSOR_FILE = "preprocessor_config.json"
 _CODE_FILE = Path(__file__).parent / "remote_code" / "modeling_franca.py"
+FILES = (CONFIG_FILE, _WEIGHTS_FILE, _PROCESSOR_FILE, _CODE_FILE.name)
+"""Names of what a folder of this layout can hold."""
 _BICUBIC = 3  # Pillow's number
 # What stands for each other in the keys, ours first.
 _NAMES = (
@@ -85,7 +87,8 @@ def export_huggingface(
         >>> sorted(file.name for file in folder.iterdir())[:2]
         ['config.json', 'model.safetensors']
     """
-    target = check_folder(folder, overwrite=overwrite)
+    n_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())  # float32
+    target = check_folder(folder, overwrite=overwrite, files=FILES, n_bytes=n_bytes)
     size = model.config["img_size"] if img_size is None else img_size
     config = huggingface_config(model, size)
     state = huggingface_state(model, size)

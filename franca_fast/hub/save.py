@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from franca_fast.files import atomic_path, save_safetensors, write_json
+from franca_fast.files import atomic_path, make_durable, save_safetensors, write_json
 from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
 from franca_fast.models import VisionTransformer
 
@@ -45,10 +45,18 @@ def save_backbone(
     weights, architecture = backbone_files(path_stem)
     state = model.state_dict() | dict(heads or {})
     tensors = {key: t.detach().contiguous().cpu() for key, t in state.items()}
+    about = {"format": ARCHITECTURE_FORMAT, "architecture": model.config}
     with atomic_path(weights) as temporary:
         save_safetensors(tensors, temporary, {"format": "pt"})
-    write_json(architecture, {"format": ARCHITECTURE_FORMAT, "architecture": model.config})
+        make_durable(temporary)  # so that both are on the disk before one of them has its name
+        write_json(architecture, about)
     return weights
+
+
+def weight_bytes(model: nn.Module, heads: Mapping[str, Tensor] | None = None) -> int:
+    """Bytes of a model's weights, and of heads beside it, in a file."""
+    tensors = (*model.state_dict().values(), *(heads or {}).values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def backbone_files(path_stem: str | os.PathLike[str]) -> tuple[Path, Path]:

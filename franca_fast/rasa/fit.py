@@ -15,10 +15,12 @@ from tqdm import tqdm
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import Encoder, as_encoder, image_size_of
 from franca_fast.evaluation.features import Source
+from franca_fast.files import check_file, save_or_keep
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.projector_files import check_projector_output
 from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
 from franca_fast.models import ProjectedBackbone
+from franca_fast.paths import longest_name, shortened
 from franca_fast.rasa.image_crops import ImageCrops
 from franca_fast.rasa.patch_tokens import PatchFeatures, open_features
 from franca_fast.rasa.readout import Readout
@@ -56,7 +58,8 @@ def fit(
 
     Raises:
         InputError: wrong arguments, too few readable images, features that are not finite, or
-            an encoder without patch tokens.
+            an encoder without patch tokens, or an output that cannot be written.
+        OutputError: writing failed after all; says where the projector is kept instead.
 
     Example:
         >>> from franca_fast.models import build_backbone
@@ -67,6 +70,8 @@ def fit(
     settings = settings or FitSettings()
     if output is not None:
         check_projector_output(output, overwrite=overwrite)
+        partial = partial_path(output)
+        check_file(partial, overwrite=True)
     encoder = as_encoder(model)
     features = open_features(
         encoder,
@@ -77,12 +82,17 @@ def fit(
     )
     if output is None:
         return fit_features(features, settings, progress=progress)
-    partial = Path(f"{os.fspath(output)}.partial{SAFETENSORS_SUFFIX}")
     projector = fit_features(features, settings, partial=partial, progress=progress)
-    projector.save(output, overwrite=overwrite)
+    save_or_keep(output, lambda file: projector.save(file, overwrite=overwrite))
     with suppress(FileNotFoundError):
         partial.unlink()
     return projector
+
+
+def partial_path(output: str | os.PathLike[str]) -> Path:
+    """Where a fit keeps what there is after each iteration: `<output>.partial.safetensors`."""
+    path, suffix = Path(output), f".partial{SAFETENSORS_SUFFIX}"
+    return path.with_name(shortened(path.name, longest_name(path.parent) - len(suffix)) + suffix)
 
 
 def crops_of(encoder: Encoder, images: Source, settings: FitSettings) -> ImageCrops:
@@ -147,13 +157,20 @@ def fit_features(
             history.append({"error": error, "explained": explained})
             bar.set_postfix_str(f"iteration {i + 1} read {explained:.1%} of the position")
             if partial is not None:
-                projector().save(partial, overwrite=True)
+                _keep_partial(projector(), partial)
     if not weights:
         raise InputError(
             f"images: a read-out explains {explained:.2%} of the positions' variance, so there is "
             f"nothing to remove; accepted: {settings.stop_below:.2%} or more (stop_below)"
         )
     return projector()
+
+
+def _keep_partial(projector: PositionProjector, partial: Path) -> None:
+    try:
+        projector.save(partial, overwrite=True)
+    except (OSError, InputError) as error:  # the fit itself need not end for it
+        logger.warning("what there is so far was not kept in %s: %s", partial, error)
 
 
 def _check_size(features: PatchFeatures, settings: FitSettings) -> None:

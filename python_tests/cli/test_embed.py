@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from franca_fast import files
 from franca_fast.evaluation import Embeddings
 
 
@@ -99,7 +100,30 @@ def test_a_full_disk_names_the_features_file(
         monkeypatch.setattr(writer, full)
     output = tmp_path / f"f{suffix}"
     error = fails("embed", model_file, image_folder, "--output", output)
-    assert f"No space left on device: {output}" in error
+    assert f"No space left on device: {output}; what was computed is lost" in error
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".safetensors"])
+def test_features_that_cannot_be_written_in_the_end_are_kept(
+    run, model_file: Path, image_folder: Path, tmp_path: Path, monkeypatch, suffix: str
+) -> None:
+    def fill(path: Path) -> None:
+        if path.parent == tmp_path:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        make_durable(path)
+
+    make_durable = files.make_durable
+    monkeypatch.setattr(files, "make_durable", fill)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    output = tmp_path / f"f{suffix}"
+    outcome = run("embed", model_file, image_folder, "--output", output)
+    (kept,) = home.glob(f"*/f{suffix}")
+    line = f"Disk quota exceeded: {output}; what was computed is kept as '{kept}'"
+    assert (outcome.code, outcome.err) == (2, f"franca-fast: error: {line}\n")
+    assert len(Embeddings.load(kept)) == 8
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

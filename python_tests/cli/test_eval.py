@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -35,3 +36,24 @@ def test_existing_output(fails, model_file: Path, image_folder: Path, tmp_path: 
     (tmp_path / "knn.json").write_text("precious")
     command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
     assert "exists" in fails(*command, "--output", tmp_path / "knn.json")
+
+
+def test_accuracies_are_printed_and_kept_when_they_cannot_be_written(
+    run, model_file: Path, image_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def fill(path: Path) -> None:
+        if path.parent == tmp_path:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("franca_fast.files.make_durable", fill)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
+    outcome = run(*command, "--k", 1, "--output", tmp_path / "knn.json")
+    (kept,) = home.glob("*/knn.json")
+    assert outcome.code == 2
+    assert "100.0" in outcome.out
+    assert f"Read-only file system: {tmp_path / 'knn.json'}; what" in outcome.err
+    assert str(kept) in outcome.err
+    assert json.loads(kept.read_text())["accuracy"]["32"]["1"] == 100.0

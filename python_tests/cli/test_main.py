@@ -95,6 +95,37 @@ def test_trouble_with_files_is_one_line(fails, monkeypatch, error: OSError, line
     assert fails("models") == f"franca-fast: error: {line}\n"
 
 
+@pytest.mark.parametrize("where", ["file", "loop"])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("embed absent absent --output", "out.npz"),
+        ("eval knn absent --train absent --test absent --output", "knn.json"),
+        ("visualize pca absent absent --output", "pictures"),
+        ("export absent --format safetensors --output", "model.safetensors"),
+        ("export absent --format huggingface --output", "model"),
+        ("export absent --format onnx --output", "model.onnx"),
+        ("export absent --format torch-export --output", "model.pt2"),
+        ("export absent --format matrix --output", "matrix.safetensors"),
+        ("convert absent", "model.pth"),
+        ("convert absent", "model.safetensors"),
+        ("rasa fit absent absent --output", "rasa.safetensors"),
+        ("rasa apply absent --projector absent --output", "clean"),
+        ("rasa report absent absent --projector absent --output", "report"),
+        ("shards pack absent --output", "shards"),
+        ("bench --json", "bench.json"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
+    fails, tmp_path: Path, monkeypatch, words: str, name: str, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    path = f"{where}/{name}"
+    assert f"error: output: '{path}', " in fails(*words.split(), path)
+
+
 def test_mistakes_in_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "run", raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -145,3 +146,29 @@ def test_interrupted_fit_leaves_nothing_half_written(model_file, tmp_path):
     assert err.decode().splitlines()[-1] == "franca-fast: interrupted"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model", partial.name]
     assert PositionProjector.from_files(partial).rank >= 2
+
+
+def test_results_that_cannot_be_written_in_the_end_are_kept(
+    run, model_file, projector_file, tmp_path, monkeypatch
+):
+    def fill(path: Path) -> None:
+        if path.is_relative_to(tmp_path / "out"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("franca_fast.files.make_durable", fill)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    output = tmp_path / "out" / "r.safetensors"
+    outcome = run("rasa", "fit", model_file, SHARD, "--output", output, *QUICK)
+    assert outcome.code == 2
+    assert f"Stale file handle: {output}; what was computed is kept as" in outcome.err
+    (kept,) = home.glob("*/r.safetensors")
+    assert PositionProjector.from_files(kept).rank == 2
+    folder = tmp_path / "out" / "report"
+    words = ("rasa", "report", model_file, SHARD, "--projector", projector_file)
+    outcome = run(*words, "--output", folder, "--num-workers", "0")
+    assert outcome.code == 2
+    assert "500 held-out images" in outcome.out
+    assert f"Stale file handle: {folder / 'report.json'}; what" in outcome.err
+    assert len([*home.glob("*/report/report.json"), *home.glob("*/report/positions.png")]) == 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,7 +20,13 @@ from torch import Tensor
 
 from franca_fast.errors import FrancaError, InputError
 from franca_fast.hub import export as module
-from franca_fast.hub import export_matrix, export_onnx, export_torch
+from franca_fast.hub import (
+    export_huggingface,
+    export_matrix,
+    export_onnx,
+    export_safetensors,
+    export_torch,
+)
 from franca_fast.models import VisionTransformer
 from python_tests.hub.test_huggingface import build, without_positions
 
@@ -157,6 +166,75 @@ def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], complaint: s
     with pytest.raises(InputError, match=complaint):
         export_onnx(build(**SMALLEST), path, **arguments)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("export", "name"),
+    [
+        (export_safetensors, "m.safetensors"),
+        (export_huggingface, "m"),
+        (export_onnx, "m.onnx"),
+        (export_torch, "m.pt2"),
+    ],
+)
+def test_a_disk_without_room_for_the_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, name: str
+) -> None:
+    model = build(**SMALLEST)
+    free = 4 * sum(parameter.numel() for parameter in model.parameters()) - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda path: (10**9, 0, free))
+    with pytest.raises(InputError, match=rf"{name}', \d+ bytes where {free} are free"):
+        export(model, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("export", "name", "beside"),
+    [
+        (export_safetensors, "m.safetensors", "m.json"),
+        (export_onnx, "m.onnx", "m.onnx.data"),
+        (export_huggingface, "m", "m/config.json"),
+    ],
+)
+def test_what_is_written_beside_is_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, name: str, beside: str
+) -> None:
+    monkeypatch.setattr(module, "_INLINE_LIMIT", 100)
+    (tmp_path / beside).mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"{beside}', a folder; accepted: a file"):
+        export(build(**SMALLEST), tmp_path / name, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("export", "name"),
+    [(export_safetensors, "m.safetensors"), (export_onnx, "m.onnx"), (export_torch, "m.pt2")],
+)
+def test_names_of_250_bytes(tmp_path: Path, export: Any, name: str) -> None:
+    stem, suffix = name.split(".")
+    path = tmp_path / f"{stem * (249 - len(suffix))}.{suffix}"
+    assert export(build(**SMALLEST), path) == path
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(("export", "name"), [(export_onnx, "m.onnx"), (export_torch, "m.pt2")])
+def test_a_disk_that_fills_up_is_an_error_that_names_the_file(
+    tmp_path: Path, export: Any, name: str
+) -> None:
+    code = f"""
+import resource, sys
+from franca_fast.hub import {export.__name__} as export
+from franca_fast.models import VisionTransformer
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+model = VisionTransformer(img_size=28, embed_dim=16, depth=1, num_heads=2)
+try:
+    export(model, sys.argv[1])
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / name)]
+    outcome = subprocess.run(command, capture_output=True, text=True)
+    assert outcome.stdout == f"{errno.EFBIG} {tmp_path / name}\n", outcome.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from franca_fast.errors import InputError
 from franca_fast.evaluation.knn import knn_predict
 from franca_fast.models import VisionTransformer, build_backbone
 from franca_fast.rasa import FitSettings, PositionProjector, fit
-from franca_fast.rasa.fit import fit_features
+from franca_fast.rasa.fit import fit_features, partial_path
 from franca_fast.rasa.patch_tokens import CachedFeatures
 from franca_fast.rasa.positions import Moments, patch_positions
 from franca_fast.rasa.readout import Readout
@@ -261,6 +261,24 @@ def test_output_is_checked_before_the_work(model, tmp_path):
     for name in ("rasa.safetensors", "rasa.txt"):
         with pytest.raises(InputError):
             fit(model, tmp_path / "nothing", QUICK, output=tmp_path / name)
+
+
+@pytest.mark.parametrize("n_bytes", [30, 240, 255])
+def test_what_is_kept_between_has_a_name_that_the_disk_takes(tmp_path, n_bytes):
+    output = tmp_path / ("ü" * ((n_bytes - 12) // 2) + ".safetensors")
+    partial = partial_path(output)
+    partial.touch()
+    assert partial.name.endswith(".partial.safetensors")
+    assert partial.name.startswith(output.name[:100])
+
+
+def test_a_fit_goes_on_when_what_there_is_cannot_be_kept(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    tokens, _ = planted()
+    partial = tmp_path / "file" / "x.partial.safetensors"
+    settings = FitSettings(readout="covariance", iterations=1)
+    assert fit_features(tokens, settings, partial=partial).rank == 2
+    assert "Not a directory" in caplog.text
 
 
 def _fit_on_the_gpu(readout: str) -> None:
