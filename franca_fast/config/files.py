@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import operator
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from franca_fast.config.checks import check_config
 from franca_fast.config.schema import Config
 from franca_fast.config.setting import settings
+from franca_fast.config.text_settings import (
+    Texts,
+    override_text,
+    split_mapping,
+    split_yaml,
+    text_on_line,
+    text_settings,
+)
 from franca_fast.errors import InputError, did_you_mean
+from franca_fast.files import why_unreadable
+
+logger = logging.getLogger(__name__)
+
+_INTERPOLATION = re.compile(r"\$\{\w*[.:]")  # OmegaConf's, and not a variable's name
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -25,7 +42,8 @@ def load_config(
     Args:
         source: path of a YAML file, name of a recipe (see `list_recipes`), a mapping of the same
             form, a `Config`, or None for the defaults. Keys that it leaves out take their defaults.
-        overrides: strings `"section.key=value"`, applied in order after `source`.
+        overrides: strings `"section.key=value"`, applied in order after `source`. The value is
+            YAML; for a setting that is text it is that text, to the letter.
 
     Returns:
         A new `Config`; `source` is not changed.
@@ -45,18 +63,27 @@ def load_config(
         source = asdict(source)
     origin = str(source) if isinstance(source, (str, Path)) else "configuration"
     merged = OmegaConf.structured(Config)
+    texts: Texts = {}
     try:
-        if isinstance(source, Mapping):
-            merged = OmegaConf.merge(merged, OmegaConf.create(dict(source)))
-        elif source is not None:
-            merged = OmegaConf.merge(merged, _read_yaml(_find_file(source)))
+        if source is not None:
+            given, texts = (
+                split_mapping(source)
+                if isinstance(source, Mapping)
+                else _read_yaml(_find_file(source))
+            )
+            merged = OmegaConf.merge(merged, OmegaConf.create(given))
         for override in overrides:
             origin = f"override '{override}'"
-            merged = OmegaConf.merge(merged, _parse_override(override))
+            given, more = _parse_override(override)
+            merged = OmegaConf.merge(merged, OmegaConf.create(given))
+            texts |= more
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError) as error:
         raise _readable(origin, error) from error
     assert isinstance(config, Config)
+    for key, text in texts.items():
+        section, _, name = key.rpartition(".")
+        setattr(operator.attrgetter(section)(config), name, text)
     check_config(config)
     return config
 
@@ -81,9 +108,27 @@ def recipe_summary(name: str) -> str:
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML, every key included; `load_config` reads it back."""
-    from omegaconf import OmegaConf
+    import yaml  # type: ignore[import-untyped]
 
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    class Dumper(yaml.SafeDumper):
+        """Quotes what other readers than PyYAML, OmegaConf's among them, take for a number."""
+
+        def represent_text(self, text: str) -> yaml.Node:
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style=_style(text))
+
+    Dumper.add_representer(str, Dumper.represent_text)
+    return yaml.dump(
+        asdict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=float("inf")
+    )
+
+
+def _style(text: str) -> str | None:
+    """How YAML shall quote a text; None where it may stand plain."""
+    if not text.isprintable():
+        return '"'
+    with suppress(ValueError):
+        return "'" if float(text) is not None else None
+    return None
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -107,40 +152,70 @@ def differing_keys(old: Config, new: Config) -> list[str]:
 
 def _find_file(source: str | Path) -> Path:
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if str(source) in list_recipes():
         return RECIPES / f"{source}.yaml"
+    if os.path.lexists(path):
+        raise InputError(f"config file '{source}': {why_unreadable(path) or 'a folder'}")
     raise InputError(
         f"config file: '{source}'{did_you_mean(str(source), list_recipes())}; accepted: a YAML "
         f"file, or one of the recipes {', '.join(list_recipes())}"
     )
 
 
-def _read_yaml(path: Path) -> Any:
-    from omegaconf import OmegaConf
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    try:
-        loaded = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = str(error).replace("\n", " ")
-        raise InputError(f"config file: '{path}' cannot be read: {reason}") from error
-    if not OmegaConf.is_dict(loaded):
-        raise InputError(f"config file: '{path}' holds no keys; accepted: a YAML mapping")
-    return loaded
-
-
-def _parse_override(override: str) -> Any:
+def _read_yaml(path: Path) -> tuple[Any, Texts]:
+    """The text settings of a YAML file, and the rest of it."""
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
-    if "=" not in override:
-        raise InputError(f"override: '{override}'; accepted: section.key=value")
+    content = ""
     try:
-        return OmegaConf.from_dotlist([override])
+        content = path.read_text(encoding="utf-8")
+        rest, texts = split_yaml(content)
+        loaded = OmegaConf.create(rest)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(
+            f"config file: '{path}' cannot be read: {reason}{_quotes_missing(content, error)}"
+        ) from error
+    except InputError as error:
+        raise InputError(f"config file '{path}': {error}") from error
+    if not OmegaConf.is_dict(loaded):
+        raise InputError(f"config file: '{path}' holds no keys; accepted: a YAML mapping")
+    for key, text in texts.items():
+        if _INTERPOLATION.search(text or ""):
+            logger.warning("%s: '%s' is taken as it is; text is not interpolated", key, text)
+    return loaded, texts
+
+
+def _quotes_missing(content: str, error: Exception) -> str:
+    """Names the text setting in whose line YAML itself finds a mistake."""
+    import yaml
+
+    if not isinstance(error, (yaml.parser.ParserError, yaml.scanner.ScannerError)):
+        return ""
+    lines = content.splitlines()
+    for mark in (error.problem_mark, error.context_mark):
+        if mark is not None and mark.line < len(lines) and (key := text_on_line(lines[mark.line])):
+            return f"; {key} is text, and in quotes YAML takes it as it is"
+    return ""
+
+
+def _parse_override(override: str) -> tuple[Any, Texts]:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    key, sign, written = override.partition("=")
+    if not sign:
+        raise InputError(f"override: '{override}'; accepted: section.key=value")
+    if key in text_settings():
+        return {}, {key: override_text(key, written)}
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([override]), resolve=False)
     except YAMLError as error:
         raise InputError(f"override: '{override}'; accepted: a value in YAML") from error
+    return split_mapping(cast("dict[str, Any]", parsed))
 
 
 def _readable(origin: str, error: Exception) -> InputError:

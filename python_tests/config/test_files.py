@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,57 @@ def test_a_wrong_file_is_an_input_error_that_names_it(
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{00..99}.tar", "*.tar", "x: y", "- a", "%x", "@a"])
+def test_text_that_is_no_yaml_is_refused_with_its_key_and_with_quotes(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"train:\n  seed: 1\n  dataset_path: {text}\n")
+    with pytest.raises(InputError, match=r"train\.dataset_path is text, and in quotes YAML takes"):
+        load_config(path)
+    path.write_text(f"train:\n  seed: 1\n  dataset_path: '{text}'\n")
+    assert load_config(path).train.dataset_path == text
+
+
+@pytest.mark.parametrize("override", ["train={wandb: 0123}", "train[wandb]=yes"])
+def test_text_within_a_value_of_yaml_is_not_reread(override: str) -> None:
+    with pytest.raises(InputError, match=r"train\.wandb: .*; accepted: text"):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}/x", "${train.output_dir}/x"])
+def test_a_file_is_told_that_text_is_not_interpolated(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"train: {{dataset_path: '{text}', wandb: '${{VAR}}'}}\n")
+    assert load_config(path).train.dataset_path == text
+    assert [record.args for record in caplog.records] == [("train.dataset_path", text)]
+
+
+def test_numbers_may_name_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("optim: {lr: '${optim.base_lr}', base_lr: 0.5}\n")
+    assert load_config(path, ["optim.min_lr=${optim.lr}"]).optim.min_lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.symlink_to(path), "too many levels of symbolic links"),
+        (lambda path: path.symlink_to("nothing"), "a link to what is missing"),
+        (lambda path: path.mkdir(), "a folder"),
+        (os.mkfifo, "a pipe, no file"),
+    ],
+)
+def test_a_file_that_is_there_is_not_called_missing(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    make(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match=f"config.yaml': {reason}"):
+        load_config(tmp_path / "config.yaml")
 
 
 def test_a_missing_file_names_the_nearest_recipe() -> None:
