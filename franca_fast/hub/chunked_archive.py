@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from franca_fast.errors import InputError
-from franca_fast.files import atomic_path
+from franca_fast.files import atomic_path, why_unreadable
+from franca_fast.hub.file_kinds import GZIP, kind_of_file
 
 _ARCHIVE = re.compile(r"\.tar\.gz(\.part_[a-z]{2})?$")
 _LARGEST = 64 << 30  # bytes of the unpacked file; the largest released one has less than 5 GB
@@ -44,8 +45,11 @@ def archive_parts(path: str | os.PathLike[str]) -> list[Path]:
         InputError: none is there, or one is missing between others.
     """
     given = Path(path)
-    if given.is_file() and given.name.endswith(".tar.gz"):
-        return [given]
+    if os.path.lexists(given):
+        if reason := why_unreadable(given) or ("a folder" if given.is_dir() else ""):
+            raise InputError(f"archive '{given}': {reason}")
+        if given.name.endswith(".tar.gz"):
+            return [given]
     stem = given.name.partition(".part_")[0]
     parts = sorted(given.parent.glob(f"{stem}.part_??"))
     # As `split` names its parts: aa, ab, ..., az, ba, ...
@@ -53,8 +57,11 @@ def archive_parts(path: str | os.PathLike[str]) -> list[Path]:
     expected = [given.parent / f"{stem}.part_{name}" for name, _ in zip(names, parts, strict=False)]
     missing = [file.name for file in expected if file not in parts]
     if missing or not parts:
-        what = f"lacks {missing[0]}" if missing else "no such file"
+        what = f"lacks {missing[0]}" if missing else why_unreadable(given)
         raise InputError(f"archive '{given}': {what}")
+    for part in parts:
+        if reason := why_unreadable(part):
+            raise InputError(f"archive '{part}': {reason}")
     return parts
 
 
@@ -87,9 +94,11 @@ def unpack(parts: Sequence[Path], target: Path) -> Path:
             rest = unzipped.read(_PADDING)
         # Here and not further out, where a damaged stream, an OSError, looks like a failed write.
         except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise InputError(
-                f"{source}: damaged, or a part is missing at its end ({len(parts)} found; {error})"
-            ) from error
+            kind = kind_of_file(parts[0])
+            what = f"damaged, or a part is missing at its end ({len(parts)} found; {error})"
+            if kind not in (None, GZIP):
+                what += f": it is {kind}"
+            raise InputError(f"{source}: {what}") from error
         if len(rest) == _PADDING:
             raise InputError(f"{source}: more data follows its end")
     return target

@@ -195,7 +195,8 @@ def huggingface_weights(folder: Path) -> Path:
 
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder is a model in the Hugging Face layout."""
-    return (folder / CONFIG_FILE).is_file() and huggingface_weights(folder).is_file()
+    files = (folder / CONFIG_FILE, huggingface_weights(folder))
+    return all(os.path.isfile(file) for file in files)
 
 
 def read_huggingface(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

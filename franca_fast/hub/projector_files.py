@@ -18,7 +18,9 @@ from franca_fast.hub.weight_files import (
     RASA_HEAD,
     RELEASED_SUFFIX,
     SAFETENSORS_SUFFIX,
+    check_finite,
     head_keys,
+    open_safetensors,
     read_state_dict,
     shorten,
 )
@@ -45,6 +47,7 @@ def read_weights(path: str | os.PathLike[str]) -> ProjectorFile:
     file = Path(path)
     try:
         state = read_state_dict(file)
+        check_finite(state, str(file))
     except InputError as error:  # which calls every file "weights"
         raise InputError(str(error).replace("weights", "rasa", 1)) from error
     if file.suffix == SAFETENSORS_SUFFIX and "weights" in state:
@@ -100,10 +103,7 @@ def check_projector_output(path: str | os.PathLike[str], *, overwrite: bool) -> 
 
 
 def _own(file: Path, state: Mapping[str, Tensor]) -> ProjectorFile:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata() or {}
+    metadata = open_safetensors(file).metadata() or {}
     try:
         content = json.loads(metadata["rasa"])
         compatible, facts = bool(content["compatible"]), dict(content["facts"])

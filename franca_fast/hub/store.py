@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from franca_fast.errors import InputError
-from franca_fast.files import CACHE_VARIABLE, cache_folder
+from franca_fast.files import CACHE_VARIABLE, cache_folder, why_unreadable
 from franca_fast.hub.chunked_archive import NoSpaceError, unpack
 from franca_fast.hub.download import (
     download,
@@ -66,8 +66,11 @@ def download_model(name: str, weights: str | None = None, *, rasa: bool = False)
     """
     model = find_released(name, weights)
     target = cached_path(model, rasa=rasa)
-    if target.is_file():
+    if os.path.isfile(target):
         return target
+    if os.path.lexists(target):
+        reason = why_unreadable(target) or "a folder"
+        raise InputError(f"cached weights '{target}': {reason}; remove or mend it")
     try:
         with locked(target):
             return target if target.is_file() else _fetch(model, target, rasa)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
+from franca_fast.files import why_unreadable
 from franca_fast.hub.chunked_archive import is_archive, unpacked
+from franca_fast.hub.file_kinds import SAFETENSORS, TORCH, kind_of_file
 
 SAFETENSORS_SUFFIX = ".safetensors"
 RELEASED_SUFFIX = ".pth"
@@ -55,14 +58,42 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if is_archive(file):
         with unpacked(file) as inner:
             return read_torch_file(inner, source=file)
-    if not file.is_file():
-        raise InputError(f"weights '{file}': no such file")
+    if reason := why_unreadable(file):
+        raise InputError(f"weights '{file}': {reason}")
+    if file.is_dir():
+        raise InputError(f"weights: '{file}', a folder; accepted: a file")
     if file.suffix == SAFETENSORS_SUFFIX:
         return _read_safetensors(file)
     if file.suffix not in TORCH_SUFFIXES:
         accepted = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, ".tar.gz"))
-        raise InputError(f"weights: '{file}', of unknown kind; accepted: {accepted}")
+        kind = kind_of_file(file)
+        described = "of unknown kind" + (f" ({kind})" if kind else "")
+        raise InputError(f"weights: '{file}', {described}; accepted: {accepted}")
     return read_torch_file(file)
+
+
+def open_safetensors(file: Path) -> Any:
+    """Opens a file by `safetensors.safe_open`, which by itself takes no names but UTF-8.
+
+    Raises:
+        InputError: it cannot be read, or is no safetensors file; it says what it is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if reason := why_unreadable(file):
+        raise InputError(f"weights '{file}': {reason}")
+    try:
+        try:
+            os.fspath(file).encode()
+        except UnicodeEncodeError:
+            with tempfile.TemporaryDirectory(prefix="franca-fast-") as folder:
+                link = Path(folder) / file.name.encode("ascii", "replace").decode()
+                link.symlink_to(file.absolute())
+                return safe_open(link, framework="pt")
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        reason = _no_weights(file, SAFETENSORS, f"damaged or no safetensors file ({error})")
+        raise InputError(f"weights '{file}': {reason}") from error
 
 
 def read_torch_file(
@@ -94,13 +125,17 @@ def read_torch_file(
     except pickle.UnpicklingError as error:
         asked_for = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked_for is None:
-            raise InputError(f"weights '{shown}': {_UNREADABLE}") from error
+            raise InputError(
+                f"weights '{shown}': {_no_weights(file, TORCH, _UNREADABLE)}"
+            ) from error
         raise InputError(
             f"weights '{shown}': refused, the file asks for the Python object "
             f"'{asked_for.group(1)}'; only tensors are loaded and nothing in it was run"
         ) from error
+    except OSError as error:
+        raise InputError(f"weights '{shown}': {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise InputError(f"weights '{shown}': {_UNREADABLE}") from error
+        raise InputError(f"weights '{shown}': {_no_weights(file, TORCH, _UNREADABLE)}") from error
     return _tensors_of(content, shown)
 
 
@@ -156,13 +191,42 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         source: what the message calls the weights, for instance the path.
 
     Raises:
-        InputError: names the missing and unexpected keys and the wrong shapes.
+        InputError: names the missing and unexpected keys and the wrong shapes, or the keys with
+            values that are not finite.
     """
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     faults = _mismatches(expected, state)
     if faults:
         raise InputError(f"weights '{source}' do not fit: {'; '.join(faults)}")
-    module.load_state_dict({k: t.float() for k, t in state.items()}, strict=True, assign=True)
+    tensors = {key: tensor.float() for key, tensor in state.items()}
+    check_finite(tensors, source)
+    module.load_state_dict(tensors, strict=True, assign=True)
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuses weights with values that are not finite, which make every feature NaN.
+
+    Args:
+        state: key -> tensor of any dtype.
+        source: what the message calls the weights.
+
+    Raises:
+        InputError: names the keys and counts the values.
+    """
+    wrong = []
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # Both ends are NaN where any value is; unlike isfinite it needs no second tensor.
+        if not all(torch.isfinite(end) for end in tensor.detach().float().aminmax()):
+            count = tensor.numel() - int(torch.isfinite(tensor).sum())
+            wrong.append(f"{key} ({count} of {tensor.numel()})")
+    if wrong:
+        raise InputError(
+            f"weights '{source}': NaN or infinite values in {len(wrong)} tensors: "
+            f"{shorten(wrong)}; accepted: finite numbers, as an earlier checkpoint may have them "
+            "(torch.nan_to_num replaces them where the file is still wanted)"
+        )
 
 
 def shorten(names: Iterable[str], limit: int = 4) -> str:
@@ -191,13 +255,14 @@ def _without_wrappers(key: str) -> str:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    opened = open_safetensors(file)
+    return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
 
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"weights '{file}': damaged or no safetensors file ({error})") from error
+
+def _no_weights(file: Path, own: str, why: str) -> str:
+    """Says of a file that could not be read what it is, if it is not what its name promises."""
+    kind = kind_of_file(file)
+    return why if kind in (None, own) else f"{why}: it is {kind}"
 
 
 def _verify_checksums(file: Path, shown: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 from franca_fast.errors import InputError
 from franca_fast.hub import normalize_backbone_keys, read_state_dict
-from franca_fast.hub.weight_files import load_strict
+from franca_fast.hub.weight_files import check_finite, load_strict
 
 
 class RunsACommand:
@@ -147,3 +149,61 @@ def test_strict_load_gives_float32() -> None:
     layer = nn.Linear(2, 4)
     load_strict(layer, {k: t.detach().half() for k, t in layer.state_dict().items()}, "w.pth")
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_values_that_are_not_finite_are_named_and_counted(seed: int) -> None:
+    draw = random.Random(seed)
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
+    state = {f"key{i}": torch.ones(draw.randrange(40), 3).to(draw.choice(kinds)) for i in range(9)}
+    check_finite(state, "w.pth")
+    floats = [k for k, t in state.items() if t.is_floating_point() and t.numel()]
+    if not floats:
+        return
+    wrong = state[key := draw.choice(floats)].flatten()
+    count = draw.randrange(1, wrong.numel() + 1)
+    for place in draw.sample(range(wrong.numel()), count):
+        wrong[place] = draw.choice([float("nan"), float("inf"), float("-inf")])
+    message = rf"'w.pth': .* in 1 tensors: {key} \({count} of {wrong.numel()}\); accepted: finite"
+    with pytest.raises(InputError, match=message):
+        check_finite(state, "w.pth")
+
+
+def test_strict_load_refuses_values_that_float32_cannot_hold() -> None:
+    state = {key: t.detach().double() for key, t in nn.Linear(2, 4).state_dict().items()}
+    state["bias"][1] = 1e300
+    with pytest.raises(InputError, match=r"bias \(1 of 4\)"):
+        load_strict(nn.Linear(2, 4), state, "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.symlink_to(path), "too many levels of symbolic links"),
+        (lambda path: path.symlink_to("nothing"), "a link to what is missing"),
+        (os.mkfifo, "a pipe, no file"),
+        (Path.mkdir, "a folder"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".tar.gz"])
+def test_what_cannot_be_read_is_not_called_missing(
+    tmp_path: Path, make: Callable[[Path], object], reason: str, suffix: str
+) -> None:
+    make(tmp_path / f"w{suffix}")
+    with pytest.raises(InputError, match=reason):
+        read_state_dict(tmp_path / f"w{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".tar.gz"])
+def test_a_name_that_is_too_long_is_said(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(InputError, match="file name too long"):
+        read_state_dict(tmp_path / f"{'w' * 300}{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xb2\xe2\xca\xd4", b"\x83e\x83X"])
+def test_names_need_not_be_utf_8(tmp_path: Path, name: bytes, suffix: str) -> None:
+    file = tmp_path / f"{os.fsdecode(name)}{suffix}"
+    state = {"a": torch.arange(3.0)}
+    torch.save(state, file) if suffix == ".pth" else save_file(state, file)
+    assert torch.equal(read_state_dict(file)["a"], torch.arange(3.0))
