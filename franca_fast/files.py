@@ -387,36 +387,3 @@ def make_durable(path: Path) -> None:
     path.chmod(0o666 & ~mask)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def why_unreadable(path: str | os.PathLike[str]) -> str:
-    """Says why a file or folder cannot be read; what is there but unreadable is not missing.
-
-    A file's first byte is read, and a folder is listed; a pipe is not opened, which would wait.
-
-    Returns:
-        "" when it can be read; "no such file or folder" when nothing is there; else what the
-        system says, for instance "permission denied" or "too many levels of symbolic links".
-
-    Example:
-        >>> why_unreadable("missing.pth")
-        'no such file or folder'
-    """
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            os.listdir(path)
-        elif stat.S_ISREG(mode):
-            with open(path, "rb", buffering=0) as file:
-                file.read(1)
-        else:
-            kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-            return f"a {kinds.get(stat.S_IFMT(mode), 'device')}, no file"
-    except FileNotFoundError:
-        missing_target = os.path.islink(path)
-        return "a link to what is missing" if missing_target else "no such file or folder"
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    except ValueError:  # a zero byte, or letters that the file system cannot spell
-        return "no name of a file"
-    return ""

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import builtins
 import errno
 import os
 import random
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,6 @@ from franca_fast.files import (
     folder_beside,
     save_or_keep,
     torch_file,
-    why_unreadable,
     write_json,
     write_text,
 )
@@ -361,66 +358,3 @@ def test_a_result_without_any_place_is_said_to_be_lost(
         save_or_keep("out.json", full)
     assert caught.value.kept is None
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def _loop(path: Path) -> None:
-    path.symlink_to(path)
-
-
-def _link(path: Path) -> None:
-    path.symlink_to("nothing")
-
-
-def _socket(path: Path) -> None:
-    socket.socket(socket.AF_UNIX).bind(str(path))
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (Path.touch, ""),
-        (Path.mkdir, ""),
-        (lambda path: None, "no such file or folder"),
-        (_loop, "too many levels of symbolic links"),
-        (_link, "a link to what is missing"),
-        (os.mkfifo, "a pipe, no file"),
-        (_socket, "a socket, no file"),
-    ],
-)
-def test_what_is_there_but_unreadable_is_not_missing(
-    tmp_path: Path, make: Callable[[Path], object], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path must be short
-    make(Path("name"))
-    assert why_unreadable("name") == reason
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("a" * 300, "file name too long"),
-        ("file/below", "not a directory"),
-        ("zero\0", "no name of a file"),
-        ("/dev/null", "a device, no file"),
-    ],
-)
-def test_names_that_cannot_be_read(
-    tmp_path: Path, name: str, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("file").touch()
-    assert why_unreadable(name) == reason
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_the_system_says_why_a_file_is_not_opened(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: object, *args: object, **kwargs: object) -> None:
-        raise OSError(number, os.strerror(number), path)
-
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(builtins, "open", refuse)
-    reason = why_unreadable(tmp_path / "file")
-    monkeypatch.undo()
-    assert reason == os.strerror(number).lower()

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import random
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from franca_fast.paths import check_place, check_replaceable, longest_name, shortened
+from franca_fast.paths import (
+    check_place,
+    check_replaceable,
+    longest_name,
+    shortened,
+    why_unreadable,
+)
 
 
 def test_a_name_is_cut_between_characters() -> None:
@@ -67,3 +76,66 @@ def test_a_file_that_something_is_mounted_on(tmp_path: Path, monkeypatch) -> Non
     with pytest.raises(OSError) as caught:
         check_replaceable(tmp_path, tmp_path.stat())
     assert caught.value.errno == errno.EBUSY
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("nothing")
+
+
+def _socket(path: Path) -> None:
+    socket.socket(socket.AF_UNIX).bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Path.touch, ""),
+        (Path.mkdir, ""),
+        (lambda path: None, "no such file or folder"),
+        (_loop, "too many levels of symbolic links"),
+        (_link, "a link to what is missing"),
+        (os.mkfifo, "a pipe, no file"),
+        (_socket, "a socket, no file"),
+    ],
+)
+def test_what_is_there_but_unreadable_is_not_missing(
+    tmp_path: Path, make: Callable[[Path], object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    make(Path("name"))
+    assert why_unreadable("name") == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a" * 300, "file name too long"),
+        ("file/below", "not a directory"),
+        ("zero\0", "no name of a file"),
+        ("/dev/null", "a device, no file"),
+    ],
+)
+def test_names_that_cannot_be_read(
+    tmp_path: Path, name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert why_unreadable(name) == reason
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_the_system_says_why_a_file_is_not_opened(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(builtins, "open", refuse)
+    reason = why_unreadable(tmp_path / "file")
+    monkeypatch.undo()
+    assert reason == os.strerror(number).lower()

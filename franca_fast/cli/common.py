@@ -59,7 +59,8 @@ def add_weights_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True)
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run directory, a .safetensors or .pth file, or a name (see franca-fast models)",
+        help="a run directory or one of its checkpoints/<step>, a .safetensors or .pth file, or a "
+        "name (see franca-fast models)",
     )
     parser.add_argument(
         "--weights",
@@ -67,12 +68,34 @@ def add_weights_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True)
         help="when MODEL is a name: a file, the name of released weights, or 'random' for an "
         "untrained network",
     )
+    add_checkpoint_arguments(parser)
     if rasa:
         parser.add_argument(
             "--rasa",
             metavar="FILE",
             help="remove positions from patch tokens: a file of `rasa fit`, or a released one",
         )
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint and --network, which choose a model of a run."""
+    parser.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        metavar="STEP",
+        help="of a run directory: the checkpoint of this step, or 'newest', in place of what the "
+        "run exported",
+    )
+    parser.add_argument(
+        "--network",
+        default="teacher",
+        choices=("teacher", "student"),
+        help="of a checkpoint (default: teacher, which is what a run exports)",
+    )
+
+
+def _checkpoint(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -> None:
@@ -102,7 +125,15 @@ def load_model(args: argparse.Namespace) -> VisionTransformer:
         raise InputError(str(error).replace("train.device", "--device")) from error
     # Verbs that work on projectors themselves load the bare backbone.
     rasa = getattr(args, "rasa", None)
-    return load_model(args.model, args.weights, args.img_size, rasa).to(device)
+    model = load_model(
+        args.model,
+        args.weights,
+        args.img_size,
+        rasa,
+        checkpoint=args.checkpoint,
+        network=args.network,
+    )
+    return model.to(device)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

@@ -58,7 +58,13 @@ def run(args: argparse.Namespace) -> int:
     from franca_fast.hub.export import check_export
 
     check_export(args.output, args.format, overwrite=args.overwrite)
-    model = load_model(args.model, weights=args.weights, rasa=args.rasa)
+    model = load_model(
+        args.model,
+        weights=args.weights,
+        rasa=args.rasa,
+        checkpoint=args.checkpoint,
+        network=args.network,
+    )
     print(_write(model, args))
     return 0
 

@@ -25,7 +25,7 @@ from franca_fast.config.text_settings import (
     text_settings,
 )
 from franca_fast.errors import InputError, did_you_mean
-from franca_fast.files import why_unreadable
+from franca_fast.paths import why_unreadable
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,10 @@ POOLINGS = tuple(_POOLINGS)
 
 
 def as_encoder(model: Encoder | str | os.PathLike[str]) -> Encoder:
-    """An encoder as it is, or the model that `load_model` loads by its name or path."""
+    """An encoder as it is, or the model that `load_model` loads by its name or path.
+
+    A checkpoint's folder, `runs/mine/checkpoints/1000`, stands for its teacher.
+    """
     return load_model(model) if isinstance(model, (str, os.PathLike)) else model
 
 

@@ -9,7 +9,7 @@ A checkpoint is a folder `<step>/` with
 
 So the file formats hold no code, and are read without running any: safetensors, JSON, and
 `torch.load(weights_only=True)`. Any number of ranks reads what any number wrote: each takes the
-rows that it needs. `writer.py` says how it gets there whole or not at all.
+rows that it needs. `training/checkpoints/writer.py` says how it gets there whole or not at all.
 
 It is not torch.distributed.checkpoint, which also reads on any number of ranks what any number
 wrote. Its index is a pickle, so that opening a file from elsewhere can run code, and its tensors
@@ -27,13 +27,13 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.training.distributed.world import World
+from franca_fast.hub.weight_files import open_safetensors
 
 FORMAT = "franca_fast.checkpoint/2"
 MANIFEST, TRAINING = "manifest.json", "training.pt"
@@ -41,6 +41,7 @@ ROWS = "rows"  # key of a safetensors file's metadata: JSON {name: [first row, r
 _NETWORKS = ("student", "teacher", "losses")
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class DamagedCheckpoint(InputError):
@@ -59,6 +60,24 @@ class Part(NamedTuple):
     rows: Tensor
     start: int = 0
     n_rows: int | None = None
+
+
+class Readers(Protocol):
+    """Processes that read a checkpoint together; see `training.distributed.world.World`."""
+
+    rank: int
+    size: int
+
+    def all_gather_object(self, value: _T) -> list[_T]:
+        """The values of all of them, in the order of the ranks."""
+        ...
+
+
+class _Alone:
+    rank, size = 0, 1
+
+    def all_gather_object(self, value: _T) -> list[_T]:
+        return [value]
 
 
 class _Piece(NamedTuple):
@@ -131,7 +150,7 @@ class Checkpoint:
         return state
 
 
-def load_newest(folder: Path, world: World | None = None) -> Checkpoint | None:
+def load_newest(folder: Path, world: Readers | None = None) -> Checkpoint | None:
     """Opens the newest checkpoint that is whole; a damaged newer one is named in a warning.
 
     Args:
@@ -144,7 +163,7 @@ def load_newest(folder: Path, world: World | None = None) -> Checkpoint | None:
     Raises:
         InputError: there are checkpoints but all are damaged.
     """
-    world = world or World()
+    world = world or _Alone()
     damaged: list[str] = []
     # Rank 0 decides what there is, since a network's file system may show others less.
     for step in reversed(world.all_gather_object(steps_in(folder))[0]):
@@ -158,7 +177,7 @@ def load_newest(folder: Path, world: World | None = None) -> Checkpoint | None:
         if reasons or checkpoint is None:
             damaged.append(reasons[0])
             continue
-        if world.is_first:
+        if world.rank == 0:
             for reason in damaged:
                 logger.warning("%s; using checkpoint '%s' instead", reason, path)
         return checkpoint
@@ -191,7 +210,6 @@ def read_checkpoint(path: Path, *, share: tuple[int, int] = (0, 1)) -> Checkpoin
             _open_tensors(path, manifest["files"]),
         )
     except (
-        OSError,
         ValueError,
         KeyError,
         TypeError,
@@ -201,6 +219,14 @@ def read_checkpoint(path: Path, *, share: tuple[int, int] = (0, 1)) -> Checkpoin
     ) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
         raise DamagedCheckpoint(f"checkpoint '{path}' is damaged ({reason})") from error
+    except FileNotFoundError as error:
+        lost = f"lacks {Path(error.filename).name}"
+        raise DamagedCheckpoint(f"checkpoint '{path}' is damaged ({lost})") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise DamagedCheckpoint(
+            f"checkpoint '{path}' cannot be read ({why}: {error.filename})"
+        ) from error
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -228,19 +254,14 @@ def _verify(path: Path, expected: Mapping[str, Any], *, checksum: bool) -> None:
 
 
 def _open_tensors(path: Path, files: Mapping[str, Any]) -> dict[str, list[_Piece]]:
-    from safetensors import SafetensorError, safe_open
-
     pieces: dict[str, list[_Piece]] = {}
     for name in sorted(files):
         if not name.endswith(".safetensors"):
             continue
-        try:
-            file = safe_open(path / name, framework="pt")
-            parts = json.loads((file.metadata() or {})[ROWS])
-            for key in file.keys():  # noqa: SIM118
-                start, n_rows = parts.get(key, (0, None))
-                shape = tuple(file.get_slice(key).get_shape())
-                pieces.setdefault(key, []).append(_Piece(file, int(start), shape, n_rows))
-        except SafetensorError as error:
-            raise ValueError(f"{name}: {error}") from error
+        file = open_safetensors(path / name)
+        parts = json.loads((file.metadata() or {})[ROWS])
+        for key in file.keys():  # noqa: SIM118
+            start, n_rows = parts.get(key, (0, None))
+            shape = tuple(file.get_slice(key).get_shape())
+            pieces.setdefault(key, []).append(_Piece(file, int(start), shape, n_rows))
     return pieces

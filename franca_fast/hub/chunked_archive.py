@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from franca_fast.errors import InputError
-from franca_fast.files import atomic_path, why_unreadable
+from franca_fast.files import atomic_path
 from franca_fast.hub.file_kinds import GZIP, kind_of_file
+from franca_fast.paths import why_unreadable
 
 _ARCHIVE = re.compile(r"\.tar\.gz(\.part_[a-z]{2})?$")
 _LARGEST = 64 << 30  # bytes of the unpacked file; the largest released one has less than 5 GB

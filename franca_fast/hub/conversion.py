@@ -12,12 +12,14 @@ from torch import Tensor
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_file, save_torch
 from franca_fast.hub.infer import infer_backbone
-from franca_fast.hub.load import find_weights, load_model
+from franca_fast.hub.load import HEADS_OF_A_RUN, find_weights, load_model, load_network
+from franca_fast.hub.run_folder import RunNetwork, find_network, is_run
 from franca_fast.hub.save import backbone_files, save_backbone, weight_bytes
 from franca_fast.hub.weight_files import (
     HEADS,
     RELEASED_SUFFIX,
     SAFETENSORS_SUFFIX,
+    check_finite,
     head_keys,
     read_state_dict,
     shorten,
@@ -47,18 +49,22 @@ def convert(
     keep_heads: bool = False,
     architecture: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    checkpoint: int | str | None = None,
+    network: str = "teacher",
 ) -> Converted:
     """Writes a backbone in our form or in that of the released files.
 
     Args:
-        source: whatever `load_model` takes: a file in any spelling, an archive, a folder, a
-            released name.
+        source: whatever `load_model` takes: a file in any spelling, an archive, a folder, a run's
+            checkpoint, a released name.
         destination: `.safetensors`, with the architecture as JSON beside it; or `.pth`, as
             released: `{"teacher": {"backbone.<key>": tensor}}`.
         keep_heads: also take the heads that stand beside the backbone (`dino_head.`, `ibot_head.`,
             `rasa_head.`); `load_head` reads them from either form.
         architecture: constructor arguments that no shape tells, such as {"num_heads": 4}.
         overwrite: whether the files at `destination` may exist.
+        checkpoint: as in `load_model`: of a run, a step or "newest".
+        network: as in `load_model`: of a checkpoint, "teacher" or "student".
 
     Returns:
         what was written.
@@ -81,8 +87,12 @@ def convert(
             f"output: '{target}'; accepted: a name that ends in {SAFETENSORS_SUFFIX} or "
             f"{RELEASED_SUFFIX}"
         )
-    model = load_model(source, architecture=architecture)
-    heads = _read_heads(source) if keep_heads else {}
+    found = find_network(source, checkpoint, network)
+    if found is None:
+        model = load_model(source, architecture=architecture)
+    else:
+        model = load_network(found, architecture)
+    heads = _read_heads(source, found) if keep_heads else {}
     names = tuple(dict.fromkeys(key.split(".", 1)[0] for key in heads))
     check_file(target, overwrite=overwrite, n_bytes=weight_bytes(model, heads))
     if target.suffix == SAFETENSORS_SUFFIX:
@@ -98,15 +108,21 @@ def convert(
     return Converted(target, names, _not_in_shapes(model))
 
 
-def _read_heads(source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    state = read_state_dict(find_weights(source))
+def _read_heads(source: str | os.PathLike[str], network: RunNetwork | None) -> dict[str, Tensor]:
+    if network is None:
+        state = read_state_dict(find_weights(source))
+        found = {head: head_keys(state, head) for head in HEADS}
+    else:
+        found = {head: network.read(head) for head in network.heads}
     heads = {
         f"{head}.{key}": tensor.contiguous()
-        for head in HEADS
-        for key, tensor in head_keys(state, head).items()
+        for head, tensors in found.items()
+        for key, tensor in tensors.items()
     }
     if not heads:
-        raise InputError(f"weights '{source}': no heads to keep ({shorten(HEADS)})")
+        why = f"; {HEADS_OF_A_RUN}" if is_run(Path(source)) else f" ({shorten(HEADS)})"
+        raise InputError(f"weights '{source}': no heads to keep{why}")
+    check_finite(heads, os.fspath(source))
     return heads
 
 

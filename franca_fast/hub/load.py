@@ -16,6 +16,7 @@ from franca_fast.hub.huggingface import huggingface_weights, is_huggingface, rea
 from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
+from franca_fast.hub.run_folder import RunNetwork, find_network, is_run, why_no_model
 from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
 from franca_fast.hub.store import download_model
 from franca_fast.hub.weight_files import (
@@ -30,8 +31,10 @@ from franca_fast.hub.weight_files import (
 )
 from franca_fast.models import NestedPrototypeHead, ProjectedBackbone, VisionTransformer
 from franca_fast.models.architectures import ARCHITECTURES, build_backbone
+from franca_fast.paths import why_unreadable
 
 RANDOM = "random"
+HEADS_OF_A_RUN = "the heads of a run are in its checkpoints; accepted: a step, or newest"
 _FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".json", *TORCH_SUFFIXES)
 
 
@@ -42,6 +45,8 @@ def load_model(
     rasa: PositionProjector | str | os.PathLike[str] | None = None,
     *,
     architecture: Mapping[str, Any] | None = None,
+    checkpoint: int | str | None = None,
+    network: str = "teacher",
 ) -> VisionTransformer:
     """Loads a backbone for inference; every key and shape must match.
 
@@ -49,7 +54,8 @@ def load_model(
 
     - a `.safetensors` file with its `.json` beside it (either path, or their common stem), as
       `save_backbone` and the pretraining write them;
-    - a run directory of `pretrain`, whose `exported/` folder is used;
+    - a run directory of `pretrain`, whose `exported/` folder is used, or the checkpoint that
+      `checkpoint` names; or one of its `checkpoints/<step>` folders;
     - a folder in the Hugging Face layout of DINOv2 (see `export_huggingface`);
     - a `.pth` file as released (`{"teacher": ...}` or flat, any key spelling that
       `normalize_backbone_keys` knows), with the architecture read from the shapes; also inside a
@@ -71,13 +77,17 @@ def load_model(
             `PositionProjector.from_files(file, compatible=True)`.
         architecture: constructor arguments of `VisionTransformer` that overrule those read from
             the file or the name, for instance {"num_heads": 4}, which no shape tells.
+        checkpoint: with a run directory: the step of one of its checkpoints, or "newest" for the
+            newest that is whole (a warning names a damaged newer one).
+        network: of a checkpoint: "teacher", which is what a run exports, or "student".
 
     Returns:
         the model in evaluation mode, on the CPU, float32.
 
     Raises:
-        InputError: unknown name, no such file, a download that fails, or weights that do not fit
-            (all keys named).
+        InputError: unknown name, no such file, a file that cannot be read or is no file of weights
+            (it says what it is), a download that fails, a damaged checkpoint, weights that do not
+            fit or are not finite (keys named), or a run without a model yet (how far it is).
 
     Example:
         >>> model = load_model("vit_small", weights="random")
@@ -85,13 +95,16 @@ def load_model(
         torch.Size([1, 384])
     """
     name, overrides = os.fspath(name_or_path), dict(architecture or {})
-    if name in ARCHITECTURES or name in RELEASED_NAMES:
+    found = find_network(name, checkpoint, network)
+    if found is None and (name in ARCHITECTURES or name in RELEASED_NAMES):
         model = _load_named(name, weights, img_size, overrides)
     elif weights is not None:
         raise InputError(
             f"name_or_path: '{name}'{did_you_mean(name, _known_names())}, with weights "
             f"'{os.fspath(weights)}'; accepted: the name of an architecture or a released model"
         )
+    elif found is not None:
+        model = load_network(found, overrides)
     elif is_huggingface(Path(name)):
         state, config = read_huggingface(Path(name))
         model = _build(config | overrides, state, name)
@@ -111,16 +124,22 @@ def load_head(
     *,
     in_dim: int | None = None,
     normalize: bool = False,
+    checkpoint: int | str | None = None,
+    network: str = "teacher",
 ) -> NestedPrototypeHead:
-    """Loads one nested prototype head from a file that holds it.
+    """Loads one nested prototype head from a file or a run's checkpoint that holds it.
 
     Sizes and the kind of projection ("slice" or "full") are read from the shapes.
 
     Args:
-        path: a weight file (see `read_state_dict`).
+        path: a weight file (see `read_state_dict`), a checkpoint's folder, or with `checkpoint` a
+            run directory.
         head: "dino_head" (image-level) or "ibot_head" (patch-level).
         in_dim: width of the backbone, when the widest slice does not reach it.
-        normalize: whether the bottleneck is L2-normalised, which no shape tells.
+        normalize: whether the bottleneck is L2-normalised, which no shape tells; of a checkpoint
+            it is known.
+        checkpoint: as in `load_model`.
+        network: as in `load_model`.
 
     Returns:
         the head in evaluation mode, on the CPU, float32.
@@ -136,14 +155,34 @@ def load_head(
     """
     if head not in PROTOTYPE_HEADS:
         raise InputError(f"head: '{head}'; accepted: {' or '.join(PROTOTYPE_HEADS)}")
-    state = head_keys(read_state_dict(path), head)
+    found = find_network(path, checkpoint, network)
+    if found is not None:
+        state, normalize = found.read(head), normalize or found.normalize
+        others = found.heads
+    else:
+        if is_run(Path(path)):
+            raise InputError(f"head: {head}, of the run '{os.fspath(path)}'; {HEADS_OF_A_RUN}")
+        whole = read_state_dict(path)
+        state = head_keys(whole, head)
+        others = [name for name in PROTOTYPE_HEADS if head_keys(whole, name)]
     if not state:
-        raise InputError(f"weights '{os.fspath(path)}': no keys that start with {head}.")
-    source = f"{os.fspath(path)}:{head}"
+        held = f" (it holds {' and '.join(others)})" if others else ""
+        raise InputError(f"weights '{os.fspath(path)}': no keys that start with {head}.{held}")
+    source = f"{os.fspath(path) if found is None else found.source}:{head}"
     with torch.device("meta"):
         module = NestedPrototypeHead(**infer_head(state, source, in_dim), normalize=normalize)
     load_strict(module, state, source)
     return module.eval()
+
+
+def load_network(
+    network: RunNetwork, overrides: Mapping[str, Any] | None = None
+) -> VisionTransformer:
+    """Loads the backbone of a checkpoint's network, as `load_model` does."""
+    state = network.read("backbone")
+    config = network.architecture(state) | dict(overrides or {})
+    _check_num_heads(config, network.source)
+    return _build(config, state, network.source).eval()
 
 
 def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
@@ -206,36 +245,53 @@ def _weights_file(name: str, weights: str | os.PathLike[str] | None) -> Path:
         raise InputError(
             f"weights: None, for '{name}'; accepted: a file, or '{RANDOM}' for an untrained network"
         )
-    if not Path(weights).is_file() and not is_archive(weights):
+    if not is_archive(weights) and (reason := why_unreadable(weights)):
         given = os.fspath(weights)
-        raise InputError(f"weights '{given}': no such file{did_you_mean(given, [*known, RANDOM])}")
+        known = [] if os.path.lexists(weights) else [*known, RANDOM]
+        reason = reason.removesuffix(" or folder")
+        raise InputError(f"weights '{given}': {reason}{did_you_mean(given, known)}")
     return Path(weights)
 
 
 def _find_file(name: str) -> Path:
     """Finds the weight file that a path means: itself, its stem, or a run's exported model."""
     path = Path(name)
-    if path.is_dir():
-        folder = path / "exported" if (path / "exported").is_dir() else path
-        found = sorted(folder.glob(f"*{SAFETENSORS_SUFFIX}"))
-        if len(found) == 1:
-            return found[0]
-        raise InputError(
-            f"model: '{name}', a folder with {len(found) or 'no'} exported models"
-            + (f"; accepted: one of {shorten(file.name for file in found)}" if found else "")
-        )
+    if os.path.isdir(path):
+        return _exported(path)
     if is_archive(path):
         return path
     weights, _ = backbone_files(name)
-    if weights.is_file() and path.suffix not in TORCH_SUFFIXES:
+    if os.path.isfile(weights) and path.suffix not in TORCH_SUFFIXES:
         return weights
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    if path.suffix in _FILE_SUFFIXES or os.sep in name:
-        raise InputError(f"model '{name}': no such file or folder")
+    reason = why_unreadable(path)
+    if os.path.lexists(path) or path.suffix in _FILE_SUFFIXES or os.sep in name:
+        raise InputError(f"model '{name}': {reason}")
     raise InputError(
         f"model: unknown '{name}'{did_you_mean(name, _known_names())}; accepted: "
         f"{', '.join(_known_names())}, a weight file or a run directory"
+    )
+
+
+def _exported(path: Path) -> Path:
+    """The model that a run exported, or another one in a folder."""
+    folder = path / "exported" if os.path.isdir(path / "exported") else path
+    if reason := why_unreadable(folder):
+        raise InputError(f"model '{folder}': {reason}")
+    # What a killed export leaves has a hidden name, or no architecture yet.
+    found = [
+        file
+        for file in sorted(folder.glob(f"[!.]*{SAFETENSORS_SUFFIX}"))
+        if not is_run(path) or os.path.isfile(backbone_files(file)[1])
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"model '{path}': {why_no_model(path)}")
+    raise InputError(
+        f"model: '{path}', a folder with {len(found)} exported models; accepted: one of "
+        f"{shorten(file.name for file in found)}"
     )
 
 
@@ -246,20 +302,26 @@ def _load_path(path: Path, overrides: dict[str, Any]) -> VisionTransformer:
     else:
         config = infer_backbone(state, str(path))
     config |= overrides
-    if "num_heads" not in config:
-        raise InputError(
-            f"architecture: no num_heads for '{path}', whose width {config['embed_dim']} and depth "
-            f"{config['depth']} are no known architecture's; accepted: {{'num_heads': ...}}"
-        )
+    _check_num_heads(config, str(path))
     return _build(config, state, str(path))
 
 
+def _check_num_heads(config: Mapping[str, Any], source: str) -> None:
+    if "num_heads" not in config:
+        raise InputError(
+            f"architecture: no num_heads for '{source}', whose width {config['embed_dim']} and "
+            f"depth {config['depth']} are no known architecture's; accepted: {{'num_heads': ...}}"
+        )
+
+
 def _read_architecture(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(
             f"architecture '{path}': no such file; it belongs beside the .safetensors file "
             "(or load the file as weights of a named architecture)"
         )
+    if reason := why_unreadable(path) or ("a folder" if path.is_dir() else ""):
+        raise InputError(f"architecture '{path}': {reason}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from franca_fast.errors import InputError
-from franca_fast.files import CACHE_VARIABLE, cache_folder, why_unreadable
+from franca_fast.files import CACHE_VARIABLE, cache_folder
 from franca_fast.hub.chunked_archive import NoSpaceError, unpack
 from franca_fast.hub.download import (
     download,
@@ -21,6 +21,7 @@ from franca_fast.hub.infer import check_architecture, infer_backbone
 from franca_fast.hub.projector_files import LAST_LAYER
 from franca_fast.hub.released import RELEASED_MODELS, ModelInfo, find_released
 from franca_fast.hub.weight_files import normalize_backbone_keys, read_torch_file
+from franca_fast.paths import why_unreadable
 
 MIRROR_VARIABLE = "FRANCA_FAST_MIRROR"
 

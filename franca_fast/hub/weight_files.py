@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.files import why_unreadable
 from franca_fast.hub.chunked_archive import is_archive, unpacked
 from franca_fast.hub.file_kinds import SAFETENSORS, TORCH, kind_of_file
+from franca_fast.paths import why_unreadable
 
 SAFETENSORS_SUFFIX = ".safetensors"
 RELEASED_SUFFIX = ".pth"

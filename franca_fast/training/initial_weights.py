@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
+from franca_fast.hub.checkpoint_files import (
+    Checkpoint,
+    load_newest,
+    read_checkpoint,
+    steps_in,
+)
 from franca_fast.hub.infer import infer_backbone, infer_head
+from franca_fast.hub.run_folder import is_checkpoint, why_no_model
 from franca_fast.hub.save import backbone_files
 from franca_fast.hub.weight_files import (
     PROTOTYPE_HEADS,
@@ -28,7 +35,7 @@ from franca_fast.hub.weight_files import (
     read_state_dict,
 )
 from franca_fast.models import ARCHITECTURES, NestedPrototypeHead
-from franca_fast.training.checkpoints.format import Checkpoint, load_newest, read_checkpoint
+from franca_fast.paths import why_unreadable
 from franca_fast.training.student_teacher import Network, StudentTeacher, build_student_backbone
 
 _HEAD_KEYS = {
@@ -81,17 +88,16 @@ def _expand(path: str) -> Path:
 
 def _find_file(path: Path) -> Path | None:
     """The file of weights that a path means, or None for a run with checkpoints."""
-    if path.is_dir():
+    if os.path.isdir(path):
         exported = backbone_files(path / "exported" / "teacher")[0]
-        checkpoints = path / "checkpoints"
-        has_run = checkpoints.is_dir() and any(checkpoints.iterdir())
+        has_run = bool(steps_in(path / "checkpoints"))
         return exported if exported.is_file() and not has_run else None
     stem = backbone_files(path)[0]
-    if path.is_file() and path.suffix != ".json":
+    if os.path.isfile(path) and path.suffix != ".json":
         return path
-    if stem.is_file():
+    if os.path.isfile(stem):
         return stem
-    raise InputError(f"weights '{path}': no such file or folder")
+    raise InputError(f"weights '{path}': {why_unreadable(path)}")
 
 
 def _load_run(model: StudentTeacher, path: Path, config: Config) -> str:
@@ -117,14 +123,15 @@ def _load_file(model: StudentTeacher, path: Path, config: Config) -> str:
 
 
 def _find_checkpoint(path: Path) -> Checkpoint:
-    if (path / "manifest.json").is_file():
+    if is_checkpoint(path):
         return read_checkpoint(path)
     for folder in (path / "checkpoints", path):
         if (found := load_newest(folder)) is not None:
             return found
     raise InputError(
-        f"weights: '{path}' holds neither a checkpoint nor an exported model; accepted: a run's "
-        "folder, one of its checkpoints, or a file of weights"
+        f"weights: '{path}' holds neither a checkpoint nor an exported model "
+        f"({why_no_model(path)}); accepted: a run's folder, one of its checkpoints, or a file of "
+        "weights"
     )
 
 

@@ -21,8 +21,8 @@ from franca_fast.config.schema import Config
 from franca_fast.errors import FrancaError
 from franca_fast.evaluation import embed, knn
 from franca_fast.evaluation.class_matching import check_sources
+from franca_fast.hub.checkpoint_files import load_newest
 from franca_fast.models import VisionTransformer
-from franca_fast.training.checkpoints.format import load_newest
 from franca_fast.training.checkpoints.writer import CheckpointWriter, remove_leftovers
 from franca_fast.training.distributed.world import World
 from franca_fast.training.reporting.progress import Progress, run_log

@@ -17,8 +17,8 @@ from franca_fast.config.schema import Config
 from franca_fast.data import Batch
 from franca_fast.errors import InputError
 from franca_fast.hub import save_backbone
+from franca_fast.hub.checkpoint_files import Checkpoint
 from franca_fast.models import VisionTransformer
-from franca_fast.training.checkpoints.format import Checkpoint
 from franca_fast.training.checkpoints.state import (
     checkpoint_tensors,
     load_checkpoint,

@@ -16,7 +16,8 @@ from franca_fast.config.files import differing_keys, load_config, to_yaml
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path
-from franca_fast.training.checkpoints.format import steps_in
+from franca_fast.hub.checkpoint_files import steps_in
+from franca_fast.paths import why_unreadable
 
 _LOCK = ".lock"
 _CONTENTS = (
@@ -63,10 +64,12 @@ class RunDirectory:
         self._resume = resume
         self._lock: IO[str] | None = None
         self._made = False
-        self.has_run = self.config_file.is_file()
+        self.has_run = os.path.isfile(self.config_file)
         if rank != 0:
             return
-        if self.path.exists() and not self.path.is_dir():
+        if os.path.lexists(self.path) and (reason := why_unreadable(self.path)):
+            raise InputError(f"output directory '{self.path}': {reason}")
+        if os.path.isfile(self.path):
             raise InputError(f"output directory: '{self.path}' is a file; accepted: a folder")
         if (self.path / _LOCK).exists():
             self._take_lock()
@@ -150,6 +153,11 @@ class RunDirectory:
             _locked_here.discard(self.path)
 
     def _check(self) -> None:
+        if os.path.lexists(self.config_file) and (reason := why_unreadable(self.config_file)):
+            raise InputError(
+                f"output directory '{self.path}' holds a run whose config.yaml cannot be read: "
+                f"{reason}"
+            )
         if self.has_run and self._resume:
             differing = differing_keys(load_config(self.config_file), self._config)
             if differing:

@@ -6,7 +6,7 @@ Nothing here knows of devices, precision, sharding or the optimizer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,6 +17,7 @@ from typing_extensions import Self
 from franca_fast.config.data import mean_masked_patches
 from franca_fast.config.schema import Config
 from franca_fast.data import Batch
+from franca_fast.hub.run_folder import backbone_arguments
 from franca_fast.losses import ClusteringLoss, KoLeoLoss, NestedDINOLoss, NestedIBOTLoss
 from franca_fast.models import NestedPrototypeHead, VisionTransformer, build_backbone
 from franca_fast.ops import ClusteringTargets, Scores, split_rows
@@ -251,22 +252,11 @@ class StudentTeacher(nn.Module):
 
 def build_student_backbone(config: Config, **overrides: Any) -> VisionTransformer:
     """The backbone of a configuration, with random weights; `overrides` win over it."""
-    student = config.student
-    arguments: dict[str, Any] = {
+    arguments = {
         "img_size": config.crops.global_crops_size,
-        "patch_size": student.patch_size,
-        "drop_path_rate": student.drop_path_rate,
-        "drop_path_uniform": student.drop_path_uniform,
-        "layerscale": student.layerscale,
-        "ffn_layer": student.ffn_layer,
-        "qkv_bias": student.qkv_bias,
-        "proj_bias": student.proj_bias,
-        "ffn_bias": student.ffn_bias,
-        "num_register_tokens": student.num_register_tokens,
-        "interpolate_antialias": student.interpolate_antialias,
-        "interpolate_offset": student.interpolate_offset,
+        **backbone_arguments(asdict(config.student)),
     }
-    return build_backbone(student.arch, **{**arguments, **overrides})
+    return build_backbone(config.student.arch, **{**arguments, **overrides})
 
 
 def _build_head(config: Config, section: str) -> NestedPrototypeHead:

@@ -1,10 +1,13 @@
-"""What several verbs share: recipes are listed, warnings wait for the end."""
+"""What several verbs share: models of a run, recipes are listed, warnings wait for the end."""
 
 from __future__ import annotations
 
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from franca_fast.cli.common import (
     Parser,
@@ -12,8 +15,10 @@ from franca_fast.cli.common import (
     decoding_options,
     warnings_at_the_end,
 )
-from franca_fast.config import list_recipes
+from franca_fast.config import Config, list_recipes, load_config
 from franca_fast.errors import InputError
+from franca_fast.rasa import PositionProjector
+from python_tests.hub.test_run_folder import network_of, write_run
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
@@ -63,3 +68,77 @@ def test_bad_options_of_decoding_are_refused(words: list[str]) -> None:
     add_decoding_arguments(parser)
     with pytest.raises(InputError, match="; accepted: "):
         decoding_options(parser.parse_args(words))
+
+
+@pytest.fixture
+def killed(config_file: Path, tmp_path: Path) -> Path:
+    """A run with checkpoints of steps 2 and 4 and no exported model."""
+    config = load_config(config_file)
+    return write_run(tmp_path / "run", network_of(config), config, 2, 4)
+
+
+VERBS = {
+    "embed": ["embed", "MODEL", "IMAGES", "--output", "OUT.npz"],
+    "eval": ["eval", "knn", "MODEL", "--train", "IMAGES", "--test", "IMAGES", "--k", 1],
+    "visualize": ["visualize", "pca", "MODEL", "IMAGES", "--output", "OUT"],
+    "export": ["export", "MODEL", "--format", "safetensors", "--output", "OUT.safetensors"],
+    "convert": ["convert", "MODEL", "OUT.pth"],
+    "rasa": ["rasa", "apply", "MODEL", "--projector", "PROJECTOR", "--output", "OUT"],
+}
+
+
+@pytest.mark.parametrize("command", VERBS.values(), ids=VERBS.keys())
+def test_every_verb_takes_a_checkpoint_and_says_that_a_run_has_no_export(
+    run, killed: Path, image_folder: Path, tmp_path: Path, command: list[object]
+) -> None:
+    projector = tmp_path / "projector.safetensors"
+    PositionProjector(torch.randn(2, 2, 32)).save(projector)
+
+    def words(model: Path, output: str) -> list[object]:
+        names = {"MODEL": model, "IMAGES": image_folder, "PROJECTOR": projector}
+        return [
+            names.get(word, str(word).replace("OUT", str(tmp_path / output))) for word in command
+        ]
+
+    outcome = run(*words(killed, "a"))
+    assert outcome.code == 2
+    assert "a run at step 4 of 4, without an exported model yet; resume it" in outcome.err
+    assert "use --checkpoint newest or one of 2, 4" in outcome.err
+    assert run(*words(killed / "checkpoints" / "2", "b")).code == 0
+    choice = ("--checkpoint", "newest", "--network", "student")
+    assert run(*words(killed, "c"), *choice).code == 0
+
+
+def test_checkpoint_options_that_do_not_fit(fails, killed: Path, tmp_path: Path) -> None:
+    command = ["export", killed, "--format", "safetensors", "--output", tmp_path / "a.safetensors"]
+    assert "accepted: newest or 2, 4" in fails(*command, "--checkpoint", "3")
+    assert "accepted: newest or 2, 4" in fails(*command, "--checkpoint", "last")
+    assert "with a checkpoint of a run" in fails(*command, "--network", "student")
+    assert "choose from" in fails(*command, "--network", "pupil")
+
+
+def test_a_finetuning_starts_from_a_killed_run_and_says_when_it_cannot(
+    run, fails, killed: Path, config_file: Path, tmp_path: Path
+) -> None:
+    options = ("--config-file", config_file, "--output-dir", tmp_path / "fine")
+    shutil.copytree(killed, tmp_path / "early")
+    shutil.rmtree(tmp_path / "early" / "checkpoints")
+    (tmp_path / "early" / "checkpoints").mkdir()
+    (tmp_path / "early" / "metrics.jsonl").write_text('{"step": 3}\n')
+    message = fails("finetune", tmp_path / "early", *options)
+    assert "a run at step 3 of 4, without a checkpoint or an exported model yet" in message
+    assert run("finetune", killed, *options, "train.total_steps=1").code == 0
+
+
+@pytest.mark.parametrize("text", ["{00..09}.tar", "*.tar", "x: y", "x #1", "0123", "", "a b=c"])
+@pytest.mark.parametrize("verb", ["pretrain", "plan"])
+def test_text_reaches_the_configuration_as_it_is(
+    run, config_file: Path, verb: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(config: Config) -> None:
+        raise InputError(f"{config.train.dataset_path!r} {config.train.seed}")
+
+    monkeypatch.setattr("franca_fast.config.files.check_config", stop)
+    words = ("--config-file", config_file) if verb == "pretrain" else (config_file, "--gpus", 1)
+    outcome = run(verb, *words, f"train.dataset_path={text}", "train.seed=0x10")
+    assert outcome.err == f"franca-fast: error: {text!r} 16\n"

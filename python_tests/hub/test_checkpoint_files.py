@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.training.checkpoints.format import (
+from franca_fast.hub.checkpoint_files import (
     DamagedCheckpoint,
     Part,
     file_entry,

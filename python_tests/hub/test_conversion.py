@@ -102,6 +102,17 @@ def test_no_heads_to_keep_and_removed_positions_are_said(tmp_path: Path) -> None
     assert not list(tmp_path.glob("b.*"))
 
 
+def test_heads_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
+    state = torch.load(CHECKPOINT, weights_only=True)
+    heads = state.get("teacher", state)
+    name = next(name for name in heads if "dino_head.mlps.0.0.bias" in name)
+    heads[name][0] = float("nan")
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"dino_head\.mlps\.0\.0\.bias \(1 of"):
+        convert(tmp_path / "w.pth", tmp_path / "a.pth", keep_heads=True, architecture=HEADS)
+    assert not (tmp_path / "a.pth").exists()
+
+
 # A file as large as the released ones, in every spelling.
 
 

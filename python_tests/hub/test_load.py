@@ -195,6 +195,31 @@ def test_golden_heads_load(file: str, name: str, projection: str, in_features: i
     assert torch.equal(head.last_layers[2].weight_v, state[f"{name}.last_layers.2.weight_v"])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    state = read_state_dict(CHECKPOINT)
+    for key in ("module.backbone.norm.bias", "dino_head.mlps.0.0.bias"):
+        name = next(name for name in state if name.endswith(key.removeprefix("module.")))
+        state[name].view(-1)[1] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"NaN or infinite .*norm\.bias \(1 of 64\)"):
+        load_model(tmp_path / "w.pth", architecture={"num_heads": 4})
+    with pytest.raises(InputError, match=r"NaN or infinite .*mlps\.0\.0\.bias \(1 of"):
+        load_head(tmp_path / "w.pth")
+
+
+def test_a_rasa_file_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    torch.save({"pos_pred.weight": torch.full((2, 64), float("nan"))}, tmp_path / "r.pth")
+    with pytest.raises(InputError, match=r"rasa .*pos_pred\.weight \(128 of 128\)"):
+        load_model(CHECKPOINT, rasa=tmp_path / "r.pth", architecture={"num_heads": 4})
+
+
+def test_what_a_killed_export_leaves_is_no_model(tmp_path: Path, backbone) -> None:
+    file = save_backbone(backbone, tmp_path / "teacher")
+    (tmp_path / ".teacher-x1y2.safetensors").write_bytes(file.read_bytes()[:100])
+    assert_same_weights(load_model(tmp_path), backbone)
+
+
 def test_absent_or_unknown_head_is_named() -> None:
     with pytest.raises(InputError, match="no keys that start with ibot_head"):
         load_head(CHECKPOINT, "ibot_head")

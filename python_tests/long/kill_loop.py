@@ -28,8 +28,8 @@ import torch
 import torch.distributed.tensor  # what ranks import first of all, and slowly
 
 from franca_fast.files import write_json
+from franca_fast.hub.checkpoint_files import read_checkpoint, steps_in
 from franca_fast.training import pretrain
-from franca_fast.training.checkpoints.format import read_checkpoint, steps_in
 from python_tests.training.tiny import TINY, losses_of
 
 _STEPS = 12

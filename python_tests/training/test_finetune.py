@@ -12,8 +12,8 @@ import franca_fast
 from franca_fast.config import load_config
 from franca_fast.errors import InputError
 from franca_fast.hub import load_model
+from franca_fast.hub.checkpoint_files import read_checkpoint
 from franca_fast.training import finetune, pretrain
-from franca_fast.training.checkpoints.format import read_checkpoint
 from franca_fast.training.initial_weights import load_initial_weights
 from franca_fast.training.run import Run
 from franca_fast.training.student_teacher import StudentTeacher

@@ -16,8 +16,8 @@ from PIL import Image
 
 from franca_fast.errors import FrancaError, InputError
 from franca_fast.hub import load_model
+from franca_fast.hub.checkpoint_files import read_checkpoint, steps_in
 from franca_fast.training import PretrainResult, pretrain
-from franca_fast.training.checkpoints.format import read_checkpoint, steps_in
 from franca_fast.training.run import Run
 from python_tests.training.tiny import TINY, assert_same, losses_of, start
 

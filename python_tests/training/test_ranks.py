@@ -22,13 +22,13 @@ import torch
 from franca_fast.config import load_config
 from franca_fast.errors import InputError
 from franca_fast.hub import load_model
-from franca_fast.training import pretrain
-from franca_fast.training.checkpoints.format import (
+from franca_fast.hub.checkpoint_files import (
     Checkpoint,
     load_newest,
     read_checkpoint,
     steps_in,
 )
+from franca_fast.training import pretrain
 from franca_fast.training.checkpoints.writer import CheckpointWriter
 from franca_fast.training.distributed.world import World
 from franca_fast.training.run import Run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from franca_fast.training.checkpoints.format import read_checkpoint
+from franca_fast.hub.checkpoint_files import read_checkpoint
 from python_tests.training.tiny import ROOT, assert_same, losses_of
 
 

@@ -15,8 +15,8 @@ import torch
 from franca_fast.config.files import load_config
 from franca_fast.config.schema import Config
 from franca_fast.data import Batch
+from franca_fast.hub.checkpoint_files import Part
 from franca_fast.models import ARCHITECTURES
-from franca_fast.training.checkpoints.format import Part
 from franca_fast.training.checkpoints.writer import CheckpointWriter
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.training.checkpoints.format import Checkpoint, Part
+from franca_fast.hub.checkpoint_files import Checkpoint, Part
 from franca_fast.training.distributed.parallelize import Layout, local
 from franca_fast.training.optimizer import LocalOptimizer
 from franca_fast.training.student_teacher import StudentTeacher

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from franca_fast.errors import FrancaError
 from franca_fast.files import make_durable, save_safetensors
-from franca_fast.training.checkpoints.format import (
+from franca_fast.hub.checkpoint_files import (
     FORMAT,
     MANIFEST,
     ROWS,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.training.checkpoints.format import Checkpoint, Part, read_checkpoint
+from franca_fast.hub.checkpoint_files import Checkpoint, Part, read_checkpoint
 from franca_fast.training.checkpoints.state import (
     checkpoint_tensors,
     load_checkpoint,

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from franca_fast.training.checkpoints import writer as checkpoint_writer
-from franca_fast.training.checkpoints.format import (
+from franca_fast.hub.checkpoint_files import (
     Part,
     read_checkpoint,
     steps_in,
 )
+from franca_fast.training.checkpoints import writer as checkpoint_writer
 from franca_fast.training.checkpoints.writer import (
     CheckpointError,
     CheckpointWriter,
     remove_leftovers,
 )
-from python_tests.training.checkpoints.test_format import TENSORS, save, truncate, world_of
+from python_tests.hub.test_checkpoint_files import TENSORS, save, truncate, world_of
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_full_disk_in_the_middle_of_a_file_is_a_clear_error(tmp_path: Path) ->
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from franca_fast.training.checkpoints.format import Part
+from franca_fast.hub.checkpoint_files import Part
 from franca_fast.training.checkpoints.writer import CheckpointError, CheckpointWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
