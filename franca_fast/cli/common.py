@@ -213,13 +213,13 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --max-image-pixels and --levels."""
+def add_decoding_arguments(parser: argparse.ArgumentParser, most: str = "64000000") -> None:
+    """Adds --max-image-pixels and --levels; `most` is what it says of the default."""
     parser.add_argument(
         "--max-image-pixels",
         type=positive,
         metavar="N",
-        help="skip larger images without decoding them (default: 64000000)",
+        help=f"skip larger images without decoding them (default: {most})",
     )
     parser.add_argument(
         "--levels",

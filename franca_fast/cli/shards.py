@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument(
             "--num-workers", type=positive, default=4, metavar="N", help="threads (default: 4)"
         )
-        add_decoding_arguments(kind)
+        most = "64000000; with --max-side 1000000000"
+        add_decoding_arguments(kind, *([most] if function is _pack else []))
         kind.set_defaults(kind_function=function)
         if function is _pack:
             _add_pack_arguments(kind)
@@ -128,6 +129,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from franca_fast.data import check_shards
+    from franca_fast.data.accounting import LABELS
 
     checked = check_shards(
         args.source,
@@ -143,7 +145,8 @@ def _check(args: argparse.Namespace) -> int:
         print(f"and {len(listed) - _BAD_SHOWN} more")
     print(f"{checked.shards} shards or folders, {checked.images} good images")
     print("\n".join(checked.account.lines()))
-    return 1 if listed else 0
+    lost = (*checked.bad, *checked.left_out, *(r for r in checked.remarks if r.reason in LABELS))
+    return 1 if lost else 0
 
 
 def _stats(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from franca_fast.data.accounting import SkipCounter
 from franca_fast.data.batch import Batch
 from franca_fast.data.decoding import decode_rgb
-from franca_fast.data.images import Images, eval_transform, open_images
+from franca_fast.data.images import Images, open_images
 from franca_fast.data.inspection import (
     CheckedShards,
     ShardStatistics,
@@ -14,11 +14,12 @@ from franca_fast.data.inspection import (
 )
 from franca_fast.data.loader import TrainLoader, build_train_loader
 from franca_fast.data.masking import BlockMask, CyclicMask, InverseBlockMask, RandomMask
-from franca_fast.data.pack_plan import PackSettings
+from franca_fast.data.pack_settings import PackSettings
 from franca_fast.data.packing import PackedShards, pack_shards
 from franca_fast.data.pipeline import multi_crop
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.sources import Source, fashion_mnist_shards, open_source
+from franca_fast.data.transform import eval_transform
 
 __all__ = [
     "Batch",

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from franca_fast.data.accounting import BadSample, ImageAccount
 from franca_fast.data.crops import CropBuffer, crop_regions
-from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, without_remarks
+from franca_fast.data.decoding import (
+    BadImage,
+    DecodeSettings,
+    LazyImage,
+    held_in_memory,
+    without_remarks,
+)
 from franca_fast.data.masking import build_mask, sample_masks
 from franca_fast.data.photometry import PhotometricParameters, draw_parameters, photometric
 from franca_fast.data.samples import OpenFiles, SampleRef, read_sample
@@ -75,12 +81,14 @@ class MadeBatch:
         parameters: for the global and the local crops.
         bad: what could not be used, and why.
         unfilled: places of the batch for which no spare was left.
+        remarks: what is to be said of images that are used.
     """
 
     batch: Batch
     parameters: tuple[PhotometricParameters, PhotometricParameters] | None
     bad: list[BadSample]
     unfilled: int
+    remarks: list[BadSample] = field(default_factory=list)
 
     def pin_memory(self) -> MadeBatch:
         """The same with the tensors in page-locked memory (called by torch's DataLoader)."""
@@ -159,8 +167,9 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
         """Decodes, crops and collates the samples of a draw."""
         buffer = self.buffer()
         with without_remarks():
-            keys, bad, unfilled = self._fill(buffer, draw)
-        return self.collate(buffer, draw.first, draw.numbers, keys, bad, unfilled)
+            keys, bad, unfilled, remarks = self._fill(buffer, draw)
+        made = self.collate(buffer, draw.first, draw.numbers, keys, bad, unfilled)
+        return replace(made, remarks=remarks)
 
     def buffer(self) -> CropBuffer:
         """Room for the crops of one batch."""
@@ -213,19 +222,24 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
             made = replace(made, batch=made.finish(plan.crops), parameters=None)
         return made
 
-    def _fill(self, buffer: CropBuffer, draw: Draw) -> tuple[list[str], list[BadSample], int]:
+    def _fill(
+        self, buffer: CropBuffer, draw: Draw
+    ) -> tuple[list[str], list[BadSample], int, list[BadSample]]:
         """Puts the crops of the samples into the buffer; a spare takes the place of a bad one.
 
         Returns:
             names of the images; the bad ones, without spares, which are counted when their own
-            turn comes; places left unfilled.
+            turn comes; places left unfilled; remarks on the others.
         """
         keys = [""] * len(draw.refs)
-        bad = list[BadSample]()
+        bad, remarks = list[BadSample](), list[BadSample]()
         todo = list(enumerate(draw.refs))
         unfilled = attempt = 0
         while todo:
-            failed = self.cut(buffer, todo, draw.numbers)
+            failed, odd = self.cut(buffer, todo, draw.numbers)
+            refs = dict(todo)
+            for slot, lazy in odd.items():
+                remarks += lazy.remarks(refs[slot].location)
             for slot, ref in todo:
                 if slot not in failed:
                     keys[slot] = ref.name
@@ -235,21 +249,24 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
             todo = [(slot, spare) for slot, spare in spares if spare is not None]
             unfilled += len(failed) - len(todo)
             attempt += 1
-        return keys, bad, unfilled
+        return keys, bad, unfilled, remarks
 
     def cut(
         self,
         buffer: CropBuffer,
         samples: Sequence[tuple[int, SampleRef | bytes | Image.Image]],
         numbers: NDArray[np.int64],
-    ) -> dict[int, BadImage]:
-        """Reads and crops (slot, sample) pairs; returns the slots that failed, and why."""
+    ) -> tuple[dict[int, BadImage], dict[int, LazyImage]]:
+        """Reads and crops (slot, sample) pairs.
+
+        Returns:
+            the slots that failed, and why; of the others those with remarks.
+        """
         opened = list[tuple[int, LazyImage]]()
-        failed = dict[int, BadImage]()
+        failed, odd = dict[int, BadImage](), dict[int, LazyImage]()
         for slot, sample in samples:
             try:
-                data = read_sample(sample, self._files) if isinstance(sample, SampleRef) else sample
-                opened.append((slot, LazyImage(data, self._plan.decoding)))
+                opened.append((slot, self._open(sample)))
             except BadImage as error:
                 failed[slot] = error
         slots = np.array([slot for slot, _ in opened], np.int64)
@@ -260,4 +277,13 @@ class BatchMaker(torch.utils.data.Dataset[MadeBatch]):
                 buffer.cut(slot, lazy, boxes, flips)
             except BadImage as error:
                 failed[slot] = error
-        return failed
+            else:
+                odd |= {slot: lazy} if lazy.remark else {}
+        return failed, odd
+
+    def _open(self, sample: SampleRef | bytes | Image.Image) -> LazyImage:
+        with held_in_memory():
+            if not isinstance(sample, SampleRef):
+                return LazyImage(sample, self._plan.decoding)
+            data = read_sample(sample, self._files)
+            return LazyImage(data, self._plan.decoding, sample.name)

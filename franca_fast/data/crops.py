@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from franca_fast.data.decoding import LazyImage
+from franca_fast.data.decoding import LazyImage, held_in_memory
 from franca_fast.data.randomness import Purpose, uniforms
 from franca_fast.data.settings import CropSettings
 
@@ -123,7 +123,7 @@ class CropBuffer:
             flips: [2 + L].
 
         Raises:
-            BadImage: the pixels cannot be decoded.
+            BadImage: the pixels cannot be decoded, or not be held in memory.
         """
         extent = np.array(lazy.size * 2, np.float64)
         # A JPEG need not be decoded larger than its finest crop is sampled.
@@ -143,9 +143,10 @@ class CropBuffer:
         ):
             # First to twice the size by whole numbers: much faster for large images that are not
             # JPEG, and as exact as the decoding of JPEG at a part of its size.
-            piece = image.resize(
-                (size, size), Image.Resampling.BICUBIC, box=tuple(box), reducing_gap=2.0
-            )
+            with held_in_memory():
+                piece = image.resize(
+                    (size, size), Image.Resampling.BICUBIC, box=tuple(box), reducing_gap=2.0
+                )
             pixels = np.frombuffer(piece.tobytes(), np.uint8).reshape(size, size, -1)
             target = self.global_crops if crop < 2 else self.local_crops
             row = (crop if crop < 2 else crop - 2) * self._batch_size + slot

@@ -6,31 +6,45 @@ Decoding runs no code from the file, and the number of pixels is checked before 
 
 from __future__ import annotations
 
-import io
 import posixpath
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from franca_fast.data.levels import level_range
+from franca_fast.data.accounting import BadSample
+from franca_fast.data.formats import (
+    IMAGE_EXTENSIONS,
+    UnreadFormat,
+    extension_of,
+    is_read,
+    open_image,
+    pillow_limit,
+)
+from franca_fast.data.free_memory import free_memory
+from franca_fast.data.levels import (
+    OTHER_LEVELS,
+    depth_of,
+    level_range,
+    low_bytes_of,
+    to_eight_bits,
+)
+from franca_fast.data.orientation import is_transposed, orientation_of, upright
 from franca_fast.errors import FrancaError, InputError
 
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp"),
-    *(".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-)
 MAX_IMAGE_PIXELS = 64_000_000
 
-# Only formats whose decoders are part of Pillow; EPS, for one, would start another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange width and height
+UNREAD_FORMAT = "format that is not read"
+TOO_LARGE = "too large for memory"
+_MUCH_MEMORY = 1 << 30  # bytes of one image, from which on it is asked whether they are there
+_MORE_PIXELS = "--max-image-pixels, or train.max_image_pixels in a configuration, allows more"
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name says that it is an image; hidden files are not."""
+    """Whether a file's name says that it is an image, read or not; hidden files are not."""
     base = posixpath.basename(name)
     return base.lower().endswith(IMAGE_EXTENSIONS) and not base.startswith(".")
 
@@ -39,6 +53,16 @@ def is_hidden_image(name: str) -> bool:
     """Whether a file's name says that it is an image and hidden, such as `._a.jpg`."""
     base = posixpath.basename(name)
     return base.startswith(".") and is_image_name(f"x{base}")
+
+
+def is_readable_name(name: str) -> bool:
+    """Whether a file's name says that it is an image of a format that is read.
+
+    Example:
+        >>> is_image_name("a.nef"), is_readable_name("a.nef"), is_readable_name("a.avif")
+        (True, False, True)
+    """
+    return is_image_name(name) and is_read(extension_of(name))
 
 
 class BadImage(FrancaError):
@@ -83,40 +107,36 @@ class LazyImage:
     Args:
         data: the bytes of the file; or an image that Pillow has opened or decoded already.
         settings: which images are refused, and how levels are mapped.
+        name: of the file, for formats that their bytes do not tell.
 
     Attributes:
         size: (width, height) as seen upright.
         format: such as "JPEG".
+        remark: what is odd about the pixels, once they are loaded, in a short phrase for counting;
+            "" for nothing.
 
     Raises:
-        BadImage: not an image, too many pixels, or a damaged header.
+        BadImage: not an image, too many pixels, a format that is not read, a damaged header.
     """
 
-    def __init__(self, data: bytes | Image.Image, settings: DecodeSettings | None = None) -> None:
+    def __init__(
+        self, data: bytes | Image.Image, settings: DecodeSettings | None = None, name: str = ""
+    ) -> None:
         self._settings = settings or DecodeSettings()
+        self._data = b"" if isinstance(data, Image.Image) else data
+        self._name, self.remark = name, ""
         if data == b"":
             raise BadImage("empty file")
-        self._image: Image.Image
-        try:
-            if isinstance(data, Image.Image):
-                self._image = data
-            else:
-                self._image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise BadImage("too many pixels", str(error)) from None
-        except Image.UnidentifiedImageError:
-            raise BadImage("not an image") from None
-        except Exception as error:  # each decoder has errors of its own
-            raise BadImage("damaged image", str(error)) from None
-        self.format = self._image.format or ""
+        with self._as_bad_image():
+            self._image = data if isinstance(data, Image.Image) else open_image(data, name)
+            self.format = self._image.format or ""
+            self._check_size(*self._image.size)
+            self._depth = depth_of(self._image, self._data)
+            self._orientation = orientation_of(self._image, self._data)
+        if self._depth is not None and self._depth.is_floating and self._settings.levels == "full":
+            raise BadImage("unsupported mode", f"floating-point levels; {OTHER_LEVELS}")
         width, height = self._image.size
-        if width * height == 0:
-            raise BadImage("no pixels", f"{width} x {height}")
-        most = self._settings.max_pixels
-        if width * height > most:
-            raise BadImage("too many pixels", f"{width} x {height}, at most {most} in all")
-        self._orientation = _orientation(self._image)
-        self.size = (height, width) if self._orientation >= 5 else (width, height)
+        self.size = (height, width) if is_transposed(self._orientation) else (width, height)
 
     def load(self, least_size: tuple[float, float] | None = None) -> Image.Image:
         """Decodes the pixels.
@@ -129,22 +149,82 @@ class LazyImage:
             an upright image of mode "RGB", or "L" when the file has grey levels only.
 
         Raises:
-            BadImage: damaged or truncated pixels, or a mode that has no colours.
+            BadImage: damaged or truncated pixels, a mode that has no colours, or an image that is
+                too large for the memory.
         """
         image = self._image
-        try:
+        with self._as_bad_image():
             if least_size is not None and self.format == "JPEG":
-                exchanged = self._orientation >= 5
+                exchanged = is_transposed(self._orientation)
                 width, height = least_size[::-1] if exchanged else least_size
                 image.draft(None, (max(1, int(width)), max(1, int(height))))
+            _check_memory(image)
             image.load()
-            if self._orientation > 1:
-                image = ImageOps.exif_transpose(image)
-            return _grey_or_rgb(image)
+            if self._depth is None:
+                image = _grey_or_rgb(image)
+            else:
+                image, self.remark = to_eight_bits(
+                    image, self._depth, self._settings.levels, self._low_bytes
+                )
+            return upright(image, self._orientation)
+
+    def remarks(self, location: str) -> list[BadSample]:
+        """What is to be said of an image that lies there; nothing of most."""
+        return [BadSample(location, self.remark, OTHER_LEVELS)] if self.remark else []
+
+    def _low_bytes(self) -> Image.Image | None:
+        return low_bytes_of(open_image(self._data, self._name)) if self._data else None
+
+    def _check_size(self, width: int, height: int) -> None:
+        most = self._settings.max_pixels
+        if width * height == 0:
+            raise BadImage("no pixels", f"{width} x {height}")
+        if width * height > most:
+            size = f"{width} x {height}, at most {most} in all"
+            raise BadImage("too many pixels", f"{size}; {_MORE_PIXELS}")
+
+    @contextmanager
+    def _as_bad_image(self) -> Iterator[None]:
+        """Makes a BadImage of whatever goes wrong with a file."""
+        most = self._settings.max_pixels
+        try:
+            with held_in_memory(), pillow_limit.raised_to(most):
+                yield
         except BadImage:
             raise
+        except Image.DecompressionBombError as error:
+            number = re.search(r"\d+", str(error))
+            size = f"{number[0] if number else 'more'} pixels, at most {most}"
+            raise BadImage("too many pixels", f"{size}; {_MORE_PIXELS}") from None
+        except Image.UnidentifiedImageError:
+            raise BadImage("not an image") from None
+        except UnreadFormat as error:
+            raise BadImage(UNREAD_FORMAT, str(error)) from None
         except Exception as error:  # each decoder has errors of its own
+            if "out of memory" in str(error):  # how Pillow reports a decoder's
+                raise BadImage(TOO_LARGE) from None
             raise BadImage("damaged image", str(error)) from None
+
+
+def _check_memory(image: Image.Image) -> None:
+    """Refuses pixels that the memory cannot hold: the system would end the process for them."""
+    width, height = image.size
+    needed = width * height * (1 if image.mode in ("1", "L", "P") else 4)
+    if needed < _MUCH_MEMORY:
+        return
+    free = free_memory()
+    if free is not None and needed > free:
+        detail = f"{needed / 2**30:.1f} GiB for its pixels, {free / 2**30:.1f} GiB are free"
+        raise BadImage(TOO_LARGE, detail)
+
+
+@contextmanager
+def held_in_memory() -> Iterator[None]:
+    """Makes a BadImage of a MemoryError: one image that is too large does not end the work."""
+    try:
+        yield
+    except MemoryError:
+        raise BadImage(TOO_LARGE) from None
 
 
 def decode_rgb(
@@ -162,6 +242,7 @@ def decode_rgb(
         BadImage: it cannot be decoded.
 
     Example:
+        >>> import io
         >>> file = io.BytesIO()
         >>> Image.new("CMYK", (4, 3)).save(file, "JPEG")
         >>> decode_rgb(file.getvalue()).mode
@@ -180,17 +261,6 @@ def without_remarks() -> Iterator[None]:
         yield
 
 
-def _orientation(image: Image.Image) -> int:
-    """How the camera was held, 1..8 as in EXIF; 1 when unknown or already applied."""
-    if image.format == "TIFF" or "exif" not in image.info:  # Pillow turns TIFF files itself
-        return 1
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block is no reason to refuse the pixels
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
     """Converts any mode with grey levels or colours to "L" or "RGB", 8 bits per channel."""
     mode = image.mode
@@ -198,8 +268,6 @@ def _grey_or_rgb(image: Image.Image) -> Image.Image:
         return image
     if mode in ("1", "LA", "La"):
         return image.convert("L")
-    if mode == "I" or mode.startswith("I;16"):  # 16 bits; keep the upper eight
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if mode in ("P", "PA"):
         transparent = mode == "PA" or "transparency" in image.info
         return image.convert("RGBA").convert("RGB") if transparent else image.convert("RGB")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from franca_fast.data.accounting import BadSample, ImageAccount, SkipCounter
 from franca_fast.data.classes import Classes
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, BadImage, DecodeSettings, decode_rgb
+from franca_fast.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    BadImage,
+    DecodeSettings,
+    LazyImage,
+    held_in_memory,
+    without_remarks,
+)
 from franca_fast.data.samples import Label, OpenFiles, SampleRef, read_sample
-from franca_fast.data.settings import CropSettings
 from franca_fast.data.shard_index import ShardIndex
 from franca_fast.data.sources import open_source
-from franca_fast.errors import InputError
 
 
 class Images:
@@ -70,12 +72,15 @@ class Images:
 
     def _decode(self, ref: SampleRef, files: OpenFiles) -> Image.Image | None:
         try:
-            data = read_sample(ref, files)
-            image = decode_rgb(data, self._decoding.max_pixels, self._decoding.levels)
+            with held_in_memory(), without_remarks():
+                lazy = LazyImage(read_sample(ref, files), self._decoding, ref.name)
+                image = lazy.load()
+                image = image if image.mode == "RGB" else image.convert("RGB")
         except BadImage as error:
             self.account.skip(BadSample(ref.location, error.reason, error.detail))
             return None
         self.account.used += 1
+        self.account.add((), lazy.remarks(ref.location))
         return image
 
     def _label(self, index: ShardIndex, i: int, files: OpenFiles) -> Label | None:
@@ -121,41 +126,3 @@ def open_images(
     """
     decoding = DecodeSettings(max_image_pixels, levels)
     return Images(source, SkipCounter() if skipped is None else skipped, decoding, allow_pipe)
-
-
-def eval_transform(img_size: int, resize: int | None = None) -> Callable[[Image.Image], Tensor]:
-    """The usual transform for evaluation: resize, central crop, normalisation.
-
-    Args:
-        img_size: side of the result, pixels.
-        resize: length that the shorter side gets first (bicubic); None takes `img_size`. DINOv2's
-            classification protocols use 256 for 224.
-
-    Returns:
-        a function from a PIL image to float32 [3, img_size, img_size], normalised with ImageNet's
-        mean and standard deviation.
-
-    Raises:
-        InputError: sizes below 1, or `resize` below `img_size`.
-
-    Example:
-        >>> eval_transform(224, resize=256)(Image.new("RGB", (640, 480))).shape
-        torch.Size([3, 224, 224])
-    """
-    shorter = img_size if resize is None else resize
-    if not 1 <= img_size <= shorter:
-        raise InputError(
-            f"img_size: {img_size} with resize {resize}; accepted: 1 <= img_size <= resize"
-        )
-    mean, std = (torch.tensor(v)[:, None, None] for v in (CropSettings.mean, CropSettings.std))
-
-    def transform(image: Image.Image) -> Tensor:
-        scale = shorter / min(image.size)
-        width, height = (max(shorter, int(side * scale)) for side in image.size)
-        left, top = round((width - img_size) / 2), round((height - img_size) / 2)
-        image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        image = image.crop((left, top, left + img_size, top + img_size))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return (pixels.float() / 255 - mean) / std
-
-    return transform

@@ -37,7 +37,7 @@ class CheckedShards:
         account: what becomes of their images.
         bad: every shard and image that cannot be used, or only in part.
         left_out: the images that a rule passes over; of each rule and shard the first ones by name.
-        remarks: labels that are not understood, or belong to no image.
+        remarks: labels that are not understood, or belong to no image, and odd pixels.
     """
 
     shards: int = 0
@@ -128,10 +128,12 @@ def check_shards(
         for i in piece.numbers:
             ref = piece.shard.ref(i)
             try:
-                LazyImage(read_sample(ref, files), decoding).load()
+                lazy = LazyImage(read_sample(ref, files), decoding, ref.name)
+                lazy.load()
             except BadImage as error:
                 bad.append(BadSample(ref.location, error.reason, error.detail))
             else:
+                remarks += lazy.remarks(ref.location)
                 piece.shard.label(i, remarks, files)
         files.close()
         return len(piece.numbers) - len(bad), bad, remarks
@@ -206,12 +208,13 @@ def shard_statistics(
             ref = piece.shard.ref(i)
             try:
                 data = read_sample(ref, files)
-                lazy = LazyImage(data, decoding)
+                lazy = LazyImage(data, decoding, ref.name)
                 if colours:
                     sums.append(_colour_sums(lazy))
             except BadImage as error:
                 bad.append(BadSample(ref.location, error.reason, error.detail))
             else:
+                remarks += lazy.remarks(ref.location)
                 label = piece.shard.label(i, remarks, files)
                 rows.append((*lazy.size, lazy.format, label, len(data)))
         files.close()

@@ -186,7 +186,7 @@ class TrainLoader(Iterator[Batch]):
         if self._plan.rank == 0:
             for opened in draw.opened:
                 account.open(opened)
-        account.add(made.bad, ())
+        account.add(made.bad, made.remarks)
         self.account.update(account.as_dict())
         self._bad_rate.add(len(made.batch.keys), made.bad, enough=not made.unfilled)
         self._check_shards([bad for opened in draw.opened for bad in opened.skipped])

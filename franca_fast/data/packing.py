@@ -20,9 +20,11 @@ from franca_fast.data.accounting import BadSample, ImageAccount, SkipCounter
 from franca_fast.data.decoding import (
     BadImage,
     LazyImage,
+    held_in_memory,
     without_remarks,
 )
-from franca_fast.data.pack_plan import PackPlan, PackSettings
+from franca_fast.data.pack_plan import PackPlan
+from franca_fast.data.pack_settings import PackSettings
 from franca_fast.data.samples import OpenFiles, read_sample
 from franca_fast.data.shards import PACKING_FILE, TarShard
 from franca_fast.data.tar_index import CLASSES_KEY
@@ -125,12 +127,12 @@ def pack_shards(
                 todo.append(number)
         stop = threading.Event()
 
-        def pack(number: int) -> tuple[int, int, list[BadSample]]:
+        def pack(number: int) -> tuple[int, int, list[BadSample], list[BadSample]]:
             return number, *_pack_one(folder / packed.shards[number], plan, number, stop)
 
-        for number, count, bad_images in in_threads(pack, todo, num_workers, stop):
+        for number, count, bad, remarks in in_threads(pack, todo, num_workers, stop):
             counts[number] = count
-            packed.account.add(bad_images, ())
+            packed.account.add(bad, remarks)
             if progress is not None:
                 progress(len(counts), len(plan))
         packed.images = packed.account.used = sum(counts.values())
@@ -143,9 +145,9 @@ def pack_shards(
 
 def _pack_one(
     path: Path, plan: PackPlan, number: int, stop: threading.Event
-) -> tuple[int, list[BadSample]]:
+) -> tuple[int, list[BadSample], list[BadSample]]:
     """Writes one shard; returns its number of images, and what was skipped."""
-    bad, keys = list[BadSample](), set[str]()
+    bad, remarks, keys = list[BadSample](), list[BadSample](), set[str]()
     files = OpenFiles()
     try:
         with (
@@ -156,36 +158,40 @@ def _pack_one(
                 if stop.is_set():
                     raise InterruptedError("packing was stopped")
                 try:
-                    data, extension = _prepared(read_sample(ref, files), ref.name, plan.settings)
+                    with held_in_memory():
+                        data, extension, lazy = _prepared(
+                            read_sample(ref, files), ref.name, plan.settings
+                        )
                 except BadImage as error:
                     bad.append(BadSample(ref.location, error.reason, error.detail))
                     continue
+                remarks += lazy.remarks(ref.location)
                 key = _key(ref.name, keys)
                 _add(tar, f"{key}.{extension}", data)
                 if label >= 0:
                     _add(tar, f"{key}.cls", str(label).encode())
     finally:
         files.close()
-    return len(keys), bad
+    return len(keys), bad, remarks
 
 
-def _prepared(data: bytes, name: str, settings: PackSettings) -> tuple[bytes, str]:
-    """The bytes to write for an image, and their extension.
+def _prepared(data: bytes, name: str, settings: PackSettings) -> tuple[bytes, str, LazyImage]:
+    """The bytes to write for an image, their extension, and the image.
 
     Raises:
         BadImage: it cannot be used.
     """
-    lazy = LazyImage(data, settings.decoding)
+    lazy = LazyImage(data, settings.decoding, name)
     longest, most = max(lazy.size), settings.max_side
     if most is None or longest <= most:
         extension = posixpath.splitext(name)[1][1:].lower()
-        return data, "jpg" if extension in _JPEG else extension
+        return data, "jpg" if extension in _JPEG else extension, lazy
     size = [max(1, round(side * most / longest)) for side in lazy.size]
     image = lazy.load((2 * size[0], 2 * size[1]))
     image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=settings.quality)
-    return file.getvalue(), "jpg"
+    return file.getvalue(), "jpg", lazy
 
 
 def _key(name: str, taken: set[str]) -> str:

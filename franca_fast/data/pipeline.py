@@ -22,6 +22,7 @@ from franca_fast.data.decoding import (
     BadImage,
     DecodeSettings,
     is_image_name,
+    is_readable_name,
     without_remarks,
 )
 from franca_fast.data.randomness import Purpose, derived_seed
@@ -172,13 +173,15 @@ class _MultiCrop:
             failed = {slot: BadImage("no image") for slot, s in taken if s.image is None}
             images = [(slot, s.image) for slot, s in taken if s.image is not None]
             with without_remarks():
-                failed |= maker.cut(buffer, images, numbers)
+                also_failed, odd = maker.cut(buffer, images, numbers)
+            failed |= also_failed
             bad = [
                 BadSample(s.location, failed[slot].reason, failed[slot].detail)
                 for slot, s in taken
                 if slot in failed
             ]
-            account.add(bad, ())
+            places = {slot: s.location for slot, s in taken}
+            account.add(bad, [r for slot, lazy in odd.items() for r in lazy.remarks(places[slot])])
             account.used += len(taken) - len(bad)
             account.found += len(taken) + sum(len(s.others) for _, s in taken)
             for _, s in taken:
@@ -188,6 +191,11 @@ class _MultiCrop:
             keys |= {slot: s.key for slot, s in taken if slot not in failed}
             empty = sorted(failed)
         return [keys[slot] for slot in sorted(keys)]
+
+
+def _preference(name: str) -> tuple[bool, bool]:
+    """First images of formats that are read, of these `jpg` before `seg.jpg`."""
+    return not is_readable_name(f"image.{name}"), "." in name
 
 
 def _sample_of(sample: Any, number: int) -> _Sample:
@@ -200,7 +208,7 @@ def _sample_of(sample: Any, number: int) -> _Sample:
     if isinstance(sample, dict):
         key, url = sample.get("__key__", key), sample.get("__url__", "")
         images = [name for name in sample if is_image_name(f"image.{name}")]
-        chosen = min(images, key=lambda name: "." in name, default=None)
+        chosen = min(images, key=_preference, default=None)
         image = None if chosen is None else sample[chosen]
         others = tuple(name for name in images if name != chosen)
     elif isinstance(sample, (tuple, list)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from franca_fast.data import Images, eval_transform, open_images
+from franca_fast.data.accounting import BadSample
 from franca_fast.data.classes import join_labels
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS, TOO_LARGE
 from franca_fast.data.samples import Label
 from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings, check_output
@@ -88,7 +89,7 @@ def embed(
     encoder = as_encoder(model)
     size = image_size_of(encoder, img_size)
     opened = open_images(source, max_image_pixels=max_image_pixels, levels=levels)
-    prepared = _prepare(opened.labelled(), eval_transform(size), num_workers)
+    prepared = _prepare(opened, eval_transform(size), num_workers)
     names: list[str] = []
     labels: list[Label | None] = []
     parts: list[Tensor] = []
@@ -150,20 +151,32 @@ def check_any(images: Images, used: int, source: Source) -> None:
 
 
 def _prepare(
-    images: Iterable[_NamedImage], transform: Callable[[Image.Image], Tensor], num_workers: int
+    images: Images, transform: Callable[[Image.Image], Tensor], num_workers: int
 ) -> Iterator[_NamedTensor]:
-    """Transforms images in threads, a few ahead, keeping their order."""
+    """Transforms images in threads, a few ahead, in order; counts those too large for memory."""
 
-    def work(item: _NamedImage) -> _NamedTensor:
+    def work(item: _NamedImage) -> _NamedTensor | None:
         name, image, label = item
-        return name, transform(image), label
+        try:
+            return name, transform(image), label
+        except MemoryError:
+            return None
 
-    if num_workers == 0:
-        yield from map(work, images)
-        return
-    source = iter(images)
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting = [pool.submit(work, item) for item in islice(source, 2 * num_workers)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(work, item) for item in islice(source, 1)]
+    def results() -> Iterator[tuple[str, _NamedTensor | None]]:
+        if num_workers == 0:
+            yield from ((item[0], work(item)) for item in images.labelled())
+            return
+        source = images.labelled()
+        with ThreadPoolExecutor(num_workers) as pool:
+            waiting = [(i[0], pool.submit(work, i)) for i in islice(source, 2 * num_workers)]
+            while waiting:
+                name, result = waiting.pop(0)
+                yield name, result.result()
+                waiting += [(i[0], pool.submit(work, i)) for i in islice(source, 1)]
+
+    for name, prepared in results():
+        if prepared is None:
+            images.account.used -= 1
+            images.account.skip(BadSample(name, TOO_LARGE))
+        else:
+            yield prepared

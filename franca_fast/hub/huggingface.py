@@ -255,7 +255,11 @@ def _translate(key: str, given: int) -> str:
 
 
 def _processor(img_size: int) -> dict[str, Any]:
-    """What `eval_transform` does, for transformers' image processor."""
+    """What `eval_transform` does, for transformers' image processor.
+
+    Where the longer side has 3, 7, 11, ... pixels more than the crop, transformers lets the crop
+    begin one pixel before torchvision and `eval_transform`: it rounds halves down.
+    """
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,

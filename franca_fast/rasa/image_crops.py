@@ -14,12 +14,20 @@ from torch import Tensor
 from franca_fast.data import CropSettings, eval_transform, open_source
 from franca_fast.data.accounting import BadSample, ImageAccount
 from franca_fast.data.crops import crop_regions
-from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, without_remarks
+from franca_fast.data.decoding import (
+    BadImage,
+    DecodeSettings,
+    LazyImage,
+    held_in_memory,
+    without_remarks,
+)
 from franca_fast.data.samples import read_sample
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.evaluation.features import Source
 
 CROPS = ("random", "center")
+# The pixels and what is to be said of them, or None and why there are none.
+_Prepared = tuple[Tensor | None, list[BadSample]]
 # As the released code crops, colours aside. The flips of the three crops that are drawn for an
 # image stand for its mirror images and its exchange of rows and columns.
 _RANDOM = CropSettings(global_crops_scale=(0.25, 1.0), local_crops_number=1)
@@ -41,7 +49,7 @@ class ImageCrops:
         decoding: which images are skipped, and how levels are mapped.
 
     Attributes:
-        account: what of the images of the source is skipped or left out.
+        account: what became of the images of the source; one counts when it is first cut.
 
     Raises:
         InputError: unknown kind, nothing at a path, or no images there.
@@ -73,7 +81,8 @@ class ImageCrops:
         self._decoding = decoding or DecodeSettings()
         self._workers = max(1, num_workers)
         self._transform = eval_transform(size)
-        self._bad: set[int] = set()
+        self._seen: set[int] = set()
+        self._unreadable = 0
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -81,7 +90,7 @@ class ImageCrops:
     @property
     def n_unreadable(self) -> int:
         """Images that turned out to be unreadable so far."""
-        return len(self._bad)
+        return self._unreadable
 
     def batches(self, numbers: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Prepares images, one batch ahead; those that cannot be read are left out and counted.
@@ -93,7 +102,7 @@ class ImageCrops:
         Yields:
             numbers of the images, and float32 [b, 3, S, S], normalised; b may not be 0.
         """
-        waiting: deque[list[tuple[int, Future[Tensor | BadSample]]]] = deque()
+        waiting: deque[list[tuple[int, Future[_Prepared]]]] = deque()
         with without_remarks(), ThreadPoolExecutor(self._workers) as pool:
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
@@ -104,30 +113,35 @@ class ImageCrops:
                 yield from self._finish(waiting.popleft())
 
     def _finish(
-        self, part: list[tuple[int, Future[Tensor | BadSample]]]
+        self, part: list[tuple[int, Future[_Prepared]]]
     ) -> Iterator[tuple[list[int], Tensor]]:
         good: list[int] = []
         images: list[Tensor] = []
         for i, future in part:
-            result = future.result()
-            if isinstance(result, Tensor):
+            pixels, said = future.result()
+            if i not in self._seen:  # in later passes nothing is counted again
+                self._seen.add(i)
+                self.account.used += pixels is not None
+                self.account.add(*((said, ()) if pixels is None else ((), said)))
+                self._unreadable += pixels is None
+            if pixels is not None:
                 good.append(i)
-                images.append(result)
-            elif i not in self._bad:  # later passes over it are not counted again
-                self._bad.add(i)
-                self.account.skip(result)
+                images.append(pixels)
         if good:
             yield good, torch.stack(images)
 
-    def _prepare(self, i: int) -> Tensor | BadSample:
+    def _prepare(self, i: int) -> _Prepared:
         shard = int(np.searchsorted(self._ends, i, side="right"))
         index = self._indexes[shard]
         ref = index.ref(i - int(self._ends[shard]) + len(index))
         try:
-            image = LazyImage(read_sample(ref), self._decoding).load()
+            with held_in_memory():
+                lazy = LazyImage(read_sample(ref), self._decoding, ref.name)
+                image = lazy.load()
+                pixels = self._transform(self._cut(i, image) if self._kind == "random" else image)
         except BadImage as error:
-            return BadSample(ref.location, error.reason, error.detail)
-        return self._transform(self._cut(i, image) if self._kind == "random" else image)
+            return None, [BadSample(ref.location, error.reason, error.detail)]
+        return pixels, lazy.remarks(ref.location)
 
     def _cut(self, i: int, image: Image.Image) -> Image.Image:
         regions = crop_regions(_RANDOM, self._seed, np.array([i]), [image.size])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,3 +57,31 @@ def write_folder(folder: Path, classes: Iterable[str], per_class: int) -> Path:
         for i in range(per_class):
             (folder / name / f"{i}.png").write_bytes(png(100 * c + i))
     return folder
+
+
+# Thin shapes, which a resize of the whole image would make gigabytes of.
+_MEASURE = """
+import io, resource
+from PIL import Image
+SHAPES = [(60_000, 1), (1, 60_000), (2, 4_000), (4_000, 2)]
+FILES = [io.BytesIO() for _ in SHAPES]
+for shape, file in zip(SHAPES, FILES):
+    Image.effect_noise(shape, 50).save(file, "PNG")
+{before}
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{work}
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)
+"""
+
+
+def memory_taken(work: str, before: str = "") -> float:
+    """How much the most memory in use grew during some lines of Python, in MiB.
+
+    They know `Image`, `SHAPES` and `FILES`, PNG files of these shapes. The lines `before` are run
+    before, since what they do for the first time takes memory, too.
+    """
+    before = before or work.replace("SHAPES", "[(9, 9)]").replace("FILES", "[]")
+    code = _MEASURE.format(before=before.replace("64_000_000", "9"), work=work)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return float(result.stdout.split()[-1])

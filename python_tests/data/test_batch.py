@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from franca_fast.data import CropSettings, MaskSettings, open_source
+from franca_fast.data import batch as batch_module
 from franca_fast.data.batch import BatchMaker, BatchPlan
 from franca_fast.data.decoding import DecodeSettings
+from franca_fast.data.levels import NARROW
 from franca_fast.data.stream import SampleStream
+from python_tests.data.deep_files import png_file
 from python_tests.data.files import write_shards
 
 PLAN = BatchPlan(
@@ -160,3 +164,28 @@ def test_colours_change_on_a_gpu_without_a_wait(
     fake_gpu: Callable[..., Any], tmp_path: Path
 ) -> None:
     assert fake_gpu(_finish_on_the_gpu, write_shards(tmp_path, 2, 10)) == {}
+
+
+def test_odd_images_are_used_and_remarked_on(stream: SampleStream) -> None:
+    draw = stream.take(4)
+    dark = draw.refs[2]._replace(data=png_file(np.full((8, 8), 9, np.uint16)))
+    made = BatchMaker(PLAN)[replace(draw, refs=[*draw.refs[:2], dark, draw.refs[3]])]
+    assert [(r.location, r.reason) for r in made.remarks] == [
+        (dark.location, NARROW)
+    ] and not made.bad
+    plan = replace(PLAN, decoding=DecodeSettings(levels="0:9"))
+    made = BatchMaker(plan)[replace(draw, refs=[dark] * 4)]
+    assert [(r.location, r.reason) for r in made.remarks] == [(dark.location, NARROW)] * 4
+
+
+def test_an_image_that_memory_cannot_hold_is_skipped(
+    stream: SampleStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = stream.take(4, spares=4)
+
+    def fail(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(batch_module, "read_sample", fail)
+    made = BatchMaker(PLAN)[draw]
+    assert [bad.reason for bad in made.bad] == ["too large for memory"] * 4

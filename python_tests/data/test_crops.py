@@ -6,8 +6,8 @@ from PIL import Image
 
 from franca_fast.data import CropSettings
 from franca_fast.data.crops import CropBuffer, crop_regions
-from franca_fast.data.decoding import LazyImage
-from python_tests.data.files import encoded, picture
+from franca_fast.data.decoding import BadImage, LazyImage
+from python_tests.data.files import encoded, memory_taken, picture
 
 SETTINGS = CropSettings(global_crops_size=32, local_crops_size=16, local_crops_number=3)
 
@@ -127,3 +127,30 @@ def test_tiny_and_narrow_images(size: tuple[int, int]) -> None:
     buffer = CropBuffer(SETTINGS, 1)
     buffer.cut(0, LazyImage(encoded(image)), regions.boxes[0], regions.flips[0])
     assert buffer.global_crops.shape == (2, 32, 32, 3)
+
+
+def test_no_shape_takes_much_memory() -> None:
+    work = """
+import numpy as np
+from franca_fast.data import CropSettings
+from franca_fast.data.crops import CropBuffer, crop_regions
+from franca_fast.data.decoding import BadImage, LazyImage
+for size in (224, 518):
+    settings = CropSettings(global_crops_size=size, local_crops_size=size)
+    for file in FILES:
+        lazy = LazyImage(file.getvalue())
+        boxes, flips = crop_regions(settings, 0, np.arange(1), [lazy.size])
+        CropBuffer(settings, 1).cut(0, lazy, boxes[0], flips[0])
+"""
+    assert memory_taken(work) < 64
+
+
+def test_a_crop_that_memory_cannot_hold_makes_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy = LazyImage(encoded(picture(0)))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", fail)
+    with pytest.raises(BadImage, match="too large for memory"):
+        CropBuffer(SETTINGS, 1).cut(0, lazy, draw([lazy.size])[0], np.zeros(5, bool))

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from franca_fast.data import decode_rgb
-from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage, is_image_name
+from franca_fast.data import decode_rgb, decoding
+from franca_fast.data.decoding import (
+    BadImage,
+    DecodeSettings,
+    LazyImage,
+    is_image_name,
+)
 from franca_fast.errors import InputError
 from python_tests.data.files import encoded, picture, png
 
@@ -51,13 +56,6 @@ def test_palette_with_transparency_keeps_its_colours() -> None:
     image = picture(3).quantize(8)
     data = encoded(image, transparency=bytes([0, 128] + [255] * 6))
     np.testing.assert_array_equal(np.asarray(decode_rgb(data)), np.asarray(image.convert("RGB")))
-
-
-def test_sixteen_bits_keep_the_upper_eight() -> None:
-    levels = np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8)
-    for format in ("PNG", "TIFF"):
-        pixels = np.asarray(decode_rgb(encoded(Image.fromarray(levels), format)))
-        np.testing.assert_array_equal(pixels, np.repeat((levels >> 8)[..., None], 3, -1))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -180,3 +178,38 @@ def test_an_image_that_pillow_has_opened_is_taken_as_it_is() -> None:
     assert LazyImage(opened.convert("RGB")).size == (16, 20)
     with pytest.raises(BadImage, match="too many pixels"):
         LazyImage(image, DecodeSettings(9))
+
+
+def test_what_is_too_large_names_the_option_that_lifts_the_limit() -> None:
+    for data in (png(0), _png_claiming(100_000, 100_000)):
+        with pytest.raises(BadImage) as caught:
+            LazyImage(data, DecodeSettings(9))
+        assert caught.value.reason == "too many pixels"
+        assert "at most 9" in caught.value.detail
+        assert "--max-image-pixels, or train.max_image_pixels" in caught.value.detail
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory when reading image file")])
+def test_an_image_that_memory_cannot_hold_is_a_bad_one(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy = LazyImage(png(0))
+
+    def fail(_: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr(type(lazy._image), "load", fail)
+    with pytest.raises(BadImage) as caught:
+        lazy.load()
+    assert caught.value.reason == "too large for memory"
+
+
+def test_an_image_for_which_there_is_not_enough_memory_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoding, "free_memory", lambda: 1 << 30)
+    settings = DecodeSettings(10**9)
+    with pytest.raises(BadImage, match=r"too large for memory \(1\.5 GiB for its pixels, 1\.0 GiB"):
+        LazyImage(_png_claiming(20_000, 20_000), settings).load()
+    with pytest.raises(BadImage, match="damaged image"):  # a quarter of it would be there
+        LazyImage(_png_claiming(10_000, 10_000), settings).load()

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from franca_fast.data import SkipCounter, eval_transform, open_images
+from franca_fast.data import SkipCounter, open_images
+from franca_fast.data.levels import NARROW
 from franca_fast.errors import InputError
+from python_tests.data.deep_files import png_file
 from python_tests.data.files import encoded, picture, png, tar_bytes, write_folder
 
 
@@ -79,28 +81,26 @@ def test_nothing_to_open_is_an_error_at_once(tmp_path: Path) -> None:
         open_images(tmp_path)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (100, 64), (64, 100), (20, 31), (500, 3)])
-def test_eval_transform_takes_the_centre(size: tuple[int, int]) -> None:
-    image = Image.linear_gradient("L").resize(size).convert("RGB")
-    result = eval_transform(32)(image)
-    assert result.shape == (3, 32, 32) and result.dtype == torch.float32
-    levels = result[0, 16] * 0.229 + 0.485
-    assert abs(float(levels.mean()) - 0.5) < 0.06
+def test_odd_images_are_counted_by_remark(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_file(np.full((4, 4), 9, np.uint16)))
+    (tmp_path / "b.png").write_bytes(png(0))
+    images = open_images(tmp_path)
+    assert [len(list(images)) for _ in range(2)] == [2, 2]
+    assert images.account.remarks == {NARROW: 2} and images.skipped == {}
+    [(_, image, _)] = open_images(tmp_path / "a.png", levels="0:9")
+    assert image.getextrema() == ((255, 255),) * 3
 
 
-def test_eval_transform_normalises_and_resizes_as_the_usual_protocol() -> None:
-    image = picture(0, (40, 30))
-    result = eval_transform(24, resize=27)(image)
-    resized = image.resize((36, 27), Image.Resampling.BICUBIC).crop((6, 2, 30, 26))
-    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(result, (pixels - mean[:, None, None]) / std[:, None, None])
-
-
-@pytest.mark.parametrize(("size", "resize"), [(0, None), (224, 200)])
-def test_eval_transform_refuses_impossible_sizes(size: int, resize: int | None) -> None:
-    with pytest.raises(InputError, match="img_size"):
-        eval_transform(size, resize)
+@pytest.mark.parametrize("name", ["a.heic", "a.nef", "a.psd"])
+def test_formats_that_are_not_read_are_counted_in_folders_and_lists(
+    tmp_path: Path, name: str
+) -> None:
+    write_folder(tmp_path, ["x"], 1)
+    (tmp_path / "x" / name).write_bytes(b"8BPS")
+    for source in (tmp_path, [tmp_path / "x" / "0.png", tmp_path / "x" / name]):
+        images = open_images(source)
+        assert len(list(images)) == 1
+        assert images.skipped == {"format that is not read": 1}
 
 
 def test_classes_are_joined_by_name_over_sources(tmp_path: Path) -> None:
@@ -140,3 +140,21 @@ def test_every_image_is_accounted_for(tmp_path: Path) -> None:
         "left_out": {"hidden file": 1, "another image of the same sample": 1},
         "remarks": {"label that is not understood": 1},
     }
+
+
+def test_an_image_that_memory_cannot_hold_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path, ["x"], 2)
+    load = Image.Image.load
+
+    def fail(image: Image.Image) -> object:
+        if not failed:
+            failed.append(image)
+            raise MemoryError
+        return load(image)
+
+    failed: list[Image.Image] = []
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    images = open_images(tmp_path)
+    assert len(list(images)) == 1 and images.skipped == {"too large for memory": 1}

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from franca_fast.data import check_shards, shard_statistics
+from franca_fast.data.levels import NARROW
 from franca_fast.errors import InputError
+from python_tests.data.deep_files import png_file
 from python_tests.data.files import encoded, picture, png, tar_bytes, write_folder
 
 
@@ -117,3 +119,13 @@ def test_labels_are_counted_by_name_and_what_is_no_label_is_named(tmp_path: Path
         f"{tmp_path}/s.tar:b.png",
         f"{tmp_path}/s.tar:c.cls",
     ]
+
+
+def test_odd_images_are_good_and_remarked_on(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_file(np.full((4, 4), 9, np.uint16)))
+    (tmp_path / "b.png").write_bytes(png(0))
+    checked = check_shards(tmp_path)
+    assert (checked.images, checked.bad, checked.account.remarks) == (2, [], {NARROW: 1})
+    assert check_shards(tmp_path, levels="minmax").remarks == []
+    assert shard_statistics(tmp_path, colours=True).account.remarks == {NARROW: 1}
+    assert shard_statistics(tmp_path).account.remarks == {}  # only headers are read

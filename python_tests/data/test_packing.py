@@ -8,14 +8,17 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 from PIL import Image
 
 from franca_fast.data import open_images, pack_shards
 from franca_fast.data import packing as packing_module
+from franca_fast.data.levels import NARROW
 from franca_fast.errors import InputError
-from python_tests.data.files import encoded, picture, png, write_folder, write_shards
+from python_tests.data.deep_files import png_file
+from python_tests.data.files import encoded, memory_taken, picture, png, write_folder, write_shards
 
 
 @pytest.fixture
@@ -306,3 +309,48 @@ def test_a_folder_in_use_is_left_alone(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other images or settings"):
         pack_shards(photos, tmp_path / "out", max_count=20)
     assert files_of(tmp_path / "out") == before
+
+
+def test_images_above_the_usual_limit_are_packed_where_they_are_made_smaller(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("L", (9_000, 8_000)).save(tmp_path / "in" / "large.jpg")
+    packed = pack_shards(tmp_path / "in", tmp_path / "out", max_side=100)
+    assert packed.images == 1 and not packed.skipped
+    [(_, image, _)] = open_images(tmp_path / "out")
+    assert image.size == (100, 89)
+    limits = {"max_side": 100, "max_image_pixels": 64_000_000}
+    kept = {"max_side": None}
+    for i, settings in enumerate((limits, kept)):
+        packed = pack_shards(tmp_path / "in", tmp_path / f"other{i}", **settings)
+        assert packed.skipped == {"too many pixels": 1}
+
+
+def test_levels_are_mapped_where_images_are_made_smaller(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    levels = np.linspace(0, 4095, 1600).astype(np.uint16).reshape(40, 40)
+    (tmp_path / "in" / "a.png").write_bytes(png_file(levels))
+    found = {}
+    for name in ("full", "0:4095"):
+        packed = pack_shards(tmp_path / "in", tmp_path / name, max_side=20, levels=name)
+        [(_, image, _)] = open_images(tmp_path / name)
+        found[name] = (packed.account.remarks, image.getextrema()[0][1])
+    assert found["full"] == ({NARROW: 1}, pytest.approx(16, abs=3))
+    assert found["0:4095"] == ({}, pytest.approx(255, abs=9))
+
+
+def test_no_shape_takes_much_memory() -> None:
+    work = """
+import pathlib, tempfile
+from franca_fast.data import pack_shards
+folder = pathlib.Path(tempfile.mkdtemp())
+(folder / "in").mkdir()
+Image.new("RGB", (600, 9)).save(folder / "in" / "a.png")
+for i, file in enumerate(FILES):
+    (folder / "in" / f"{i}.png").write_bytes(file.getvalue())
+for side in (224, 518):
+    packed = pack_shards(folder / "in", folder / str(side), max_side=side)
+    assert packed.images == 1 + len(FILES), packed
+"""
+    assert memory_taken(work) < 64

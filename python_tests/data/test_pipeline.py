@@ -12,7 +12,9 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from franca_fast.data import Batch, CropSettings, MaskSettings, build_train_loader, multi_crop
+from franca_fast.data.levels import NARROW
 from franca_fast.errors import InputError
+from python_tests.data.deep_files import png_file
 from python_tests.data.files import picture, png, tar_bytes, write_shards
 
 CROPS = CropSettings(global_crops_size=16, local_crops_size=8, local_crops_number=2)
@@ -174,3 +176,17 @@ def test_workers_of_a_dataloader(tmp_path: Path, method: str) -> None:
     assert len(set(crops)) == 8
     torch.manual_seed(0)
     assert all(map(same, epoch(), first))
+
+
+def test_odd_images_are_remarked_on_and_levels_are_a_setting() -> None:
+    deep = png_file(np.arange(0, 4096, 64, np.uint16).reshape(8, 8))
+    [batch] = stage()([deep, *(picture(i) for i in range(3))])
+    assert batch.account.remarks == {NARROW: 1} and batch.skipped == {}
+    [batch] = stage(levels="0:4095")([deep] * 4)
+    assert batch.account.remarks == {}
+
+
+def test_an_image_that_is_read_comes_before_one_that_is_not() -> None:
+    samples = [{"nef": b"raw", "left.png": png(i), "txt": "x"} for i in range(4)]
+    [batch] = stage()(samples)
+    assert batch.skipped == {}

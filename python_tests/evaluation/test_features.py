@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation import Embeddings, embed
 from franca_fast.evaluation.encoders import POOLINGS
 from franca_fast.models import VisionTransformer
+from python_tests.data.deep_files import png_file
 
 
 def test_names_labels_and_features_of_a_folder(model: VisionTransformer, images: Path) -> None:
@@ -126,3 +129,30 @@ def test_features_that_are_not_finite_are_refused(images: Path, value: float) ->
 
     with pytest.raises(InputError, match=r"features: not finite for 1 of 2 images, 'cat/b.png'"):
         embed(encoder, images, img_size=28, batch_size=2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_memory_cannot_hold_is_skipped(
+    model: VisionTransformer, images: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize, calls = Image.Image.resize, []
+
+    def fail(image: Image.Image, *args: Any, **options: Any) -> Image.Image:
+        calls.append(image)
+        if len(calls) == 1:
+            raise MemoryError
+        return resize(image, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", fail)
+    result = embed(model, images, num_workers=num_workers)
+    assert len(result) == 4 and result.skipped == {"too large for memory": 1}
+
+
+def test_the_cap_on_pixels_and_the_levels_are_settings(
+    model: VisionTransformer, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png_file(np.arange(0, 4096, 64, np.uint16).reshape(8, 8)))
+    with pytest.raises(InputError, match=r"no readable image .*: 1 skipped: 1 too many pixels"):
+        embed(model, tmp_path, max_image_pixels=63)
+    dark, scaled = (embed(model, tmp_path, levels=levels) for levels in ("full", "0:4095"))
+    assert not torch.equal(dark.features, scaled.features)

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from franca_fast.data import eval_transform
+from franca_fast.data.decoding import DecodeSettings
+from franca_fast.data.levels import NARROW
 from franca_fast.errors import InputError
 from franca_fast.rasa.image_crops import ImageCrops
+from python_tests.data.deep_files import png_file
+from python_tests.data.files import memory_taken
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def test_unreadable_images_are_left_out_and_counted_once(folder):
     assert len(crops) == 7
     for _ in range(2):
         assert len(collect(crops, range(7), 4)) == 6
-    assert dict(crops.skipped) == {"not an image": 1}
+    assert dict(crops.account.skipped) == {"not an image": 1}
 
 
 def test_positions_in_shards_are_found(folder):
@@ -79,3 +84,41 @@ def test_positions_in_shards_are_found(folder):
 def test_unknown_kind_is_refused(folder):
     with pytest.raises(InputError, match="did you mean 'random'"):
         ImageCrops(folder, 14, "randm")
+
+
+@pytest.mark.parametrize("kind", ["random", "center"])
+def test_no_shape_takes_much_memory(kind):
+    work = f"""
+import pathlib, tempfile
+from franca_fast.rasa.image_crops import ImageCrops
+folder = pathlib.Path(tempfile.mkdtemp())
+Image.new("RGB", (9, 9)).save(folder / "a.png")
+for i, file in enumerate(FILES):
+    (folder / f"{{i}}.png").write_bytes(file.getvalue())
+for size in (224, 518):
+    crops = ImageCrops(folder, size, "{kind}")
+    [(numbers, _)] = crops.batches(range(len(crops)), 9)
+    assert len(numbers) == 1 + len(FILES), crops.account.skipped
+"""
+    assert memory_taken(work) < 64
+
+
+def test_an_image_that_memory_cannot_hold_is_skipped(folder, monkeypatch):
+    crops = ImageCrops(folder, 14, "center")
+
+    def fail(image):
+        raise MemoryError
+
+    monkeypatch.setattr(crops, "_transform", fail)
+    assert collect(crops, range(7), 7) == {}
+    assert crops.account.skipped == {"too large for memory": 6, "not an image": 1}
+
+
+def test_levels_are_a_setting_and_odd_images_are_counted_once(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_file(np.arange(0, 4096, 64, np.uint16).reshape(8, 8)))
+    crops = ImageCrops(tmp_path, 8, "center")
+    for _ in range(2):
+        dark = collect(crops, [0], 1)[0]
+    assert crops.account.remarks == {NARROW: 1}
+    scaled = ImageCrops(tmp_path, 8, "center", decoding=DecodeSettings(levels="0:4095"))
+    assert collect(scaled, [0], 1)[0].max() > dark.max() + 3 and not scaled.account.remarks
