@@ -88,7 +88,7 @@ def visualize_pca(
 
 
 def picture_name(index: int, image: str, n_bytes: int = 255) -> str:
-    r"""The name of an image's picture: the number, which makes it unique, and the image's name.
+    """The name of an image's picture: the number, which makes it unique, and the image's name.
 
     What could not be read in a terminal or is no part of a name becomes `_`.
 
@@ -98,8 +98,8 @@ def picture_name(index: int, image: str, n_bytes: int = 255) -> str:
         n_bytes: of the longest name; the image's is cut to that.
 
     Example:
-        >>> picture_name(3, "cats/a\nb.jpg")
-        '003_a_b.png'
+        >>> picture_name(3, "cats/tom.jpg")
+        '003_tom.png'
     """
     number, suffix = f"{index:03d}_", ".png"
     stem = "".join(c if c.isprintable() else "_" for c in spell(Path(image).stem))
