@@ -23,7 +23,7 @@ from franca_fast.data.accounting import (
     SECOND_IMAGE,
     Notes,
 )
-from franca_fast.data.decoding import is_hidden_image, is_image_name
+from franca_fast.data.decoding import is_hidden_image, is_image_name, is_readable_name
 from franca_fast.spelling import unspell
 
 _BLOCK = 512
@@ -331,8 +331,8 @@ def _sample_of(group: list[tuple[str, Member]], notes: TarNotes) -> Iterator[Tar
             if member.name.lower().endswith(".cls"):  # JSON of its own is common
                 notes.remarks.add(LABEL_ALONE, member.name)
         return
-    # The first of those without a second dot, and of formats that are read.
-    image = min(images, key=lambda item: "." in item[0])[1]
+    # The first of a format that is read, if there is one, and without a second dot.
+    image = min(images, key=lambda item: (not is_readable_name(item[1].name), "." in item[0]))[1]
     names = list[str]()
     for _, member in images:
         notes.found += 1

@@ -311,6 +311,12 @@ def test_all_members_that_may_have_the_label_belong_to_a_sample(
     assert [found for _, found in sample_names(data)] == [labels]
 
 
+@pytest.mark.parametrize("names", ["a.psd a.jpg", "a.jpg a.psd", "a.psd a.left.jpg"])
+def test_an_image_that_is_read_comes_before_one_that_is_not(names: str) -> None:
+    [(image, _)] = sample_names(tar_bytes([(name, b"0") for name in names.split()]))
+    assert image.endswith(".jpg")
+
+
 @pytest.mark.parametrize("names", ["a.jpg b.jpg a.cls b.cls", "a.cls b.cls", "b/a.cls a.jpg c.cls"])
 def test_labels_without_an_image_are_noted(names: str) -> None:
     remarks = notes_of(tar_bytes([(name, b"0") for name in names.split()])).remarks
