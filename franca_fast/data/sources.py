@@ -18,9 +18,11 @@ from franca_fast.data.remote import RemoteShard, is_remote
 from franca_fast.data.shards import ImageFiles, Shard, TarShard, packed_classes
 from franca_fast.data.tar_index import TAR_EXTENSIONS
 from franca_fast.errors import InputError, did_you_mean
+from franca_fast.paths import why_unreadable
 
 logger = logging.getLogger(__name__)
 
+_NOTHING_THERE = "no such file or folder"
 _SHARDS_TRIED = 8  # how many shards to look into before saying that there are no images
 _BUNDLED = Path(__file__).parent / "fashion_mnist"
 
@@ -153,7 +155,7 @@ def _open_path(spec: str, max_missing_fraction: float = 0.1, allow_pipe: bool = 
     if any(os.path.exists(path) for path in paths):
         accepted = ", ".join((*IMAGE_EXTENSIONS, *TAR_EXTENSIONS))
         raise InputError(f"source: '{spec}', neither an image nor a shard; accepted: {accepted}")
-    raise _missing(spec)
+    raise _unreadable(spec, paths)
 
 
 def _open_folder(folder: str, spec: str) -> Source:
@@ -300,14 +302,14 @@ def _expand_list(text: str) -> list[str]:
 def _existing_folder(path: str) -> str:
     folder = os.path.expanduser(os.path.expandvars(path))
     if not os.path.isdir(folder):
-        raise _missing(path)
+        raise _unreadable(path, [folder])
     return folder
 
 
 def _check_missing(spec: str, shards: list[str], max_missing_fraction: float) -> None:
     missing = [path for path in shards if not is_remote(path) and not os.path.isfile(path)]
     if len(missing) == len(shards):
-        raise _missing(spec)
+        raise _unreadable(spec, missing)
     if len(missing) > max(1, max_missing_fraction * len(shards)):
         raise InputError(
             f"source: '{spec}', {len(missing)} of {len(shards)} shards are missing, "
@@ -349,13 +351,14 @@ def _check_images(source: Source) -> None:
     )
 
 
-def _missing(spec: str) -> InputError:
-    """The error for a path that leads nowhere, and what may be wrong with it."""
-    unset = re.findall(r"\$\{?(\w+)", os.path.expandvars(spec))
+def _unreadable(spec: str, paths: Sequence[str]) -> InputError:
+    """The error for paths of which none can be read, and what may be wrong with them."""
+    why = next((why for path in paths if (why := why_unreadable(path))), _NOTHING_THERE)
     hint = "" if ":" in spec or os.sep in spec else did_you_mean(spec, _DATASETS)
+    unset = re.findall(r"\$\{?(\w+)", os.path.expandvars(spec))
     if unset:
         hint = f" (the environment variable {unset[0]} is not set)"
     return InputError(
-        f"source: '{spec}': no such file or folder{hint}; "
+        f"source: '{spec}': {why}{hint if why == _NOTHING_THERE else ''}; "
         f"accepted: what exists, a URL, or a dataset ({', '.join(_DATASETS)})"
     )

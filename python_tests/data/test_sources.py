@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -311,3 +311,25 @@ def test_a_folder_of_both_is_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="both images and shards"):
         open_source(tmp_path)
     assert isinstance(open_source(f"{tmp_path}/**/*.tar").shards[0], TarShard)
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("loop.tar", _loop, "too many levels of symbolic links"),
+        ("loop.png", _loop, "too many levels of symbolic links"),
+        ("n" * 300 + ".tar", lambda path: None, "file name too long"),
+        ("gone.tar", lambda path: path.symlink_to("nothing"), "a link to what is missing"),
+        ("gone.tar", lambda path: None, "no such file or folder"),
+    ],
+)
+def test_what_is_there_and_cannot_be_read_is_not_called_missing(
+    tmp_path: Path, name: str, make: Callable[[Path], None], reason: str
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}': {reason}"):
+        open_source(tmp_path / name)
