@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from franca_fast.data.accounting import ImageAccount
 from franca_fast.training.distributed.world import World
 from franca_fast.training.reporting.recorder import Recorder
 from franca_fast.training.reporting.stopwatch import Stopwatch
@@ -40,7 +41,8 @@ def recorder(tmp_path: Path) -> Recorder:
 
 def add(recorder: Recorder, step: int, *, finite: bool = True, skipped: int = 0) -> None:
     batch = random_batch(tiny_config())
-    batch.skipped = {"truncated": skipped} if skipped else {}
+    batch.account = ImageAccount(found=9, used=4)
+    batch.account.update({"skipped": {"truncated": skipped}, "left_out": {"hidden file": 1}})
     recorder.add(step, output(finite=finite), VALUES, [batch], waited=0.0)
 
 
@@ -66,11 +68,17 @@ def test_skipped_steps_are_counted_in_all_and_in_a_row(recorder: Recorder) -> No
     assert recorder.skipped_in_row == 2
 
 
-def test_skipped_samples_are_counted(recorder: Recorder) -> None:
+def test_what_became_of_images_is_counted(recorder: Recorder) -> None:
     add(recorder, 1, skipped=2)
     add(recorder, 2, skipped=1)
-    assert recorder.flush()["skipped_samples"] == 3
-    assert recorder.counters()["skipped_samples"] == 3
+    expected = {
+        "found_samples": 18,
+        "used_samples": 8,
+        "skipped_samples": 3,
+        "left_out_samples": 2,
+    }
+    assert expected.items() <= recorder.flush().items()
+    assert expected.items() <= recorder.counters().items()
 
 
 def test_counters_go_on_after_a_resume(recorder: Recorder, tmp_path: Path) -> None:
@@ -80,4 +88,5 @@ def test_counters_go_on_after_a_resume(recorder: Recorder, tmp_path: Path) -> No
     add(resumed, 2, finite=False, skipped=1)
     line = resumed.flush()
     assert (line["skipped_steps"], line["skipped_samples"]) == (2, 3)
+    assert (line["found_samples"], line["used_samples"], line["left_out_samples"]) == (18, 8, 2)
     assert resumed.skipped_in_row == 2
