@@ -50,7 +50,7 @@ def list_folder(folder: str) -> FolderContents:
                 found.left_out.add(HIDDEN, path)
         elif is_image_name(path):
             found.images.append(path)
-        elif path.lower().endswith(TAR_EXTENSIONS):
+        elif path.lower().endswith(TAR_EXTENSIONS) and not PurePath(path).name.startswith("."):
             found.shards.append(path)
         else:
             found.others[PurePath(path).suffix.lower()] += 1
@@ -72,7 +72,7 @@ def _walk(
         if (status.st_dev, status.st_ino) in above:
             return
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries)
+            found = sorted((entry.name, _is_folder(entry)) for entry in entries)
     except OSError as error:
         raise InputError(
             f"source: '{folder}', {error.strerror}; accepted: readable folders"
@@ -84,3 +84,10 @@ def _walk(
             yield from _walk(root, path, here, hidden or name[0] == ".")
         else:
             yield path, hidden
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle, for one, is as good as a broken one
+        return False
