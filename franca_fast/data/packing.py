@@ -152,7 +152,7 @@ def _pack_one(
     try:
         with (
             atomic_path(path) as temporary,
-            _open_tar(temporary, plan.class_names) as tar,
+            _open_tar(temporary) as tar,
         ):
             for ref, label in plan.samples(number):
                 if stop.is_set():
@@ -166,6 +166,8 @@ def _pack_one(
                     bad.append(BadSample(ref.location, error.reason, error.detail))
                     continue
                 remarks += lazy.remarks(ref.location)
+                if not keys:  # no program opens a tar of nothing but a global header
+                    _add_classes(tar, plan.class_names)
                 key = _key(ref.name, keys)
                 _add(tar, f"{key}.{extension}", data)
                 if label >= 0:
@@ -207,21 +209,23 @@ def _key(name: str, taken: set[str]) -> str:
     return key
 
 
-def _open_tar(path: Path, class_names: list[str]) -> tarfile.TarFile:
-    """A new tar, which begins with the names of the classes where they have any.
+def _open_tar(path: Path) -> tarfile.TarFile:
+    return tarfile.open(
+        path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
+    )
+
+
+def _add_classes(tar: tarfile.TarFile, class_names: list[str]) -> None:
+    """Adds the names of the classes, where they have any, in front of the images.
 
     They are a record of a global pax header, which other readers pass over.
     """
-    tar = tarfile.open(  # noqa: SIM115, closed by the caller
-        path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
-    )
     if class_names:
         names = json.dumps([spell(name) for name in class_names])
         header = tarfile.TarInfo.create_pax_global_header({CLASSES_KEY: names})
         assert tar.fileobj is not None
         tar.fileobj.write(header)
         tar.offset += len(header)
-    return tar
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
