@@ -96,7 +96,8 @@ def tar_samples(read: Read, total: int, notes: TarNotes | None = None) -> Iterat
     As in WebDataset, neighbouring members whose names agree up to the first dot of the last part
     form one sample; names without an extension, and hidden ones, belong to none. Its image is the
     member `key.jpg` (or another image extension), else the first one such as `key.something.jpg`;
-    its label is in `key.cls` or `key.json`.
+    its label is in `key.cls` or `key.json`, and that of `key.something.jpg` also in
+    `key.something.cls` or `key.something.json`.
 
     Args:
         read: reads pieces of the tar.
@@ -321,25 +322,41 @@ def _note_classes(notes: TarNotes, offset: int, data: bytes) -> None:
 def _sample_of(group: list[tuple[str, Member]], notes: TarNotes) -> Iterator[TarSample]:
     """The sample that neighbouring members form, if there is an image among them."""
     images = [(ext, member) for ext, member in group if is_image_name(member.name)]
-    labels = [member for wanted in _LABEL_EXTENSIONS for ext, member in group if ext == wanted]
     for _, member in group:
         if member.name.lower().endswith(TAR_EXTENSIONS):
             notes.found += 1
             notes.left_out.add(INNER_TAR, member.name)
+    parts = {_part(ext) for ext, _ in images}
+    for ext, member in group:
+        # JSON of its own is common. `key.cls` is of whatever image the sample has.
+        if f".{ext}".endswith(".cls") and _part(ext) not in (parts | {""} if images else parts):
+            notes.remarks.add(LABEL_ALONE, member.name)
     if not images:
-        for member in labels:
-            if member.name.lower().endswith(".cls"):  # JSON of its own is common
-                notes.remarks.add(LABEL_ALONE, member.name)
         return
     # The first of a format that is read, if there is one, and without a second dot.
-    image = min(images, key=lambda item: (not is_readable_name(item[1].name), "." in item[0]))[1]
+    chosen, image = min(
+        images, key=lambda item: (not is_readable_name(item[1].name), "." in item[0])
+    )
     names = list[str]()
     for _, member in images:
         notes.found += 1
         if member is not image:
             notes.left_out.add(REPEATED if member.name in names else SECOND_IMAGE, member.name)
         names.append(member.name)
+    # For `22.05.png` also `22.05.cls`, which is no label by WebDataset's rule, says the class.
+    labels = [
+        member
+        for wanted in _LABEL_EXTENSIONS
+        for part in dict.fromkeys(("", _part(chosen)))
+        for ext, member in group
+        if ext == (f"{part}.{wanted}" if part else wanted)
+    ]
     yield TarSample(image, tuple(labels))
+
+
+def _part(extension: str) -> str:
+    """What stands between the first and the last dot: "05" for `05.png`."""
+    return extension.rpartition(".")[0]
 
 
 def _leave_out(member: Member, notes: TarNotes) -> None:
