@@ -37,12 +37,14 @@ class Source:
         shuffle_whole: neighbouring samples are alike (one shard per class), so that only a
             shuffle of everything mixes them.
         class_names: names of the classes, as far as they are known without reading labels.
+        all_classes_known: whether there are no others.
     """
 
     description: str
     shards: list[Shard]
     shuffle_whole: bool = False
     class_names: list[str] = field(default_factory=list)
+    all_classes_known: bool = False
 
 
 def open_source(
@@ -100,6 +102,7 @@ def open_source(
         [shard for part in parts for shard in part.shards],
         any(part.shuffle_whole for part in parts),
         class_order(name for part in parts for name in part.class_names),
+        all(part.all_classes_known for part in parts),
     )
     _check_images(whole)
     return whole
@@ -148,7 +151,7 @@ def _open_path(spec: str, max_missing_fraction: float = 0.1, allow_pipe: bool = 
         _check_missing(spec, [shard.name for shard in shards], max_missing_fraction)
         if images:
             raise _both(spec, f"such as '{shards[0].name}' and '{images[0]}'", "shards/*.tar")
-        return Source(spec, shards, class_names=_packed_classes(shards))
+        return _open_shards(spec, shards)
     if images:
         _check_used(spec, named, is_image_name)
         return Source(spec, [ImageFiles(spec, "", images)])
@@ -165,7 +168,7 @@ def _open_folder(folder: str, spec: str) -> Source:
         raise _both(spec, f"'{found.shards[0]}' and '{found.images[0]}'", f"{folder}/**/*.tar")
     if found.shards:
         tars: list[Shard] = [TarShard(os.path.join(folder, path)) for path in found.shards]
-        return Source(spec, tars, class_names=_packed_classes(tars))
+        return _open_shards(spec, tars)
     if not found.images:
         raise InputError(
             f"source: no images in '{spec}' ({found.others_in_words()}); accepted: a folder with "
@@ -176,7 +179,7 @@ def _open_folder(folder: str, spec: str) -> Source:
     labels = [numbers.get(PurePath(path).parts[0], -1) for path in found.images]
     known = labels if classes else None
     files = ImageFiles(spec, folder, found.images, known, classes, found.left_out)
-    return Source(spec, [files], class_names=classes)
+    return Source(spec, [files], class_names=classes, all_classes_known=True)
 
 
 def _both(spec: str, examples: str, accepted: str) -> InputError:
@@ -186,11 +189,12 @@ def _both(spec: str, examples: str, accepted: str) -> InputError:
     )
 
 
-def _packed_classes(shards: Sequence[Shard]) -> list[str]:
-    """The classes of shards that `pack_shards` wrote, in all their folders."""
+def _open_shards(spec: str, shards: list[Shard]) -> Source:
+    """Shards, with the classes that `pack_shards` wrote beside them, in all their folders."""
     one_each = {os.path.dirname(shard.name): shard.name for shard in shards}
-    local = (name for name in one_each.values() if not is_remote(name))
-    return class_order(name for shard in local for name in packed_classes(shard))
+    lists = [[] if is_remote(name) else packed_classes(name) for name in one_each.values()]
+    names = class_order(name for known in lists for name in known)
+    return Source(spec, shards, class_names=names, all_classes_known=all(lists))
 
 
 def _open_dataset(spec: str, name: str, rest: str) -> Source:
@@ -227,7 +231,8 @@ def _open_imagenet22k(options: dict[str, str]) -> Source:
     classes = [PurePath(path).name.split(".", 1)[0] for path in shards]
     paths = [os.path.join(root, path) for path in shards]
     tars: list[Shard] = [TarShard(*pair) for pair in zip(paths, classes, strict=True)]
-    return Source("", tars, shuffle_whole=True, class_names=class_order(classes))
+    names = class_order(classes)
+    return Source("", tars, shuffle_whole=True, class_names=names, all_classes_known=True)
 
 
 def _open_fashion_mnist(options: dict[str, str]) -> Source:

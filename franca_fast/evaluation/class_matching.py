@@ -97,9 +97,8 @@ def check_sources(train: Source, test: Source) -> None:
         index = None if isinstance(shard, RemoteShard) else shard.index()
         if index is not None and len(index) and index.label(0) is None:
             raise no_label(role, index.ref(0).location)
-    names = [source.class_names for source in opened.values()]
-    if all(names):
-        check_classes(*names)
+    if opened["train"].all_classes_known:
+        check_classes(*(source.class_names for source in opened.values()))
 
 
 def no_label(role: str, image: str) -> InputError:
