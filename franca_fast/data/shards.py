@@ -267,13 +267,16 @@ def packed_classes(shard: str) -> list[str]:
     try:
         packing = json.loads(read_file(os.path.join(folder, PACKING_FILE)))
         pattern, names = packing["settings"]["pattern"], packing["classes"]
+        spelled = packing.get("version", 1) > 1
         head, _, tail = re.split(r"(%\d*d)", pattern)
         if not re.fullmatch(rf"{re.escape(head)}\d+{re.escape(tail)}", name):
             return []
     except (OSError, ValueError, KeyError, TypeError, RecursionError, BadImage):
         return []
     known = isinstance(names, list) and all(isinstance(one, str) for one in names)
-    return [unspell(one) for one in names] if known else []
+    if not known:
+        return []
+    return [unspell(one) for one in names] if spelled else names
 
 
 def _places(members: list[Member]) -> NDArray[np.int64]:
