@@ -87,7 +87,10 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embeddings:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, also in earlier versions.
+
+        Those kept no `class_names`. They are known where the labels are those of class folders,
+        which the names of the images begin with.
 
         Raises:
             InputError: no such file, another format, or damaged.
@@ -144,7 +147,7 @@ def _restored(
 ) -> Embeddings:
     """Puts together what a file holds; files of earlier versions have no description."""
     if described is None:
-        return Embeddings(names, features, labels)
+        return Embeddings(names, features, labels, class_names=_folder_classes(names, labels))
     more = json.loads(described)
     return Embeddings(
         [unspell(name) for name in names],
@@ -154,6 +157,19 @@ def _restored(
         [unspell(name) for name in more["class_names"]],
         dict(more["facts"]),
     )
+
+
+def _folder_classes(names: list[str], labels: Tensor | None) -> list[str]:
+    """The class folders that earlier versions numbered in the order of text, if it was these.
+
+    Such numbers are places in a list of the set's own, so that they fit no other set's.
+    """
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = sorted(set(folders))
+    numbers = {folder: number for number, folder in enumerate(classes)}
+    if labels is None or len(classes) < 2 or "" in numbers:
+        return []
+    return classes if labels.tolist() == [numbers[folder] for folder in folders] else []
 
 
 def _write_npz(embeddings: Embeddings, file: Path) -> None:
