@@ -235,7 +235,7 @@ def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: levels that do not exist.
     """
-    from franca_fast.data.levels import level_range
+    from franca_fast.data.pixels.levels import level_range
 
     if args.levels is not None:
         level_range(args.levels)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from franca_fast.data.accounting import BadSample
-from franca_fast.data.formats import (
+from franca_fast.data.pixels.formats import (
     IMAGE_EXTENSIONS,
     UnreadFormat,
     extension_of,
@@ -24,15 +24,15 @@ from franca_fast.data.formats import (
     open_image,
     pillow_limit,
 )
-from franca_fast.data.free_memory import free_memory
-from franca_fast.data.levels import (
+from franca_fast.data.pixels.free_memory import free_memory
+from franca_fast.data.pixels.levels import (
     OTHER_LEVELS,
     depth_of,
     level_range,
     low_bytes_of,
     to_eight_bits,
 )
-from franca_fast.data.orientation import is_transposed, orientation_of, upright
+from franca_fast.data.pixels.orientation import is_transposed, orientation_of, upright
 from franca_fast.errors import FrancaError, InputError
 
 MAX_IMAGE_PIXELS = 64_000_000
@@ -84,7 +84,7 @@ class DecodeSettings:
 
     Attributes:
         max_pixels: larger images are refused before any pixel is read.
-        levels: how levels of more than 8 bits become 0 to 255, see `franca_fast.data.levels`.
+        levels: how levels of more than 8 bits become 0 to 255 (see `pixels/levels.py`).
 
     Raises:
         InputError: a value outside its range.

@@ -13,7 +13,7 @@ from franca_fast.data import CropSettings, MaskSettings, open_source
 from franca_fast.data import batch as batch_module
 from franca_fast.data.batch import BatchMaker, BatchPlan
 from franca_fast.data.decoding import DecodeSettings
-from franca_fast.data.levels import NARROW
+from franca_fast.data.pixels.levels import NARROW
 from franca_fast.data.stream import SampleStream
 from python_tests.data.deep_files import png_file
 from python_tests.data.files import write_shards

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from franca_fast.data import SkipCounter, open_images
-from franca_fast.data.levels import NARROW
+from franca_fast.data.pixels.levels import NARROW
 from franca_fast.errors import InputError
 from python_tests.data.deep_files import png_file
 from python_tests.data.files import encoded, picture, png, tar_bytes, write_folder

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from franca_fast.data import check_shards, shard_statistics
-from franca_fast.data.levels import NARROW
+from franca_fast.data.pixels.levels import NARROW
 from franca_fast.errors import InputError
 from python_tests.data.deep_files import png_file
 from python_tests.data.files import encoded, picture, png, tar_bytes, write_folder

@@ -21,7 +21,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import franca_fast.data
 from franca_fast.data import Batch, CropSettings, MaskSettings, TrainLoader, build_train_loader
 from franca_fast.data.batch import BatchMaker
-from franca_fast.data.levels import NARROW
+from franca_fast.data.pixels.levels import NARROW
 from franca_fast.errors import FrancaError, InputError
 from python_tests.data.deep_files import png_file
 from python_tests.data.files import png, tar_bytes, write_folder, write_shards

@@ -15,7 +15,7 @@ from PIL import Image
 
 from franca_fast.data import open_images, pack_shards
 from franca_fast.data import packing as packing_module
-from franca_fast.data.levels import NARROW
+from franca_fast.data.pixels.levels import NARROW
 from franca_fast.errors import InputError
 from python_tests.data.deep_files import png_file
 from python_tests.data.files import encoded, memory_taken, picture, png, write_folder, write_shards

@@ -12,7 +12,7 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from franca_fast.data import Batch, CropSettings, MaskSettings, build_train_loader, multi_crop
-from franca_fast.data.levels import NARROW
+from franca_fast.data.pixels.levels import NARROW
 from franca_fast.errors import InputError
 from python_tests.data.deep_files import png_file
 from python_tests.data.files import picture, png, tar_bytes, write_shards

@@ -9,7 +9,7 @@ from PIL import Image
 
 from franca_fast.data import eval_transform
 from franca_fast.data.decoding import DecodeSettings
-from franca_fast.data.levels import NARROW
+from franca_fast.data.pixels.levels import NARROW
 from franca_fast.errors import InputError
 from franca_fast.rasa.image_crops import ImageCrops
 from python_tests.data.deep_files import png_file

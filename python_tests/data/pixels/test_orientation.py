@@ -9,7 +9,7 @@ from PIL import Image
 
 from franca_fast.data import decode_rgb
 from franca_fast.data.decoding import LazyImage
-from franca_fast.data.orientation import is_transposed, orientation_of, upright
+from franca_fast.data.pixels.orientation import is_transposed, orientation_of, upright
 from python_tests.data.deep_files import png_file, tiff_file
 from python_tests.data.files import encoded
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from franca_fast.data import formats
 from franca_fast.data.decoding import (
     BadImage,
     DecodeSettings,
@@ -18,7 +17,8 @@ from franca_fast.data.decoding import (
     is_image_name,
     is_readable_name,
 )
-from franca_fast.data.formats import READ_EXTENSIONS, UnreadFormat, is_read, open_image
+from franca_fast.data.pixels import formats
+from franca_fast.data.pixels.formats import READ_EXTENSIONS, UnreadFormat, is_read, open_image
 from python_tests.data.deep_files import tiff_file
 from python_tests.data.files import encoded, picture
 

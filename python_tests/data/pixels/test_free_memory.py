@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from franca_fast.data import free_memory as module
-from franca_fast.data.free_memory import free_memory
+from franca_fast.data.pixels import free_memory as module
+from franca_fast.data.pixels.free_memory import free_memory
 
 
 @pytest.mark.parametrize(

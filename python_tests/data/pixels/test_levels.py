@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from franca_fast.data.decoding import BadImage, DecodeSettings, LazyImage
-from franca_fast.data.levels import NARROW, NOT_FINITE, depth_of, level_range, low_bytes_of
+from franca_fast.data.pixels.levels import NARROW, NOT_FINITE, depth_of, level_range, low_bytes_of
 from franca_fast.errors import InputError
 from python_tests.data.deep_files import pgm_file, png_file, tiff_file
 from python_tests.data.files import encoded
