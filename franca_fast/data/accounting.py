@@ -90,11 +90,11 @@ class Notes(dict[str, Noted]):
         total, names = self.get(reason, Noted(0, ()))
         self[reason] = Noted(total + 1, (*names, name) if total < self.MOST_NAMES else names)
 
-    def listed(self, place: str) -> Iterable[BadSample]:
+    def listed(self, place: str, separator: str = ":") -> Iterable[BadSample]:
         """One entry for each name, and one for all the others of a reason."""
         for reason, (total, names) in self.items():
             for name in names:
-                yield BadSample(f"{place}:{name}", reason)
+                yield BadSample(f"{place}{separator}{name}", reason)
             if total > len(names):
                 others = total - len(names)
                 yield BadSample(place, reason, f"{others} more", others, others)

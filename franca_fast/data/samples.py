@@ -161,6 +161,8 @@ def parse_label(data: bytes | memoryview) -> Label | None:
     if text[:1] in ("{", "[", '"'):
         with suppress(ValueError, RecursionError):
             value = json.loads(text)
+    if value == "null":
+        value = None
     if isinstance(value, dict):
         value = next((value[key] for key in _LABEL_KEYS if key in value), None)
     if isinstance(value, str):

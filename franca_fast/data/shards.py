@@ -86,7 +86,7 @@ class ImageFiles(Shard):
     ) -> None:
         self.name = name
         table = None if labels is None else np.asarray(labels, np.int64)
-        entries = () if left_out is None else tuple(left_out.listed(name))
+        entries = () if left_out is None else tuple(left_out.listed(root.rstrip(os.sep), os.sep))
         found = len(names) + sum(entry.count for entry in entries)
         self._index = ShardIndex(
             names,

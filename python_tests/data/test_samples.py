@@ -54,6 +54,7 @@ def test_few_files_stay_open(tmp_path: Path) -> None:
         (b"true", "true"),
         (b'{"caption": "a cat"}', None),
         (b'{"label": null}', None),
+        (b"null", None),
         (b"-1", None),
         (b'{"label": -1}', None),
     ],

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Literal
 
 from PIL import Image, TiffImagePlugin
 
@@ -172,8 +173,17 @@ def _why_unread(data: bytes, extension: str) -> str:
         if data.startswith(signature, place):
             return _UNREAD[kind]
     if data.startswith(_TIFF_SIGNATURES):
+        _check_whole(data)
         return _RAW if extension in _RAW_EXTENSIONS else f"TIFF of another kind; {_CONVERT}"
     return _UNREAD.get(extension, "")
+
+
+def _check_whole(data: bytes) -> None:
+    """Refuses a TIFF that ends in front of its directory, which often stands behind the pixels."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    place = data[8:16] if int.from_bytes(data[2:4], order) == 43 else data[4:8]
+    if int.from_bytes(place, order) + 2 > len(data):
+        raise OSError("image file is truncated in front of its directory")
 
 
 def _is_raw(image: Image.Image, data: bytes) -> bool:

@@ -178,3 +178,15 @@ def test_a_limit_above_ours_is_not_lowered(monkeypatch: pytest.MonkeyPatch) -> N
     with formats.pillow_limit.raised_to(2 * 10**9):
         assert Image.MAX_IMAGE_PIXELS == 2 * 10**9
     assert Image.MAX_IMAGE_PIXELS == 10**9
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_tiff_that_ends_in_front_of_its_directory_is_damaged(share: float, big: bool) -> None:
+    data = encoded(picture(0, (40, 40)), "TIFF", big_tiff=big)
+    cut = int(share * len(data))
+    place = data[8:16] if big else data[4:8]
+    moved = len(data).to_bytes(len(place), "little")
+    data = data.replace(place, moved, 1)  # as of programs that write the directory last
+    with pytest.raises(BadImage, match="damaged image"):
+        decode_rgb(data[:cut])
