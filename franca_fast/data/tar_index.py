@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,6 +37,7 @@ _LINKS = (b"1", b"2")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _LABEL_EXTENSIONS = ("cls", "json")  # what says most first
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+_TARS = ("tar", "tgz")
 CLASSES_KEY = "franca_fast.classes"
 """Of the global pax header in which `pack_shards` writes the names of the classes, as JSON."""
 _LARGEST_PAX = 64 << 20  # bytes of a global header
@@ -321,7 +322,18 @@ def _note_classes(notes: TarNotes, offset: int, data: bytes) -> None:
 
 def _sample_of(group: list[tuple[str, Member]], notes: TarNotes) -> Iterator[TarSample]:
     """The sample that neighbouring members form, if there is an image among them."""
-    images = [(ext, member) for ext, member in group if is_image_name(member.name)]
+    images = [item for item in group if is_image_name(item[1].name)]
+    if len(images) == 1 and all("." not in ext and ext not in _TARS for ext, _ in group):
+        notes.found += 1  # most samples are so plain
+        yield TarSample(images[0][1], tuple(_labels(group, _LABEL_EXTENSIONS)))
+    elif group:
+        yield from _odd_sample_of(group, images, notes)
+
+
+def _odd_sample_of(
+    group: list[tuple[str, Member]], images: list[tuple[str, Member]], notes: TarNotes
+) -> Iterator[TarSample]:
+    """The same for members with several dots, and with other than one image."""
     for _, member in group:
         if member.name.lower().endswith(TAR_EXTENSIONS):
             notes.found += 1
@@ -337,21 +349,21 @@ def _sample_of(group: list[tuple[str, Member]], notes: TarNotes) -> Iterator[Tar
     chosen, image = min(
         images, key=lambda item: (not is_readable_name(item[1].name), "." in item[0])
     )
-    names = list[str]()
+    names = set[str]()
     for _, member in images:
         notes.found += 1
         if member is not image:
             notes.left_out.add(REPEATED if member.name in names else SECOND_IMAGE, member.name)
-        names.append(member.name)
+        names.add(member.name)
     # For `22.05.png` also `22.05.cls`, which is no label by WebDataset's rule, says the class.
-    labels = [
-        member
-        for wanted in _LABEL_EXTENSIONS
-        for part in dict.fromkeys(("", _part(chosen)))
-        for ext, member in group
-        if ext == (f"{part}.{wanted}" if part else wanted)
-    ]
-    yield TarSample(image, tuple(labels))
+    part = _part(chosen)
+    wanted = [name for ext in _LABEL_EXTENSIONS for name in (ext, f"{part}.{ext}")]
+    yield TarSample(image, tuple(_labels(group, wanted)))
+
+
+def _labels(group: list[tuple[str, Member]], wanted: Sequence[str]) -> Iterator[Member]:
+    """Members with some extensions, in the order of these."""
+    return (member for name in wanted for ext, member in group if ext == name)
 
 
 def _part(extension: str) -> str:
