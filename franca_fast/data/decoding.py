@@ -188,10 +188,15 @@ class LazyImage:
         """Makes a BadImage of whatever goes wrong with a file."""
         most = self._settings.max_pixels
         try:
-            with held_in_memory(), pillow_limit.raised_to(most):
+            if pillow_limit.allows(most):
                 yield
+            else:
+                with pillow_limit.raised_to(most):
+                    yield
         except BadImage:
             raise
+        except MemoryError:
+            raise BadImage(TOO_LARGE) from None
         except Image.DecompressionBombError as error:
             number = re.search(r"\d+", str(error))
             size = f"{number[0] if number else 'more'} pixels, at most {most}"

@@ -103,6 +103,7 @@ _NATIVE = {
 }
 _SUBFILE_TYPE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706  # TIFF tags
 
+_TOLD_BY_BYTES = [format for format in _PILLOW_FORMATS if format != "TGA"]
 READ_EXTENSIONS = tuple(extension for known in _PILLOW_FORMATS.values() for extension in known)
 IMAGE_EXTENSIONS = (*READ_EXTENSIONS, *_UNREAD)
 
@@ -138,7 +139,7 @@ def open_image(data: bytes, name: str = "") -> Image.Image:
         Exception: what else Pillow's decoders raise.
     """
     extension = extension_of(name)
-    formats = [format for format in _PILLOW_FORMATS if format != "TGA" or extension == ".tga"]
+    formats = [*_TOLD_BY_BYTES, "TGA"] if extension == ".tga" else [*_TOLD_BY_BYTES]
     if _is_heif(data) and _heif_is_installed():
         formats.append("HEIF")
     try:
@@ -194,7 +195,9 @@ def _is_raw(image: Image.Image, data: bytes) -> bool:
 
 
 def _is_heif(data: bytes) -> bool:
-    return any(data.startswith(s, place) for place, s, kind in _SIGNATURES if kind == ".heic")
+    return data[4:8] == b"ftyp" and any(
+        data.startswith(s, place) for place, s, kind in _SIGNATURES if kind == ".heic"
+    )
 
 
 @cache
@@ -220,13 +223,14 @@ class PillowLimit:
         self._wanted: list[int] = []
         self._before: int | None = None
 
+    def allows(self, most: int) -> bool:
+        """Whether so many pixels are below it, and no other thread is about to lower it."""
+        known = Image.MAX_IMAGE_PIXELS
+        return known is None or (known >= most and not self._wanted)
+
     @contextmanager
     def raised_to(self, most: int) -> Iterator[None]:
-        """Raises it for a while, if it is lower."""
-        known = Image.MAX_IMAGE_PIXELS
-        if known is None or (known >= most and not self._wanted):
-            yield
-            return
+        """Raises it for a while."""
         with self._lock:
             if not self._wanted:
                 self._before = Image.MAX_IMAGE_PIXELS

@@ -76,6 +76,8 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def _of_exif(block: bytes) -> int:
     """What an EXIF block says; 0 for nothing."""
+    if not block:
+        return 0
     exif = Image.Exif()
     try:
         exif.load(block)
