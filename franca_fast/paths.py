@@ -6,7 +6,8 @@ import errno
 import os
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NAME_BYTES = 255  # of one name, in nearly every file system
@@ -36,6 +37,22 @@ def longest_name(folder: Path) -> int:
 def behind_links(path: str | os.PathLike[str]) -> Path:
     """The file that is written when a path is: where it is a link, what that leads to."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
+@contextmanager
+def utf8_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path in UTF-8 to a file or folder that exists, for libraries that take no other names.
+
+    It is the path itself, or else a link elsewhere, which is gone after the block.
+    """
+    name = os.path.basename(path).encode("ascii", "replace").decode()
+    if os.fspath(path).encode("utf-8", "replace").decode() == os.fspath(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="franca-fast-") as folder:
+        link = Path(folder) / name.replace("?", "_")
+        link.symlink_to(os.path.abspath(path))
+        yield link
 
 
 def status_of(path: str | os.PathLike[str]) -> os.stat_result | None:

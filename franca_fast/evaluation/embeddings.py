@@ -16,6 +16,7 @@ from torch import Tensor
 from franca_fast.data.accounting import ImageAccount
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path, check_file, save_safetensors
+from franca_fast.paths import utf8_path
 from franca_fast.spelling import spell, unspell
 
 _DESCRIPTION = "franca_fast"  # under this name files hold, as JSON, what is no array
@@ -213,7 +214,8 @@ def _json_tensor(value: Any) -> Tensor:
 def _read_safetensors(file: Path) -> Embeddings:
     from safetensors.torch import load_file
 
-    tensors = load_file(file)
+    with utf8_path(file) as readable:
+        tensors = load_file(readable)
     names = json.loads(tensors["names_json"].numpy().tobytes())
     described = tensors[_DESCRIPTION].numpy().tobytes() if _DESCRIPTION in tensors else None
     return _restored(names, tensors["features"], tensors.get("labels"), described)
@@ -238,13 +240,16 @@ def _write_parquet(embeddings: Embeddings, file: Path) -> None:
             classes = [known[label] for label in embeddings.labels.tolist()]
             columns["class"] = pyarrow.array(classes, pyarrow.string())
     table = pyarrow.table(columns)
-    parquet.write_table(table.replace_schema_metadata({_DESCRIPTION: json.dumps(described)}), file)
+    table = table.replace_schema_metadata({_DESCRIPTION: json.dumps(described)})
+    with file.open("wb") as stream:  # pyarrow takes no names but UTF-8
+        parquet.write_table(table, stream)
 
 
 def _read_parquet(file: Path) -> Embeddings:
     from pyarrow import parquet
 
-    table = parquet.read_table(file)
+    with file.open("rb") as stream:
+        table = parquet.read_table(stream)
     features = table.column("features").combine_chunks()
     values = features.flatten().to_numpy().reshape(len(features), features.type.list_size)
     labels = None

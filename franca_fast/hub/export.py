@@ -31,7 +31,7 @@ from franca_fast.hub.huggingface import FILES
 from franca_fast.hub.save import backbone_files, save_backbone, weight_bytes
 from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
 from franca_fast.models import ProjectedBackbone, VisionTransformer
-from franca_fast.paths import behind_links
+from franca_fast.paths import behind_links, utf8_path
 
 INPUT, OUTPUTS = "image", ("cls_token", "patch_tokens")
 _TOLERANCE = 1e-4  # of the largest feature, or absolute where that is below 1
@@ -196,7 +196,8 @@ def export_torch(
         facts = {"franca_fast.json": json.dumps(_facts(model, size))}
         with torch_file(temporary) as file:
             torch.export.save(program, file, extra_files=facts)
-        loaded = torch.export.load(temporary).module()
+        with utf8_path(temporary) as readable:
+            loaded = torch.export.load(readable).module()
         _compare(loaded, features, _images(model, size, n_images, seed=1), target)
     return target
 
@@ -296,7 +297,8 @@ def _onnx_runner(file: Path) -> _Runner | None:
         import onnxruntime
     except ImportError:
         return None
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    with utf8_path(file) as readable:
+        session = onnxruntime.InferenceSession(readable, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> dict[str, Tensor]:
         arrays = session.run(list(OUTPUTS), {INPUT: images.numpy()})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from franca_fast.errors import InputError
 from franca_fast.hub.chunked_archive import is_archive, unpacked
 from franca_fast.hub.file_kinds import SAFETENSORS, TORCH, kind_of_file
-from franca_fast.paths import why_unreadable
+from franca_fast.paths import utf8_path, why_unreadable
 
 SAFETENSORS_SUFFIX = ".safetensors"
 RELEASED_SUFFIX = ".pth"
@@ -83,14 +82,8 @@ def open_safetensors(file: Path) -> Any:
     if reason := why_unreadable(file):
         raise InputError(f"weights '{file}': {reason}")
     try:
-        try:
-            os.fspath(file).encode()
-        except UnicodeEncodeError:
-            with tempfile.TemporaryDirectory(prefix="franca-fast-") as folder:
-                link = Path(folder) / file.name.encode("ascii", "replace").decode()
-                link.symlink_to(file.absolute())
-                return safe_open(link, framework="pt")
-        return safe_open(file, framework="pt")
+        with utf8_path(file) as readable:
+            return safe_open(readable, framework="pt")
     except SafetensorError as error:
         reason = _no_weights(file, SAFETENSORS, f"damaged or no safetensors file ({error})")
         raise InputError(f"weights '{file}': {reason}") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_parquet_without_pyarrow_says_what_to_install(
 def test_lengths_must_agree(features: torch.Tensor, labels: torch.Tensor | None) -> None:
     with pytest.raises(InputError, match="accepted"):
         Embeddings(NAMES, features, labels)
+
+
+@pytest.mark.parametrize("folder", [b"caf\xe9", b"\x93\xfa\x96{", b"\xd6\xd0"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_path_that_is_not_utf_8_is_written_and_read(
+    tmp_path: Path, suffix: str, folder: bytes
+) -> None:
+    file = tmp_path / os.fsdecode(folder) / os.fsdecode(b"\xff" + suffix.encode())
+    file.parent.mkdir()
+    example().save(file)
+    loaded = Embeddings.load(file)
+    assert loaded.names == NAMES and torch.equal(loaded.features, example().features)
+    assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -69,6 +71,24 @@ def assert_equal(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, tensor in expected.items():
         assert given[name].shape == tensor.shape
         assert (given[name] - tensor).abs().max().item() < TOLERANCE, name
+
+
+@pytest.mark.parametrize(
+    ("export", "suffix"),
+    [(export_onnx, b".onnx"), (export_torch, b".pt2"), (export_safetensors, b".safetensors")],
+)
+def test_a_path_that_is_not_utf_8_is_written(tmp_path: Path, export: Any, suffix: bytes) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\x93\xfa" + suffix)
+    file.parent.mkdir()
+    export(build(**SMALLEST), file)
+    plain = tmp_path / f"plain{os.fsdecode(suffix)}"
+    shutil.copy(file, plain)
+    if suffix == b".safetensors":
+        assert load_file(plain)
+    else:
+        images = torch.zeros(2, 3, 28, 28)
+        run = run_onnx if suffix == b".onnx" else run_torch
+        assert run(plain, images)["cls_token"].shape == (2, 16)
 
 
 @pytest.mark.parametrize("size", SIZES)
