@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.files import atomic_path
+from franca_fast.paths import utf8_path
 from franca_fast.training.step import StepOutput
 
 
@@ -94,13 +96,16 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, first_step: int, enabled: bool) -> None:
         self._writer: Any = None
+        self._open = ExitStack()
         if not enabled:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = self._open.enter_context(utf8_path(folder))
+        self._writer = SummaryWriter(str(written), purge_step=first_step)
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Adds every number, and every entry of a list of numbers, as a scalar."""
@@ -114,6 +119,7 @@ class TensorBoard:
         """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
+        self._open.close()
 
 
 class WandB:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -88,6 +89,18 @@ def test_tensorboard_files_are_written(tmp_path: Path) -> None:
     board.write(1, {"loss": 1.0, "ibot_heads": [1.0, 2.0], "finite": True})
     board.close()
     assert len(list((tmp_path / "board").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\x93\xfa\x96{", b"\xd6\xd0"])
+def test_tensorboard_files_are_written_where_names_are_not_utf_8(
+    tmp_path: Path, name: bytes
+) -> None:
+    folder = tmp_path / os.fsdecode(name) / "board"
+    board = TensorBoard(folder, first_step=0, enabled=True)
+    board.write(1, {"loss": 2.0})
+    board.close()
+    (file,) = folder.iterdir()
+    assert b"loss" in file.read_bytes()
 
 
 def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:
