@@ -108,6 +108,7 @@ def pack_shards(
         raise InputError(f"setting of packing: {min(unknown)}; accepted: {accepted}")
     chosen = PackSettings(**settings)
     folder = check_folder(output, overwrite=True)
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
     _check_apart(source, folder)
     plan = PackPlan(source, chosen)
     names = [chosen.pattern % i for i in range(len(plan))]
@@ -139,7 +140,7 @@ def pack_shards(
         packed.size = sum((folder / name).stat().st_size for name in packed.shards)
         write_json(folder / SIZES_FILE, {packed.shards[i]: counts[i] for i in sorted(counts)})
         if not packed.images:
-            _remove_all(packed)
+            _remove_all(packed, made)
     return packed
 
 
@@ -290,13 +291,14 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-def _remove_all(packed: PackedShards) -> None:
-    """Leaves nothing of a packing in which there is no image."""
+def _remove_all(packed: PackedShards, made: list[Path]) -> None:
+    """Leaves nothing of a packing in which there is no image, the folders made for it included."""
     for name in (*packed.shards, SIZES_FILE, PACKING_FILE):
         (packed.folder / name).unlink(missing_ok=True)
     packed.shards, packed.size = [], 0
     with suppress(OSError):  # it holds something else
-        packed.folder.rmdir()
+        for folder in made:
+            folder.rmdir()
 
 
 def _remove_leftovers(packed: PackedShards) -> None:

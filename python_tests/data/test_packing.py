@@ -284,6 +284,15 @@ def test_nothing_is_left_when_all_is_skipped(tmp_path: Path, content: bytes) -> 
     assert not (tmp_path / "shards").exists()
 
 
+@pytest.mark.parametrize("output", ["out", "a/out", "a/b/c/out", "mine/out", "mine"])
+def test_folders_are_left_as_they_were_when_all_is_skipped(tmp_path: Path, output: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image")
+    pack_shards(tmp_path / "photos", tmp_path / output)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["0.png", "mine", "photos"]
+
+
 def test_what_an_earlier_call_skipped_is_still_accounted_for(photos: Path, tmp_path: Path) -> None:
     (photos / "a" / "0.png").write_bytes(b"no image")
     pack_shards(photos, tmp_path / "out", max_count=4)
