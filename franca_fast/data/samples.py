@@ -164,7 +164,8 @@ def parse_label(data: bytes | memoryview) -> Label | None:
     if value == "null":
         value = None
     if isinstance(value, dict):
-        value = next((value[key] for key in _LABEL_KEYS if key in value), None)
+        said = [value[key] for key in _LABEL_KEYS if value.get(key) is not None]
+        value = said[0] if said else None
     if isinstance(value, str):
         value = _label_in_words(value.strip())
     if isinstance(value, float) and value.is_integer():
