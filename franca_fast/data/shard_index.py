@@ -73,9 +73,10 @@ class ShardIndex:
 
     def ref(self, i: int) -> SampleRef:
         """Where the i-th image lies."""
-        name = self._names[self._starts[i] : self._ends[i]].decode("utf-8", "surrogateescape")
+        raw = self._names[self._starts[i] : self._ends[i]]
+        name = raw.decode("utf-8", "surrogateescape")
         if self._places is None:
-            return SampleRef(name, os.path.join(self._path, name))
+            return SampleRef(name, os.path.join(self._path, os.fsdecode(raw)))
         data = None if self.data is None else self.data[i]
         offset, size = self._places[i].tolist()
         return SampleRef(name, self._path, offset, size, data)

@@ -89,7 +89,7 @@ class ImageFiles(Shard):
         entries = () if left_out is None else tuple(left_out.listed(root.rstrip(os.sep), os.sep))
         found = len(names) + sum(entry.count for entry in entries)
         self._index = ShardIndex(
-            names,
+            b"\0".join(map(os.fsencode, names)),  # the disk's bytes, also where it is not UTF-8
             root,
             labels=table,
             classes=[(0, class_names)],

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from franca_fast.data import shards
 from franca_fast.data.decoding import BadImage
 from franca_fast.data.samples import read_sample
 from franca_fast.data.shards import ImageFiles, TarShard
-from python_tests.data.files import tar_bytes
+from python_tests.data.files import png, tar_bytes
 
 MEMBERS = [("a.jpg", b"first"), ("a.cls", b"4"), ("b.jpg", b"second"), ("b.json", b'{"label": 2}')]
 
@@ -50,6 +52,22 @@ def test_image_files_are_read_whole(tmp_path: Path) -> None:
     assert index.label(1) is None
     with pytest.raises(BadImage, match="unreadable file"):
         read_sample(index.ref(1))
+
+
+@pytest.mark.parametrize("name", ["é".encode(), b"\xe9", b"\x93\xfa\x96{", "猫".encode()])
+def test_files_are_read_where_python_takes_names_for_ascii(tmp_path: Path, name: bytes) -> None:
+    file = tmp_path / os.fsdecode(name) / os.fsdecode(name + b".png")
+    file.parent.mkdir()
+    file.write_bytes(png(1))
+    code = (
+        "import sys; from franca_fast.data import open_images; "
+        "print(*[ascii(name) for name, image, _ in open_images(sys.argv[1]) if image])"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = subprocess.check_output(
+        [sys.executable, "-c", code, tmp_path], env=os.environ | ascii_only, text=True
+    )
+    assert shown.strip() == ascii(os.fsdecode(name + b"/" + name + b".png"))
 
 
 def test_a_class_for_the_whole_tar(tmp_path: Path) -> None:
