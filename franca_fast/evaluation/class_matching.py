@@ -63,7 +63,9 @@ def match_classes(train: Embeddings, test: Embeddings) -> MatchedClasses:
     if not train.class_names:  # numbers without names stay as they are
         numbers = {name: number for number, name in here.items()}
     remarks = list[str]()
-    if bool(train.class_names) != bool(test.class_names):
+    if not train.class_names and not test.class_names:
+        remarks.append("train and test: classes are numbers without names, matched by number")
+    elif not train.class_names or not test.class_names:
         unnamed = "test" if train.class_names else "train"
         remarks.append(f"{unnamed}: classes are numbers without names, matched as names")
     untested = class_order(set(here.values()) - set(there.values()))

@@ -87,6 +87,18 @@ def test_numbers_match_classes_that_are_named_by_them(
     assert "train: classes are numbers without names" in caplog.text
 
 
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [0, 1], [2]])
+def test_numbers_on_both_sides_are_said_to_be_numbers(
+    train: Embeddings, kept: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    features, labels = clean(100, 9)
+    chosen = torch.isin(labels, torch.tensor(kept))
+    numbers = named(train.features, train.labels, [])
+    with caplog.at_level(logging.WARNING):
+        knn(numbers, named(features[chosen], labels[chosen], []))
+    assert "classes are numbers without names" in caplog.text
+
+
 @pytest.mark.parametrize("nameless", ["train", "test"])
 def test_numbers_do_not_match_names(train: Embeddings, nameless: str) -> None:
     sets = {"train": train, "test": named(*clean(100, 9), PETS)}
