@@ -69,6 +69,7 @@ class Seen:
     images: list[Plain] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # (rule, name)
     labels_alone: list[str] = field(default_factory=list)
+    labels_repeated: int = 0
     damaged_shards: int = 0
 
     @property
@@ -99,6 +100,7 @@ class Seen:
         """Remarks on labels, of images only where they are used."""
         remarks = Counter({"label that is not understood": sum(i.unread for i in self.used())})
         remarks["label without an image beside it"] = len(self.labels_alone)
+        remarks["label repeated in one sample"] = self.labels_repeated
         return +remarks
 
     def left_out_by_rule(self) -> Counter[str]:
@@ -236,6 +238,8 @@ def _add_group(group: list[tuple[str, str, bytes]], seen: Seen) -> None:
     own = parts[chosen] + "." if parts[chosen] else ""
     kinds = dict.fromkeys(("cls", own + "cls", "json", own + "json"))
     said = [plain_label(data) for kind in kinds for _, e, data in group if e == kind]
+    extensions = [extension for _, extension, _ in group]
+    seen.labels_repeated += sum(max(0, extensions.count(kind) - 1) for kind in kinds)
     known = [label for label in said if label is not UNREAD and label is not None]
     unread = not known and UNREAD in said
     seen.images.append(Plain(images[chosen][0], images[chosen][2], next(iter(known), None), unread))

@@ -29,7 +29,8 @@ INNER_TAR = "tar in a tar"  # each counts as one image, as nobody has looked int
 # Remarks on labels.
 LABEL_ALONE = "label without an image beside it"
 LABEL_UNREAD = "label that is not understood"
-LABELS = (LABEL_ALONE, LABEL_UNREAD)
+LABEL_REPEATED = "label repeated in one sample"
+LABELS = (LABEL_ALONE, LABEL_UNREAD, LABEL_REPEATED)
 
 # How many the log names: of what is skipped in all, and of each rule and kind of remark, which may
 # concern every sample of a data set.

@@ -18,6 +18,7 @@ from franca_fast.data.accounting import (
     HIDDEN,
     INNER_TAR,
     LABEL_ALONE,
+    LABEL_REPEATED,
     LINK,
     REPEATED,
     SECOND_IMAGE,
@@ -323,8 +324,9 @@ def _note_classes(notes: TarNotes, offset: int, data: bytes) -> None:
 def _sample_of(group: list[tuple[str, Member]], notes: TarNotes) -> Iterator[TarSample]:
     """The sample that neighbouring members form, if there is an image among them."""
     images = [item for item in group if is_image_name(item[1].name)]
-    if len(images) == 1 and all("." not in ext and ext not in _TARS for ext, _ in group):
-        notes.found += 1  # most samples are so plain
+    plain = {ext for ext, _ in group if "." not in ext and ext not in _TARS}
+    if len(images) == 1 and len(plain) == len(group):
+        notes.found += 1  # as of most samples
         yield TarSample(images[0][1], tuple(_labels(group, _LABEL_EXTENSIONS)))
     elif group:
         yield from _odd_sample_of(group, images, notes)
@@ -358,7 +360,13 @@ def _odd_sample_of(
     # For `22.05.png` also `22.05.cls`, which is no label by WebDataset's rule, says the class.
     part = _part(chosen)
     wanted = [name for ext in _LABEL_EXTENSIONS for name in (ext, f"{part}.{ext}")]
-    yield TarSample(image, tuple(_labels(group, wanted)))
+    labels = list(_labels(group, wanted))
+    known = set[str]()
+    for member in labels:
+        if member.name.lower() in known:  # the first is asked first
+            notes.remarks.add(LABEL_REPEATED, member.name)
+        known.add(member.name.lower())
+    yield TarSample(image, tuple(labels))
 
 
 def _labels(group: list[tuple[str, Member]], wanted: Sequence[str]) -> Iterator[Member]:

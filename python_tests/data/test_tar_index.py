@@ -353,3 +353,20 @@ def test_names_of_classes_hold_from_where_they_stand() -> None:
     first, second = notes_of(data).classes
     assert first[1] == ["a", "b\udce9"] and second[1] == ["c"]
     assert first[0] < second[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "repeated"),
+    [
+        ("a.png a.cls a.cls", ["a.cls"]),
+        ("a.cls a.png a.cls a.cls b.png b.cls", ["a.cls", "a.cls"]),
+        ("a.png a.json a.cls a.json", ["a.json"]),
+        ("a.png a.cls a.CLS", ["a.CLS"]),
+        ("22.05.png 22.05.cls 22.05.cls", ["22.05.cls"]),
+        ("a.png a.cls a.json b.png b.cls", []),
+    ],
+)
+def test_labels_that_are_repeated_in_a_sample_are_noted(names: str, repeated: list[str]) -> None:
+    remarks = notes_of(tar_bytes([(name, b"0") for name in names.split()])).remarks
+    assert [name for noted in remarks.values() for name in noted.names] == repeated
+    assert set(remarks) <= {"label repeated in one sample"}
