@@ -57,4 +57,6 @@ def run(args: argparse.Namespace) -> int:
             **decoding,
         )
     print(f"{args.output}: {len(paths)} pictures, {paths[0].name} to {paths[-1].name}")
+    if len(paths) == args.limit:
+        print(f"these are the first {args.limit} that could be used; --limit N allows more")
     return 0

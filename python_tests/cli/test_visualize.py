@@ -15,6 +15,15 @@ def test_visualize(run, model_file: Path, image_folder: Path, tmp_path: Path) ->
     assert len(list((tmp_path / "pca").glob("*.png"))) == 3
 
 
+@pytest.mark.parametrize(("limit", "said"), [(1, True), (3, True), (1000, False)])
+def test_images_beyond_the_limit_are_spoken_of(
+    run, model_file: Path, image_folder: Path, tmp_path: Path, limit: int, said: bool
+) -> None:
+    command = ["visualize", "pca", model_file, image_folder, "--output", tmp_path / "pca"]
+    outcome = run(*command, "--limit", limit)
+    assert (f"the first {limit} that could be used; --limit N" in outcome.out) == said
+
+
 def test_visualize_without_matplotlib_fails_before_any_work(
     fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
