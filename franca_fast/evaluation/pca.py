@@ -13,7 +13,7 @@ from torch import Tensor
 
 from franca_fast.data import CropSettings, eval_transform, open_images
 from franca_fast.data.decoding import MAX_IMAGE_PIXELS
-from franca_fast.errors import OutputError, error_line
+from franca_fast.errors import InputError, OutputError, error_line
 from franca_fast.evaluation.encoders import Encoder, image_size_of, inference, patch_token_grid
 from franca_fast.evaluation.features import Source, check_any
 from franca_fast.evaluation.pictures import check_can_draw, save_png, sheet
@@ -56,7 +56,7 @@ def visualize_pca(
 
     Raises:
         InputError: no readable images, a folder in use or that cannot be written, an image size
-            that does not fit, or matplotlib is not installed.
+            that does not fit, patch tokens that are not finite, or matplotlib is not installed.
         OutputError: a picture could not be written after all; says how many there are.
 
     Example:
@@ -150,10 +150,19 @@ def pca_colours(tokens: Tensor) -> Tensor:
     Returns:
         uint8 [N, H, W, 3]; each colour spans the 1st to the 99th percentile of its component.
 
+    Raises:
+        InputError: tokens that are not finite.
+
     Example:
         >>> pca_colours(torch.randn(2, 4, 4, 8)).shape
         torch.Size([2, 4, 4, 3])
     """
+    finite = torch.isfinite(tokens).flatten(1).all(1)
+    if not finite.all():
+        raise InputError(
+            f"patch tokens: not finite for {len(finite) - int(finite.sum())} of {len(finite)} "
+            "images; accepted: a model whose features are finite"
+        )
     flat = tokens.reshape(-1, tokens.shape[-1]).double()
     flat = flat - flat.mean(0)
     _, vectors = torch.linalg.eigh(flat.T @ flat)

@@ -53,6 +53,14 @@ def test_signs_are_fixed() -> None:
     assert shifted.abs().max() <= 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_tokens_that_are_not_finite_are_refused(value: float) -> None:
+    tokens = torch.randn(3, 4, 4, 6)
+    tokens[1, 2, 3, 4] = value
+    with pytest.raises(InputError, match="patch tokens: not finite for 1 of 3 images"):
+        pca_colours(tokens)
+
+
 @pytest.mark.parametrize("tokens", [torch.ones(1, 2, 2, 4), torch.randn(1, 2, 2, 1)])
 def test_tokens_without_three_components(tokens: torch.Tensor) -> None:
     assert pca_colours(tokens).shape == (1, 2, 2, 3)
