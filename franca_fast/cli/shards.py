@@ -214,11 +214,17 @@ def _progress(what: str) -> Callable[..., None] | None:
 
 def _listed(path: str) -> list[str]:
     """The paths in a text file, one a line, as programs of any system write it."""
-    data = Path(path).read_bytes()
+    accepted = "accepted: a text file with a path on each line"
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"--list: '{path}', {error.strerror}; {accepted}") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-16", "replace")
     else:
         text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise InputError(f"--list: '{path}', no text of UTF-8 or UTF-16; {accepted}")
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     # Blanks at the ends belong to a name only if there is such a file.
     return [line if os.path.exists(line) else line.strip() for line in lines if line.strip()]

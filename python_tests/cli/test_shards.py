@@ -126,6 +126,25 @@ def test_lists_of_any_system_are_read(photos: Path, tmp_path: Path, encoded: Any
     assert main(["shards", "pack", *options]) == 0
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_a_list_that_is_no_text_is_refused(
+    photos: Path, tmp_path: Path, encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_bytes(f"{photos}/cat/0.png\n".encode(encoding))
+    options = ["--list", str(tmp_path / "list.txt"), "--output", str(tmp_path / "out")]
+    assert main(["shards", "pack", *options]) == 2
+    assert f"--list: '{tmp_path}/list.txt', no text of UTF-8 or UTF-16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["missing.txt", ".", "x" * 300])
+def test_a_list_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    assert main(["shards", "pack", "--list", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert f"--list: '{path}', " in capsys.readouterr().err
+
+
 def test_names_that_the_terminal_cannot_write_are_spelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
