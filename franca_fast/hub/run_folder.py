@@ -104,8 +104,8 @@ def find_network(
 
     Args:
         path: a checkpoint's folder; or, with a choice, the folder of a run or of checkpoints.
-        checkpoint: a step, or "newest" for the newest that is whole (a damaged newer one is named
-            in a warning); None where the path is a checkpoint or something else.
+        checkpoint: a step (also as text), or "newest" for the newest that is whole (a damaged newer
+            one is named in a warning); None where the path is a checkpoint or something else.
         network: "teacher" or "student".
 
     Raises:
@@ -146,7 +146,7 @@ def _choose(folder: Path, checkpoint: int | str) -> Checkpoint:
         newest = load_newest(folder)
         assert newest is not None  # there are steps
         return newest
-    if checkpoint in steps:
+    if str(checkpoint) in map(str, steps):  # also as text, as a command line has it
         return read_checkpoint(folder / str(checkpoint))
     if not steps:
         raise InputError(f"checkpoint: {checkpoint}; '{folder}' has none yet")

@@ -162,6 +162,7 @@ def test_every_way_to_name_a_checkpoint(run: Path) -> None:
     for model in (
         load_model(run / "checkpoints" / "20"),
         load_model(run / "checkpoints", checkpoint=20),
+        load_model(run, checkpoint="20"),
         as_encoder(run / "checkpoints" / "20"),
         as_encoder(str(run / "checkpoints" / "20")),
     ):
@@ -241,6 +242,7 @@ def test_a_file_of_a_checkpoint_that_cannot_be_read_is_not_called_damaged(run: P
     ("where", "options", "message"),
     [
         ("", {"checkpoint": 4}, "checkpoint: 4; accepted: newest or 3, 20, 100"),
+        ("", {"checkpoint": 3.0}, "checkpoint: 3.0; accepted: newest or 3"),
         ("", {"checkpoint": "oldest"}, "checkpoint: oldest; accepted: newest or 3"),
         ("", {"checkpoint": 3, "network": "pupil"}, "network: 'pupil'.*accepted: teacher or"),
         ("", {"network": "student"}, "network: 'student'.*accepted: with a checkpoint"),
