@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+MISSING = "no such file or folder"  # what `why_unreadable` says of it
 _NAME_BYTES = 255  # of one name, in nearly every file system
 _PROBED = 8192  # bytes; two blocks of most file systems
 
@@ -185,7 +186,7 @@ def why_unreadable(path: str | os.PathLike[str]) -> str:
             return f"a {kinds.get(stat.S_IFMT(mode), 'device')}, no file"
     except FileNotFoundError:
         missing_target = os.path.islink(path)
-        return "a link to what is missing" if missing_target else "no such file or folder"
+        return "a link to what is missing" if missing_target else MISSING
     except OSError as error:
         return (error.strerror or str(error)).lower()
     except ValueError:  # a zero byte, or letters that the file system cannot spell

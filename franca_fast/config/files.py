@@ -25,7 +25,7 @@ from franca_fast.config.text_settings import (
     text_settings,
 )
 from franca_fast.errors import InputError, did_you_mean
-from franca_fast.paths import why_unreadable
+from franca_fast.paths import MISSING, why_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +156,9 @@ def _find_file(source: str | Path) -> Path:
         return path
     if str(source) in list_recipes():
         return RECIPES / f"{source}.yaml"
-    if os.path.lexists(path):
-        raise InputError(f"config file '{source}': {why_unreadable(path) or 'a folder'}")
+    reason = why_unreadable(path) or "a folder"
+    if reason != MISSING:
+        raise InputError(f"config file '{source}': {reason}")
     raise InputError(
         f"config file: '{source}'{did_you_mean(str(source), list_recipes())}; accepted: a YAML "
         f"file, or one of the recipes {', '.join(list_recipes())}"
@@ -234,6 +235,8 @@ def _nearest_key(key: str) -> str:
     names = list(flatten(Config()))
     sections = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)})
     known = list(dict.fromkeys(names + sections))
+    if key in known:
+        return "; accepted: sections in one another, {'train': {'seed': 1}} for train.seed"
     leaf = key.rsplit(".", 1)[-1].lower()
     same = [name for name in known if name.lower() == key.lower()]
     same += [name for name in known if name.rsplit(".", 1)[-1].lower() == leaf]

@@ -57,7 +57,7 @@ def split_mapping(values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str
         key = f"{prefix}{name}"
         if is_dataclass(value) and not isinstance(value, type):
             value = asdict(value)
-        if key in text_settings():
+        if "." not in str(name) and key in text_settings():
             texts[key] = _checked(key, os.fsdecode(value) if _is_path(value) else value)
         elif isinstance(value, Mapping):
             rest[name], inner = split_mapping(value, f"{key}.")
@@ -109,7 +109,7 @@ def _places(node: Any, prefix: str, seen: set[tuple[int, str]]) -> Iterator[tupl
                 yield from _places(part, prefix, seen)
     for index, (name, value) in entries:
         key = f"{prefix}{name.value}"
-        if key in text_settings():
+        if "." not in str(name.value) and key in text_settings():
             yield key, node, index
         elif any(setting.startswith(f"{key}.") for setting in text_settings()):
             yield from _places(value, f"{key}.", seen)

@@ -257,6 +257,22 @@ def test_a_file_that_is_there_is_not_called_missing(
         load_config(tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize("name", ["loop/config.yaml", "x" * 300])
+def test_a_file_that_cannot_be_looked_for_is_not_called_missing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"': (too many levels|file name too long)"):
+        load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("key", ["train.seed", "train.dataset_path", "compute_precision.autocast"])
+def test_dotted_keys_are_no_sections(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{key}: '1'\n")
+    for source in (path, {key: "1"}):
+        with pytest.raises(InputError, match=f"'{key}'; accepted: sections in one another"):
+            load_config(source)
+
+
 def test_a_missing_file_names_the_nearest_recipe() -> None:
     with pytest.raises(InputError, match="did you mean 'vitb14_in21k'"):
         load_config("vitb14_in22k")
