@@ -33,11 +33,10 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.hub.weight_files import open_safetensors
+from franca_fast.hub.weight_files import ROWS, open_safetensors
 
 FORMAT = "franca_fast.checkpoint/2"
 MANIFEST, TRAINING = "manifest.json", "training.pt"
-ROWS = "rows"  # key of a safetensors file's metadata: JSON {name: [first row, rows of the whole]}
 _NETWORKS = ("student", "teacher", "losses")
 
 logger = logging.getLogger(__name__)

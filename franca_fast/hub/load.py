@@ -16,7 +16,7 @@ from franca_fast.hub.huggingface import huggingface_weights, is_huggingface, rea
 from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
-from franca_fast.hub.run_folder import RunNetwork, find_network, is_run, why_no_model
+from franca_fast.hub.run_folder import RunNetwork, find_network, is_checkpoint, is_run, why_no_model
 from franca_fast.hub.save import ARCHITECTURE_FORMAT, backbone_files
 from franca_fast.hub.store import download_model
 from franca_fast.hub.weight_files import (
@@ -258,6 +258,10 @@ def _find_file(name: str) -> Path:
     path = Path(name)
     if os.path.isdir(path):
         return _exported(path)
+    if os.path.isfile(path) and is_checkpoint(path.parent):
+        raise InputError(
+            f"model '{name}': a file of a checkpoint; accepted: its folder, '{path.parent}'"
+        )
     if is_archive(path):
         return path
     weights, _ = backbone_files(name)

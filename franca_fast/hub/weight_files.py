@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -25,6 +26,7 @@ TORCH_SUFFIXES = (RELEASED_SUFFIX, ".pt", ".bin")
 PROTOTYPE_HEADS = ("dino_head", "ibot_head")
 RASA_HEAD = "rasa_head"
 HEADS = (*PROTOTYPE_HEADS, RASA_HEAD)
+ROWS = "rows"  # of a checkpoint's file: {name: [first row, rows of the whole]} as metadata, JSON
 _HEAD_PREFIXES = tuple(f"{head}." for head in HEADS)
 _WRAPPER_PREFIXES = ("module.", "backbone.", "teacher.")
 _UNREADABLE = "damaged, or not a file of PyTorch tensors"
@@ -46,7 +48,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         key -> tensor on the CPU, dtypes and shapes as stored.
 
     Raises:
-        InputError: no such file, another format, damaged, or it holds anything but tensors.
+        InputError: no such file, another format, damaged, it holds anything but tensors, or it is
+            a part of a checkpoint that many ranks wrote.
 
     Example:
         >>> torch.save({"teacher": {"backbone.cls_token": torch.zeros(1, 1, 768)}}, "released.pth")
@@ -249,6 +252,12 @@ def _without_wrappers(key: str) -> str:
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     opened = open_safetensors(file)
+    parts = (opened.metadata() or {}).get(ROWS, "")
+    if any(json.dumps(key) in parts for key in opened.keys()):  # noqa: SIM118
+        raise InputError(
+            f"weights '{file}': some rows of the tensors of a checkpoint; accepted: its folder, "
+            f"'{file.parent}'"
+        )
     return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
 
 

@@ -18,7 +18,7 @@ from franca_fast.config.files import load_config, to_yaml
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import as_encoder
-from franca_fast.hub import convert, load_head, load_model, save_backbone
+from franca_fast.hub import convert, load_head, load_model, read_state_dict, save_backbone
 from franca_fast.hub.checkpoint_files import Checkpoint, Part
 from franca_fast.hub.run_folder import settings_of
 from franca_fast.training import pretrain
@@ -140,6 +140,21 @@ def test_sharded_checkpoints_are_put_together(tmp_path: Path, network: str) -> N
     expected = getattr(model, network)
     assert same(load_model(run, checkpoint=1, network=network), expected.backbone)
     assert same(load_head(run, checkpoint=1, network=network), expected.dino_head)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_some_rows_are_not_taken_for_the_whole(tmp_path: Path, rank: int) -> None:
+    run = write_sharded(tmp_path, network_of(tiny_config()), tiny_config())
+    file = run / "checkpoints" / "1" / f"rank-{rank:05d}.safetensors"
+    for read in (read_state_dict, load_head):
+        with pytest.raises(InputError, match=r"some rows.*; accepted: its folder, '.*/1'"):
+            read(file)
+
+
+@pytest.mark.parametrize("file", ["rank-00000.safetensors", "training.pt", "manifest.json"])
+def test_a_file_of_a_checkpoint_names_the_folder_as_the_model(run: Path, file: str) -> None:
+    with pytest.raises(InputError, match=r"a file of a checkpoint; accepted: its folder, '.*/20'"):
+        load_model(run / "checkpoints" / "20" / file)
 
 
 def test_a_run_of_the_demos_architecture_exports_what_its_checkpoint_holds(tmp_path: Path) -> None:

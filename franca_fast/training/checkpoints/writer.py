@@ -27,12 +27,12 @@ from franca_fast.files import make_durable, save_safetensors
 from franca_fast.hub.checkpoint_files import (
     FORMAT,
     MANIFEST,
-    ROWS,
     TRAINING,
     Part,
     file_entry,
     steps_in,
 )
+from franca_fast.hub.weight_files import ROWS
 from franca_fast.training.distributed.world import World
 
 _TEMPORARY, _REMOVED = ".tmp-", ".removed-"
