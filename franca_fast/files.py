@@ -306,6 +306,8 @@ def check_folder(
 def _refusing(given: str, accepted: str) -> Iterator[None]:
     """Makes a complaint about the path of what the system says."""
     try:
+        if not given:  # as an unset variable of a shell leaves it; the current folder is '.'
+            raise InputError(f"output: '', no name; accepted: {accepted}")
         if "\0" in given:  # of which the system is never asked
             raise OSError(errno.EINVAL, "with a null character")
         yield

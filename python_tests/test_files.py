@@ -147,6 +147,7 @@ def test_folder_in_use_is_refused_unless_asked(tmp_path: Path) -> None:
         ("a/" + "n" * 256, "File name too long"),
         ("a/" * 3000, "File name too long"),
         ("a\0b", "null character"),
+        ("", "no name"),
     ],
 )
 def test_a_path_that_cannot_be_made_is_refused(

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from franca_fast.files import check_file, save_or_keep, write_json
     from franca_fast.models import default_nesting_dims
 
-    if args.output:
+    if args.output is not None:
         check_file(args.output, overwrite=args.overwrite)
     decoding = decoding_options(args)  # refused before the model is loaded
     check_sources(args.train, args.test)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     print(table(["dimensions", *(f"k={k}" for k in args.k)], rows, numeric=1 + len(args.k)))
     for role, part in (("train", train), ("test", test)):
         print("\n".join(f"{role}: {line}" for line in part.account.lines()))
-    if args.output:
+    if args.output is not None:
         result = {
             "protocol": "knn",
             "accuracy": accuracies,

@@ -38,6 +38,11 @@ def test_existing_output(fails, model_file: Path, image_folder: Path, tmp_path: 
     assert "exists" in fails(*command, "--output", tmp_path / "knn.json")
 
 
+def test_an_output_without_a_name_is_refused(fails, model_file: Path, image_folder: Path) -> None:
+    command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
+    assert "output: '', no name" in fails(*command, "--output", "")
+
+
 def test_accuracies_are_printed_and_kept_when_they_cannot_be_written(
     run, model_file: Path, image_folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
