@@ -190,9 +190,9 @@ def _read_tar(path: str, seen: Seen) -> None:
             stem, dot, extension = base.partition(".")
             if size is not None and info.isreg() and info.offset_data + info.size > size:
                 seen.damaged_shards += 1
-            elif info.issym() or info.islnk():
+            elif info.issym() or info.islnk() or info.isdev():
                 if is_image(base):
-                    seen.left_out.append(("link in a tar", info.name))
+                    seen.left_out.append(("link or device in a tar", info.name))
             elif not info.isreg() or not dot:
                 continue
             elif not stem:

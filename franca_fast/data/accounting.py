@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 HIDDEN = "hidden file"
 SECOND_IMAGE = "another image of the same sample"
 REPEATED = "repeated name in one sample"
-LINK = "link in a tar"
+LINK = "link or device in a tar"
 INNER_TAR = "tar in a tar"  # each counts as one image, as nobody has looked into it
 # Remarks on labels.
 LABEL_ALONE = "label without an image beside it"

@@ -1,13 +1,15 @@
 """Classes joined by name: over the images of several sources, and between sets of them.
 
-A label is a class's name, or its number where nothing says the name (see `samples.Label`). A number
-alone is a position in a list that is not known, so it is joined with equal numbers only, and where
-other classes have names it is taken for a class of that name ("7").
+A label is a class's name, or its number where nothing says the name (see `samples.Label`). Names
+that differ only in how Unicode composes their letters are the same. A number alone is a position in
+a list that is not known: it is joined with equal numbers only, and where other classes have names
+it is taken for a class of that name ("7").
 """
 
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -20,6 +22,18 @@ from franca_fast.spelling import spell
 logger = logging.getLogger(__name__)
 
 
+def class_key(name: str) -> str:
+    """What two names of one class have in common: the letters, whichever way they are composed.
+
+    macOS writes an accent apart from its letter, and other systems do not.
+
+    Example:
+        >>> class_key("cafe\u0301") == class_key("caf\u00e9")
+        True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def class_order(names: Iterable[str]) -> list[str]:
     """Names of classes, each once, in their order: by value where all are whole numbers.
 
@@ -27,7 +41,7 @@ def class_order(names: Iterable[str]) -> list[str]:
         >>> class_order(["10", "9", "9"]), class_order(["b", "10", "9"])
         (['9', '10'], ['10', '9', 'b'])
     """
-    found = set(names)
+    found = {class_key(name): name for name in sorted(set(names))}.values()
     if all(name.isascii() and name.isdigit() for name in found):
         return sorted(found, key=lambda name: (int(name), name))
     return sorted(found)
@@ -49,8 +63,8 @@ class Classes:
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self.names = list(dict.fromkeys(names))
-        self._numbers = {name: i for i, name in enumerate(self.names)}
+        self.names = list({class_key(name): name for name in names}.values())
+        self._numbers = {class_key(name): i for i, name in enumerate(self.names)}
         self._unnamed = False
 
     def number(self, label: Label | None) -> int | None:
@@ -69,11 +83,11 @@ class Classes:
                 f"labels: '{spell(str(label))}' after numbers without names; accepted: names in "
                 "all sources, or numbers in all"
             )
-        name = str(label)
-        if name not in self._numbers:
-            self._numbers[name] = len(self.names)
-            self.names.append(name)
-        return self._numbers[name]
+        key = class_key(str(label))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.names)
+            self.names.append(str(label))
+        return self._numbers[key]
 
 
 def join_labels(
@@ -105,6 +119,7 @@ def join_labels(
             min(unnamed),
         )
     ordered = class_order(names | unnamed)
-    numbers: dict[str, int] = {name: i for i, name in enumerate(ordered)}
-    joined = [-1 if label is None else numbers[str(label)] for label in labels]
+    numbers = {class_key(name): i for i, name in enumerate(ordered)}
+    known_labels = {label: numbers[class_key(str(label))] for label in set(labels) - {None}}
+    joined = [-1 if label is None else known_labels[label] for label in labels]
     return np.array(joined, np.int64), ordered

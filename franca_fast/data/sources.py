@@ -11,18 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from franca_fast.data.accounting import INNER_TAR
-from franca_fast.data.classes import class_order
+from franca_fast.data.classes import class_key, class_order
 from franca_fast.data.decoding import IMAGE_EXTENSIONS, is_image_name
 from franca_fast.data.folders import list_folder
 from franca_fast.data.remote import RemoteShard, is_remote
 from franca_fast.data.shards import ImageFiles, Shard, TarShard, packed_classes
 from franca_fast.data.tar_index import TAR_EXTENSIONS
 from franca_fast.errors import InputError, did_you_mean
-from franca_fast.paths import why_unreadable
+from franca_fast.paths import MISSING, why_unreadable
 
 logger = logging.getLogger(__name__)
 
-_NOTHING_THERE = "no such file or folder"
 _SHARDS_TRIED = 8  # how many shards to look into before saying that there are no images
 _BUNDLED = Path(__file__).parent / "fashion_mnist"
 
@@ -175,8 +174,8 @@ def _open_folder(folder: str, spec: str) -> Source:
             "images or shards"
         )
     classes = class_order(PurePath(p).parts[0] for p in found.images if os.path.dirname(p))
-    numbers = {name: i for i, name in enumerate(classes)}
-    labels = [numbers.get(PurePath(path).parts[0], -1) for path in found.images]
+    numbers = {class_key(name): i for i, name in enumerate(classes)}
+    labels = [numbers.get(class_key(PurePath(path).parts[0]), -1) for path in found.images]
     known = labels if classes else None
     files = ImageFiles(spec, folder, found.images, known, classes, found.left_out)
     return Source(spec, [files], class_names=classes, all_classes_known=True)
@@ -358,12 +357,12 @@ def _check_images(source: Source) -> None:
 
 def _unreadable(spec: str, paths: Sequence[str]) -> InputError:
     """The error for paths of which none can be read, and what may be wrong with them."""
-    why = next((why for path in paths if (why := why_unreadable(path))), _NOTHING_THERE)
+    why = next((why for path in paths if (why := why_unreadable(path))), MISSING)
     hint = "" if ":" in spec or os.sep in spec else did_you_mean(spec, _DATASETS)
     unset = re.findall(r"\$\{?(\w+)", os.path.expandvars(spec))
     if unset:
         hint = f" (the environment variable {unset[0]} is not set)"
     return InputError(
-        f"source: '{spec}': {why}{hint if why == _NOTHING_THERE else ''}; "
+        f"source: '{spec}': {why}{hint if why == MISSING else ''}; "
         f"accepted: what exists, a URL, or a dataset ({', '.join(_DATASETS)})"
     )

@@ -34,7 +34,7 @@ _PIECE = 1 << 20
 _PADDING = 1 << 20  # zeros behind the end that nobody wonders at
 _SEARCHED = 1 << 30  # bytes looked through for good headers in a damaged tar
 _REGULAR = (b"0", b"\0", b"7")
-_LINKS = (b"1", b"2")
+_NO_FILES = (b"1", b"2", b"3", b"4", b"6")  # links, devices and pipes
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _LABEL_EXTENSIONS = ("cls", "json")  # what says most first
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
@@ -60,7 +60,7 @@ class TarDamage(Exception):
 
 
 class Member(NamedTuple):
-    """One file in a tar: its name and where its bytes lie; size -1 is a link, which has none."""
+    """One file in a tar: its name and where its bytes lie; a link or device has none, size -1."""
 
     name: str
     offset: int
@@ -135,7 +135,7 @@ def tar_samples(read: Read, total: int, notes: TarNotes | None = None) -> Iterat
 
 
 def tar_members(read: Read, total: int, notes: TarNotes | None = None) -> Iterator[Member]:
-    """Walks over the regular files and the links of a tar (ustar, GNU and pax names).
+    """Walks over the regular files, links and devices of a tar (ustar, GNU and pax names).
 
     Where a header is damaged, or promises more than there is, the walk goes on at the next good
     header, so that one flipped bit does not cost a whole shard. Several tars one after another
@@ -225,7 +225,7 @@ def _next_member(
     if kind not in (b"K", b"g"):
         names.long_name, names.pax = None, {}
     following = end + -end % _BLOCK
-    if kind in _LINKS:
+    if kind in _NO_FILES:
         return Member(name, offset, -1), following
     regular = kind in _REGULAR and not name.endswith("/")
     return Member(name, offset, size) if regular else None, following

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from franca_fast.data.classes import class_order
+from franca_fast.data.classes import class_key, class_order
 from franca_fast.data.remote import RemoteShard
 from franca_fast.data.sources import open_source
 from franca_fast.errors import InputError, did_you_mean
@@ -58,8 +58,8 @@ def match_classes(train: Embeddings, test: Embeddings) -> MatchedClasses:
     """
     here, there = _classes(train), _classes(test)
     check_classes(here.values(), there.values(), named=bool(train.class_names))
-    names = class_order([*here.values(), *train.class_names])
-    numbers = {name: number for number, name in enumerate(names)}
+    names = class_order(train.class_names or here.values())
+    numbers = {class_key(name): number for number, name in enumerate(names)}
     if not train.class_names:  # numbers without names stay as they are
         numbers = {name: number for number, name in here.items()}
     remarks = list[str]()
@@ -122,8 +122,8 @@ def check_classes(train: Iterable[str], test: Iterable[str], *, named: bool = Tr
     Raises:
         InputError: names the classes.
     """
-    known = set(train)
-    lacking = class_order(set(test) - known)
+    known = set(map(class_key, train))
+    lacking = class_order(set(map(class_key, test)) - known)
     if lacking:
         hint = did_you_mean(lacking[0], known) if named else ""
         kind = "classes" if named else "numbers of classes, which have no names there,"
@@ -137,9 +137,8 @@ def _classes(part: Embeddings) -> dict[int, str]:
     """The name of each label that occurs; its number where it has none."""
     assert part.labels is not None
     occurring = part.labels.unique().tolist()
-    return {
-        label: part.class_names[label] if part.class_names else str(label) for label in occurring
-    }
+    names = part.class_names
+    return {label: class_key(names[label]) if names else str(label) for label in occurring}
 
 
 def _renumbered(part: Embeddings, names: dict[int, str], numbers: dict[str, int]) -> Tensor:

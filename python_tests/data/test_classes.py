@@ -61,3 +61,15 @@ def test_names_after_numbers_are_refused() -> None:
     assert classes.number(7) == 7
     with pytest.raises(InputError, match="labels: 'cat' after numbers without names"):
         classes.number("cat")
+
+
+COMPOSED = [("cafe\u0301", "caf\u00e9"), ("U\u0308bung", "\u00dcbung"), ("\u1100\u1161", "\uac00")]
+
+
+@pytest.mark.parametrize(("apart", "whole"), COMPOSED)
+def test_letters_that_are_composed_otherwise_are_the_same_class(apart: str, whole: str) -> None:
+    assert len(class_order([apart, whole])) == 1
+    numbers, names = join_labels([apart, "x", whole], [whole])
+    assert numbers[0] == numbers[2] != numbers[1] and len(names) == 2
+    classes = Classes([whole])
+    assert classes.number(apart) == classes.number(whole) == 0

@@ -333,3 +333,10 @@ def test_what_is_there_and_cannot_be_read_is_not_called_missing(
     make(tmp_path / name)
     with pytest.raises(InputError, match=f"{name}': {reason}"):
         open_source(tmp_path / name)
+
+
+def test_a_class_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
+    write_folder(tmp_path, ["cafe\u0301", "caf\u00e9", "x"], 1)
+    source = open_source(tmp_path)
+    assert len(source.class_names) == 2
+    assert len(set(labels(source))) == 2 and None not in labels(source)

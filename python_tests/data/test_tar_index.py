@@ -94,7 +94,8 @@ def test_links_folders_and_devices_are_passed_over() -> None:
         tar.addfile(info, io.BytesIO(b"1"))
     regular = [member.name for member in members_of(file.getvalue()) if member.size >= 0]
     assert regular == ["../../real.jpg"]
-    assert notes_of(file.getvalue()).left_out == {"link in a tar": (2, ("link.jpg", "hard.jpg"))}
+    names = ("link.jpg", "hard.jpg", "device.jpg", "pipe.jpg")
+    assert notes_of(file.getvalue()).left_out == {"link or device in a tar": (4, names)}
 
 
 def test_samples_are_neighbours_with_one_key() -> None:

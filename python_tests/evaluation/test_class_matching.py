@@ -105,3 +105,13 @@ def test_numbers_do_not_match_names(train: Embeddings, nameless: str) -> None:
     sets[nameless].class_names = []
     with pytest.raises(InputError, match=r"which train lacks; accepted: the (classes|numbers) of"):
         knn(**sets)
+
+
+@pytest.mark.parametrize(
+    ("apart", "whole"), [("cafe\u0301", "caf\u00e9"), ("\u1100\u1161", "\uac00")]
+)
+def test_a_class_matches_itself_in_another_form_of_unicode(apart: str, whole: str) -> None:
+    train, test = clean(200, 0), clean(100, 9)
+    expected = knn(named(*train, PETS), named(*test, PETS))
+    names = [["bird", "cat", "dog", name] for name in (apart, whole)]
+    assert knn(named(*train, names[0]), named(*test, names[1])) == expected

@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ def run_log(path: Path, *, verbose: bool, rank: int = 0) -> Iterator[None]:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_screen = _ScreenHandler(logging.INFO if verbose and not rank else logging.WARNING)
     # A program that has set up logging of its own decides itself what is shown.
+    for own in (to_file, to_screen):
+        own.addFilter(_once_in_a_run())
     handlers = [to_file] if _PACKAGE.hasHandlers() else [to_file, to_screen]
     level = _PACKAGE.level
     _PACKAGE.setLevel(logging.INFO)
@@ -104,6 +106,19 @@ class Progress:
         """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _once_in_a_run() -> Callable[[logging.LogRecord], bool]:
+    """A filter that drops what an evaluation would say again at every interval."""
+    said = set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        again = getattr(record, "once_in_a_run", False) and text in said
+        said.add(text)
+        return not again
+
+    return is_new
 
 
 class _ScreenHandler(logging.Handler):

@@ -100,3 +100,16 @@ def test_an_error_counts_more_than_the_log_that_is_gone(tmp_path: Path) -> None:
     ):
         folder.rmdir()
         raise FrancaError("the reason")
+
+
+def test_what_every_evaluation_would_say_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("franca_fast.evaluation.knn")
+    with run_log(tmp_path / "train.log", verbose=False):
+        for text in ("a remark", "a remark", "another"):
+            logger.warning("%s", text, extra={"once_in_a_run": True})
+        for _ in range(2):
+            logger.warning("a warning")
+    for written in (capsys.readouterr().err, (tmp_path / "train.log").read_text()):
+        assert [written.count(text) for text in ("a remark", "another", "a warning")] == [1, 1, 2]
