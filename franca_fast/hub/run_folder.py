@@ -200,13 +200,13 @@ def _unfinished(folder: Path) -> str:
     path = shlex.quote(str(folder))
     command = f"franca-fast pretrain --config-file {path}/config.yaml --output-dir {path}"
     missing = "an exported model" if steps else "a checkpoint or an exported model"
-    described = f"a run at step {done} of {total}, without {missing} yet; resume it ({command})"
+    described = f"a run at step {done} of {total}, without {missing} yet; resume it"
     if not steps:
-        return described
+        return f"{described} ({command})"
     listed = ", ".join(map(str, steps))
     return (
         f"{described}, or use --checkpoint {NEWEST} or one of {listed} (in Python "
-        f"checkpoint='{NEWEST}' or a step)"
+        f"checkpoint='{NEWEST}' or a step); {command} resumes it"
     )
 
 

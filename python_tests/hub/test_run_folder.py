@@ -349,7 +349,8 @@ def test_a_run_without_an_export_says_how_far_it_is(
         load(run)
     message = str(caught.value)
     assert "a run at step 107 of 8, without an exported model yet" in message
-    assert f"resume it ({command}), or use --checkpoint newest or one of 3, 20, 100" in message
+    assert "resume it, or use --checkpoint newest or one of 3, 20, 100" in message
+    assert message.endswith(f"{command} resumes it")
 
 
 def test_the_command_that_is_named_resumes_the_run(tmp_path: Path) -> None:
