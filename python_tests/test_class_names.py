@@ -33,7 +33,7 @@ from franca_fast.spelling import spell
 from python_tests.data.files import encoded, tar_bytes
 
 CLASSES, TRAIN, TEST, K = range(12), 6, 4, 3
-SETS = 160
+SETS = 120
 AT_ONCE = 40
 # Names of the twelve classes; each list sorts in an order of its own.
 NAMINGS = {

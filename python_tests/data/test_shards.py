@@ -54,11 +54,12 @@ def test_image_files_are_read_whole(tmp_path: Path) -> None:
         read_sample(index.ref(1))
 
 
-@pytest.mark.parametrize("name", ["é".encode(), b"\xe9", b"\x93\xfa\x96{", "猫".encode()])
-def test_files_are_read_where_python_takes_names_for_ascii(tmp_path: Path, name: bytes) -> None:
-    file = tmp_path / os.fsdecode(name) / os.fsdecode(name + b".png")
-    file.parent.mkdir()
-    file.write_bytes(png(1))
+def test_files_are_read_where_python_takes_names_for_ascii(tmp_path: Path) -> None:
+    names = sorted(["é".encode(), b"\xe9", b"\x93\xfa\x96{", "猫".encode()], key=os.fsdecode)
+    for name in names:
+        file = tmp_path / os.fsdecode(name) / os.fsdecode(name + b".png")
+        file.parent.mkdir()
+        file.write_bytes(png(1))
     code = (
         "import sys; from franca_fast.data import open_images; "
         "print(*[ascii(name) for name, image, _ in open_images(sys.argv[1]) if image])"
@@ -67,7 +68,8 @@ def test_files_are_read_where_python_takes_names_for_ascii(tmp_path: Path, name:
     shown = subprocess.check_output(
         [sys.executable, "-c", code, tmp_path], env=os.environ | ascii_only, text=True
     )
-    assert shown.strip() == ascii(os.fsdecode(name + b"/" + name + b".png"))
+    expected = {ascii(os.fsdecode(name + b"/" + name + b".png")) for name in names}
+    assert set(shown.split()) == expected
 
 
 def test_a_class_for_the_whole_tar(tmp_path: Path) -> None:

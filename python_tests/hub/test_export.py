@@ -236,24 +236,24 @@ def test_names_of_250_bytes(tmp_path: Path, export: Any, name: str) -> None:
     assert path.is_file()
 
 
-@pytest.mark.parametrize(("export", "name"), [(export_onnx, "m.onnx"), (export_torch, "m.pt2")])
-def test_a_disk_that_fills_up_is_an_error_that_names_the_file(
-    tmp_path: Path, export: Any, name: str
-) -> None:
-    code = f"""
+def test_a_disk_that_fills_up_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    code = """
 import resource, sys
-from franca_fast.hub import {export.__name__} as export
+from franca_fast.hub import export_onnx, export_torch
 from franca_fast.models import VisionTransformer
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 model = VisionTransformer(img_size=28, embed_dim=16, depth=1, num_heads=2)
-try:
-    export(model, sys.argv[1])
-except OSError as error:
-    print(error.errno, error.filename)
+for export, path in zip((export_onnx, export_torch), sys.argv[1:], strict=True):
+    try:
+        export(model, path)
+    except OSError as error:
+        print(error.errno, error.filename)
 """
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / name)]
+    paths = [str(tmp_path / name) for name in ("m.onnx", "m.pt2")]
+    command = [sys.executable, "-W", "ignore", "-c", code, *paths]
     outcome = subprocess.run(command, capture_output=True, text=True)
-    assert outcome.stdout == f"{errno.EFBIG} {tmp_path / name}\n", outcome.stderr
+    expected = "".join(f"{errno.EFBIG} {path}\n" for path in paths)
+    assert outcome.stdout == expected, outcome.stderr
     assert list(tmp_path.iterdir()) == []
 
 

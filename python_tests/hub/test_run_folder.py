@@ -166,10 +166,16 @@ def test_a_run_of_the_demos_architecture_exports_what_its_checkpoint_holds(tmp_p
     assert not same(load_model(run, checkpoint=2, network="student"), exported)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config()
-    return write_run(tmp_path / "run", network_of(config), config, 3, 20, 100)
+    folder = tmp_path_factory.mktemp("written")
+    return write_run(folder, network_of(config), config, 3, 20, 100)
+
+
+@pytest.fixture
+def run(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "run")
 
 
 def test_every_way_to_name_a_checkpoint(run: Path) -> None:

@@ -51,7 +51,7 @@ def full_range(values: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize(("order", "compressed"), itertools.product("<>", (False, True)))
+@pytest.mark.parametrize(("order", "compressed"), [*itertools.product("<>", (False, True))])
 def test_integers_of_a_tiff_are_mapped_by_their_type(
     kind: str, order: str, compressed: bool
 ) -> None:
