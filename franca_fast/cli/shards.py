@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 GROUP = "data"
 _BAD_SHOWN, _CLASSES_SHOWN = 100, 10
+_HEADERS_ONLY = "Only the headers of images were read: shards check also finds damaged pixels"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -124,6 +125,8 @@ def _pack(args: argparse.Namespace) -> int:
     else:
         print(f"{packed.folder}: no image could be used, nothing is packed")
     print("\n".join(packed.account.lines()))
+    if args.max_side is None:
+        print(_HEADERS_ONLY)
     return 0 if packed.images else 1
 
 
@@ -170,6 +173,8 @@ def _stats(args: argparse.Namespace) -> int:
         for name, values in (("mean", found.mean), ("std", found.std)):
             print(f"{name}: " + ", ".join(f"{value:.4f}" for value in values))
     print("\n".join(found.account.lines()))
+    if not args.colours:
+        print(_HEADERS_ONLY)
     return 0
 
 

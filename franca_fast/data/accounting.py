@@ -115,6 +115,11 @@ class Opened(NamedTuple):
     left_out: tuple[BadSample, ...] = ()
     remarks: tuple[BadSample, ...] = ()
 
+    def leaving_out(self, entries: tuple[BadSample, ...]) -> Opened:
+        """The same with further images that are left out."""
+        found = self.found + sum(entry.count for entry in entries)
+        return self._replace(found=found, left_out=self.left_out + entries)
+
 
 class SkipCounter(Counter[str]):
     """Counts what was skipped, by reason, and names it in the log.
@@ -242,6 +247,27 @@ class ImageAccount:
         self.used += counts.get("used", 0)
         for name in ("skipped", "left_out", "remarks"):
             getattr(self, name).update(counts.get(name, {}))
+
+
+@dataclass
+class Accounted:
+    """What results of reading images have in common.
+
+    Attributes:
+        account: what became of the images.
+    """
+
+    account: ImageAccount = field(default_factory=ImageAccount, kw_only=True)
+
+    @property
+    def images(self) -> int:
+        """How many images are used."""
+        return self.account.used
+
+    @property
+    def skipped(self) -> SkipCounter:
+        """What cannot be used, by reason."""
+        return self.account.skipped
 
 
 class BadRate:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from franca_fast.data.accounting import BadSample, ImageAccount, Opened, SkipCounter
+from franca_fast.data.accounting import Accounted, BadSample, Opened
 from franca_fast.data.classes import join_labels
 from franca_fast.data.decoding import (
     MAX_IMAGE_PIXELS,
@@ -29,41 +29,28 @@ _AT_ONCE = 256  # images that a thread takes together
 
 
 @dataclass
-class CheckedShards:
+class CheckedShards(Accounted):
     """What a check found.
 
     Attributes:
         shards: how many shards or folders there are.
-        account: what becomes of their images.
         bad: every shard and image that cannot be used, or only in part.
         left_out: the images that a rule passes over; of each rule and shard the first ones by name.
         remarks: labels that are not understood, or belong to no image, and odd pixels.
     """
 
     shards: int = 0
-    account: ImageAccount = field(default_factory=ImageAccount)
     bad: list[BadSample] = field(default_factory=list)
     left_out: list[BadSample] = field(default_factory=list)
     remarks: list[BadSample] = field(default_factory=list)
 
-    @property
-    def images(self) -> int:
-        """How many images are good."""
-        return self.account.used
-
-    @property
-    def skipped(self) -> SkipCounter:
-        """The bad ones, counted by reason."""
-        return self.account.skipped
-
 
 @dataclass
-class ShardStatistics:
+class ShardStatistics(Accounted):
     """What a data set consists of.
 
     Attributes:
         shards, size: how many shards or folders there are, and bytes of all image files.
-        account: what becomes of their images.
         widths, heights: int32 [images], pixels, upright.
         formats: images by file format, such as "JPEG".
         classes: images by label; those without one are not counted.
@@ -74,7 +61,6 @@ class ShardStatistics:
 
     shards: int = 0
     size: int = 0
-    account: ImageAccount = field(default_factory=ImageAccount)
     widths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     heights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     formats: Counter[str] = field(default_factory=Counter)
@@ -82,16 +68,6 @@ class ShardStatistics:
     class_names: list[str] = field(default_factory=list)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-
-    @property
-    def images(self) -> int:
-        """How many images there are, without those that cannot be used."""
-        return self.account.used
-
-    @property
-    def skipped(self) -> SkipCounter:
-        """What cannot be used, by reason."""
-        return self.account.skipped
 
 
 def check_shards(

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from franca_fast.data.accounting import BadSample, ImageAccount, SkipCounter
+from franca_fast.data.accounting import Accounted, BadSample
 from franca_fast.data.decoding import (
     BadImage,
     LazyImage,
@@ -39,31 +39,25 @@ _SKIPPED_BEFORE = "skipped by an earlier call"
 
 
 @dataclass
-class PackedShards:
+class PackedShards(Accounted):
     """What was packed.
 
     Attributes:
         folder: where.
         shards: their names.
-        images, size: images and bytes in all of them.
+        size: bytes in all of them.
         kept: shards that were there already, finished by an earlier call.
-        account: what became of the images of the source; what earlier calls packed counts as
-            used, what they skipped under a reason of its own.
         class_names: of the classes 0, 1, ...; empty when labels are numbers without names.
+
+    In the account what earlier calls packed counts as used, and what they skipped has a reason of
+    its own.
     """
 
     folder: Path
     shards: list[str]
-    images: int = 0
     size: int = 0
     kept: int = 0
-    account: ImageAccount = field(default_factory=ImageAccount)
     class_names: list[str] = field(default_factory=list)
-
-    @property
-    def skipped(self) -> SkipCounter:
-        """What could not be used, by reason."""
-        return self.account.skipped
 
 
 def pack_shards(
@@ -136,7 +130,7 @@ def pack_shards(
             packed.account.add(bad, remarks)
             if progress is not None:
                 progress(len(counts), len(plan))
-        packed.images = packed.account.used = sum(counts.values())
+        packed.account.used = sum(counts.values())
         packed.size = sum((folder / name).stat().st_size for name in packed.shards)
         write_json(folder / SIZES_FILE, {packed.shards[i]: counts[i] for i in sorted(counts)})
         if not packed.images:

@@ -107,10 +107,13 @@ class TarShard(Shard):
     Args:
         path: the file.
         label: class of all its images (ImageNet-21K); None reads `.cls` and `.json` members.
+        beside: images beside it that are left out, and have no other place to be counted.
     """
 
-    def __init__(self, path: str, label: str | None = None) -> None:
-        self.name, self._path, self._label = path, path, label
+    def __init__(
+        self, path: str, label: str | None = None, beside: tuple[BadSample, ...] = ()
+    ) -> None:
+        self.name, self._path, self._label, self._beside = path, path, label, beside
         self.early = path.lower().endswith(".tar")
 
     def size(self) -> int:
@@ -134,6 +137,11 @@ class TarShard(Shard):
 
     def index(self) -> ShardIndex:
         """Reads the headers of the tar; the whole of it when it is compressed."""
+        index = self._read_index()
+        index.opened = index.opened.leaving_out(self._beside)
+        return index
+
+    def _read_index(self) -> ShardIndex:
         try:
             with open_file(self._path) as file:
                 if file.read(len(GZIP)) == GZIP:

@@ -166,8 +166,9 @@ def _open_folder(folder: str, spec: str) -> Source:
     if found.images and found.shards:
         raise _both(spec, f"'{found.shards[0]}' and '{found.images[0]}'", f"{folder}/**/*.tar")
     if found.shards:
-        tars: list[Shard] = [TarShard(os.path.join(folder, path)) for path in found.shards]
-        return _open_shards(spec, tars)
+        first, *others = (os.path.join(folder, path) for path in found.shards)
+        hidden = tuple(found.left_out.listed(folder.rstrip(os.sep), os.sep))
+        return _open_shards(spec, [TarShard(first, beside=hidden), *map(TarShard, others)])
     if not found.images:
         raise InputError(
             f"source: no images in '{spec}' ({found.others_in_words()}); accepted: a folder with "

@@ -18,7 +18,7 @@ from franca_fast.cli.common import (
 from franca_fast.config import Config, list_recipes, load_config
 from franca_fast.errors import InputError
 from franca_fast.rasa import PositionProjector
-from python_tests.hub.test_run_folder import network_of, write_run
+from python_tests.hub.run_files import network_of, write_run
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])

@@ -16,7 +16,8 @@ from franca_fast.data.decoding import DecodeSettings
 from franca_fast.data.pixels.levels import NARROW
 from franca_fast.data.stream import SampleStream
 from python_tests.data.deep_files import png_file
-from python_tests.data.files import write_shards
+from python_tests.data.files import png, tar_bytes, write_shards
+from python_tests.data.test_loader import build
 
 PLAN = BatchPlan(
     batch_size=4,
@@ -189,3 +190,16 @@ def test_an_image_that_memory_cannot_hold_is_skipped(
     monkeypatch.setattr(batch_module, "read_sample", fail)
     made = BatchMaker(PLAN)[draw]
     assert [bad.reason for bad in made.bad] == ["too large for memory"] * 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_remarks_reach_the_loader(tmp_path: Path, workers: int) -> None:
+    deep = png_file(np.arange(64, dtype=np.uint16).reshape(8, 8))
+    members = [(f"{i}.png", deep if i % 2 else png(i)) for i in range(8)]
+    (tmp_path / "s.tar").write_bytes(tar_bytes(members))
+    with build(tmp_path / "s.tar", batch_size=8, num_workers=workers) as loader:
+        assert next(loader).account.remarks == {NARROW: 4}
+        assert next(loader).account.remarks == {NARROW: 4}
+        assert loader.account.remarks == {NARROW: 8} and loader.account.adds_up
+    with build(tmp_path / "s.tar", batch_size=8, levels="minmax") as loader:
+        assert next(loader).account.remarks == {}

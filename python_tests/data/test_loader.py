@@ -13,7 +13,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -21,9 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import franca_fast.data
 from franca_fast.data import Batch, CropSettings, MaskSettings, TrainLoader, build_train_loader
 from franca_fast.data.batch import BatchMaker
-from franca_fast.data.pixels.levels import NARROW
 from franca_fast.errors import FrancaError, InputError
-from python_tests.data.deep_files import png_file
 from python_tests.data.files import png, tar_bytes, write_folder, write_shards
 
 CROPS = CropSettings(global_crops_size=16, local_crops_size=8, local_crops_number=2)
@@ -395,16 +392,3 @@ def test_optional_packages_are_imported_only_where_they_are_needed() -> None:
             )
             packages = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
             assert packages <= {"", "franca_fast", "numpy", "torch", "PIL"}, file
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_odd_images_are_counted(tmp_path: Path, workers: int) -> None:
-    deep = png_file(np.arange(64, dtype=np.uint16).reshape(8, 8))
-    members = [(f"{i}.png", deep if i % 2 else png(i)) for i in range(8)]
-    (tmp_path / "s.tar").write_bytes(tar_bytes(members))
-    with build(tmp_path / "s.tar", batch_size=8, num_workers=workers) as loader:
-        assert next(loader).account.remarks == {NARROW: 4}
-        assert next(loader).account.remarks == {NARROW: 4}
-        assert loader.account.remarks == {NARROW: 8} and loader.account.adds_up
-    with build(tmp_path / "s.tar", batch_size=8, levels="minmax") as loader:
-        assert next(loader).account.remarks == {}

@@ -340,3 +340,13 @@ def test_a_class_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert len(source.class_names) == 2
     assert len(set(labels(source))) == 2 and None not in labels(source)
+
+
+def test_hidden_images_beside_shards_are_counted(tmp_path: Path) -> None:
+    write_shards(tmp_path, 2, 3)
+    for name in ("._a.png", "deep/.b.jpg", ".trash/c.png", "._s-0.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(0))
+    source = open_source(tmp_path)
+    assert len(names(source)) == 6
+    assert left_out(source) == {"hidden file": 3}

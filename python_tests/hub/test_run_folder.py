@@ -14,17 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from franca_fast.config.files import load_config, to_yaml
-from franca_fast.config.schema import Config
+from franca_fast.config.files import load_config
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import as_encoder
 from franca_fast.hub import convert, load_head, load_model, read_state_dict, save_backbone
-from franca_fast.hub.checkpoint_files import Checkpoint, Part
+from franca_fast.hub.checkpoint_files import Checkpoint
 from franca_fast.hub.run_folder import settings_of
 from franca_fast.training import pretrain
 from franca_fast.training.checkpoints.writer import CheckpointWriter
-from franca_fast.training.student_teacher import StudentTeacher
-from python_tests.hub.test_checkpoint_files import world_of
+from python_tests.hub.run_files import network_of, parts_of, write_run, write_sharded
 from python_tests.training.tiny import TINY, tiny_config
 
 ODD = {
@@ -39,52 +37,6 @@ ODD = {
     "full": ["dino.projection=full", "dino.head_nlayers=1", "ibot.head_nlayers=2"],
     "widths": ["dino.nesting_dims=[8,32]", "crops.global_crops_size=42"],
 }
-
-
-def network_of(config: Config, seed: int = 0) -> StudentTeacher:
-    """Student and teacher that differ, with every weight drawn."""
-    torch.manual_seed(seed)
-    model = StudentTeacher(config)
-    for parameter in model.parameters():
-        parameter.data.normal_()
-    return model.eval()
-
-
-def parts_of(model: StudentTeacher, start: float = 0.0, stop: float = 1.0) -> dict[str, Part]:
-    """What a rank writes that holds this range of all rows, and an optimizer beside them."""
-    parts = {}
-    for name, tensor in model.state_dict().items():
-        rows = tensor.shape[0] if tensor.dim() else 0
-        first, last = int(start * rows), int(stop * rows)
-        if (start, stop) == (0.0, 1.0) or not rows:
-            parts[name] = Part(tensor)
-        elif last > first:
-            parts[name] = Part(tensor[first:last], first, rows)
-        parts[f"optimizer.exp_avg.{name}"] = Part(torch.zeros(1))
-    return parts
-
-
-def write_run(folder: Path, model: StudentTeacher, config: Config, *steps: int) -> Path:
-    """A run's folder with checkpoints, killed before its first export."""
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config))
-    for step in steps:
-        writer = CheckpointWriter(folder / "checkpoints", keep=9)
-        writer.save(step, parts_of(model), {}, to_yaml(config))
-        writer.wait()
-    return folder
-
-
-def write_sharded(folder: Path, model: StudentTeacher, config: Config) -> Path:
-    cuts = [0.0, 0.3, 0.8, 1.0]
-    writers = []
-    for rank in range(3):
-        writer = CheckpointWriter(folder / "checkpoints", keep=1, world=world_of(rank, 3))
-        writer.save(1, parts_of(model, cuts[rank], cuts[rank + 1]), {}, to_yaml(config))
-        writers.append(writer)
-    for writer in reversed(writers):
-        writer.wait()
-    return folder
 
 
 def damage(checkpoint: Path) -> None:
