@@ -43,8 +43,9 @@ native-test: $(VENV)/.tested
 	$(BIN)/cmake --build build/native
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
+# Two processes of one thread: whole files at a time, since their tests share what is slow to make.
 python-test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .

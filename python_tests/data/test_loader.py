@@ -335,6 +335,8 @@ def test_a_worker_that_dies_is_one_clear_error(
 ) -> None:
     # torch looks whether its workers live every 5 seconds
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+    # Where another DataLoader was before, a handler of torch's is set for the whole process.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = multiprocessing.active_children()
     loader = build(shards, num_workers=1)
     next(loader)
@@ -345,6 +347,7 @@ def test_a_worker_that_dies_is_one_clear_error(
         for _ in range(20):
             next(loader)
     assert not workers_since(before)
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def _train(path: str, ready: Any, errors: Any, alive: Any) -> None:
