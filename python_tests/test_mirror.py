@@ -1,7 +1,7 @@
 """The tests mirror the package: `franca_fast/a/b.py` is tested by `python_tests/a/test_b.py`.
 
 Underscores around a module's name are left out, so that `__init__` has test_init.py. A test file of
-`python_tests/bench` belongs to a module of `bench/gpu` in the same way.
+`python_tests/bench` belongs to a module of `bench` or `bench/gpu` in the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MIRRORED = {"franca_fast": "", "bench/gpu": "bench/"}  # where a folder's tests stand
+# Where the tests of a folder stand.
+MIRRORED = {"franca_fast": "", "bench": "bench/", "bench/gpu": "bench/"}
 
 # Tests of no module alone, and why.
 CROSS_CUTTING = {
