@@ -24,20 +24,24 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
 
-    def forward(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, seqlens: Sequence[int] | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Attends within each image.
 
         Args:
             x: [B, tokens, d], or packed [tokens, d] with `seqlens`.
             seqlens: Tokens of each packed image.
+            rows: Packed tokens whose outputs are asked for, int64 [n]; None for all.
 
         Returns:
-            Tensor of the shape of `x`.
+            Tensor of the shape of `x`, or [n, d].
         """
         qkv = self.qkv(x)
         qkv = qkv.view(*x.shape[:-1], 3, self.num_heads, -1)
         if seqlens is not None:
-            return self.proj(varlen_attention_qkv(qkv, seqlens).flatten(-2))
+            attended = varlen_attention_qkv(qkv, seqlens).flatten(-2)
+            return self.proj(attended if rows is None else attended.index_select(0, rows))
         q, k, v = qkv.unbind(-3)
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

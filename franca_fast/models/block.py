@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from franca_fast.models.stochastic_depth import (
     Subsets,
     add_to_images,
     draw_subsets,
+    rows_of_images,
     seqlens_of,
     take_images,
 )
@@ -124,33 +125,69 @@ class Block(nn.Module):
             crops = [(x.shape[0], x.shape[1])]
             (subsets,) = draw_subsets(crops, [self.drop_path], x.device)
             return self.forward_packed(x.flatten(0, 1), crops, subsets).view_as(x)
-        for branch in (self._attention, self._feed_forward):
+        for branch, scale in self._branches():
             if self.training and self.drop_path > 0.0:
                 keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device)
                 keep.bernoulli_(1.0 - self.drop_path).div_(1.0 - self.drop_path)
-                x = x + branch(x) * keep
+                x = x + scale(branch(x)) * keep
             else:
-                x = x + branch(x)
+                x = _add(x, branch(x), scale)
         return x
 
-    def forward_packed(self, x: Tensor, crops: Crops, subsets: Subsets) -> Tensor:
+    def forward_packed(
+        self, x: Tensor, crops: Crops, subsets: Subsets, rows: Tensor | None = None
+    ) -> Tensor:
         """Packed crops, [tokens, d].
 
         Args:
             x: tokens.
             crops: (images, tokens of each) of each crop size.
             subsets: for this block, from `draw_subsets`.
+            rows: of the tokens that are asked for, int64 [n], none of them twice; None for all.
+
+        Returns:
+            [tokens, d], or with `rows` the [n, d] of these alone: what only the others need is
+            left out, which is all but their keys and values.
         """
-        for branch, subset in zip((self._attention, self._feed_forward), subsets, strict=True):
+        if rows is not None:
+            return self._forward_rows(x, crops, subsets, rows)
+        for (branch, scale), subset in zip(self._branches(), subsets, strict=True):
             if subset is None:
-                x = x + branch(x, seqlens_of(crops))
+                x = _add(x, branch(x, seqlens_of(crops)), scale)
                 continue
             taken = take_images(x, subset)
-            x = add_to_images(x, taken, branch(taken, seqlens_of(subset.kept_crops)), subset)
+            residual = scale(branch(taken, seqlens_of(subset.kept_crops)))
+            x = add_to_images(x, taken, residual, subset)
         return x
 
-    def _attention(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), seqlens))
+    def _forward_rows(self, x: Tensor, crops: Crops, subsets: Subsets, rows: Tensor) -> Tensor:
+        of_attention, of_feed_forward = subsets
+        own = x.index_select(0, rows)
+        if of_attention is None:
+            own = _add(own, self._attention(x, seqlens_of(crops), rows), self.ls1)
+        else:
+            places, factors = rows_of_images(of_attention, rows, x.dtype)
+            taken, seqlens = take_images(x, of_attention), seqlens_of(of_attention.kept_crops)
+            own = torch.addcmul(own, self.ls1(self._attention(taken, seqlens, places)), factors)
+        branch = self._feed_forward(own)
+        if of_feed_forward is None:
+            return _add(own, branch, self.ls2)
+        # Which rows are left out only the device knows: to compute them too costs less than to ask.
+        _, factors = rows_of_images(of_feed_forward, rows, x.dtype)
+        return torch.addcmul(own, self.ls2(branch), factors)
+
+    def _branches(self) -> tuple[tuple[Callable[..., Tensor], nn.Module], ...]:
+        return (self._attention, self.ls1), (self._feed_forward, self.ls2)
+
+    def _attention(
+        self, x: Tensor, seqlens: Sequence[int] | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        return self.attn(self.norm1(x), seqlens, rows)
 
     def _feed_forward(self, x: Tensor, seqlens: Sequence[int] | None = None) -> Tensor:
-        return self.ls2(self.mlp(self.norm2(x)))
+        return self.mlp(self.norm2(x))
+
+
+def _add(x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
+    """Adds scale(branch) to x, with LayerScale in one pass."""
+    return torch.addcmul(x, branch, scale.gamma) if isinstance(scale, LayerScale) else x + branch

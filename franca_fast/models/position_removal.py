@@ -113,9 +113,10 @@ class ProjectedBackbone(VisionTransformer):
         self,
         x: Tensor | Sequence[Tensor],
         masks: Tensor | Sequence[Tensor | None] | None = None,
+        patches: Tensor | Sequence[Tensor] | None = None,
     ) -> Any:
         """As `VisionTransformer.forward_features`, with positions removed from patch tokens."""
-        outputs = super().forward_features(x, masks)
+        outputs = super().forward_features(x, masks, patches)
         for output in [outputs] if isinstance(outputs, dict) else outputs:
             output["x_norm_patchtokens"] = self.rasa(output["x_norm_patchtokens"])
         return outputs

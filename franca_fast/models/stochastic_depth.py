@@ -92,6 +92,35 @@ def add_to_images(x: Tensor, taken: Tensor, residual: Tensor, subset: Subset) ->
     return total
 
 
+def rows_of_images(subset: Subset, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where some tokens are found in a subset.
+
+    Args:
+        subset: the images.
+        rows: among the tokens of all images, int64 [n].
+        dtype: of the factors.
+
+    Returns:
+        the rows among the tokens of the subset, int64 [n], and the factors of their residuals,
+        [n, 1]: images / kept images, or 0 for a token whose image is left out, for which the first
+        row stands. How many these are the host need not know.
+    """
+    places = rows.new_zeros(_n_tokens(subset.crops), 1)
+    factors = places.to(dtype)
+    n_kept = _n_tokens(subset.kept_crops)
+    for place, factor, kept, number, images_by_kept in zip(
+        _by_image(places, subset.crops),
+        _by_image(factors, subset.crops),
+        subset.kept,
+        _by_image(torch.arange(n_kept, device=rows.device), subset.kept_crops),
+        _factors(subset),
+        strict=True,
+    ):
+        place.index_copy_(0, kept, number)
+        factor.index_fill_(0, kept, images_by_kept)
+    return places.index_select(0, rows).squeeze(1), factors.index_select(0, rows)
+
+
 class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, subset: Subset) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from franca_fast.errors import InputError
 from franca_fast.models.block import Block
-from franca_fast.models.stochastic_depth import draw_subsets
+from franca_fast.models.stochastic_depth import Crops, draw_subsets
 
 
 class PatchEmbed(nn.Module):
@@ -153,6 +153,7 @@ class VisionTransformer(nn.Module):
         self,
         x: Tensor | Sequence[Tensor],
         masks: Tensor | Sequence[Tensor | None] | None = None,
+        patches: Tensor | Sequence[Tensor] | None = None,
     ) -> Any:
         """Tokens of images of one size or of several sizes at once.
 
@@ -161,18 +162,35 @@ class VisionTransformer(nn.Module):
                 blocks packed together. Results equal those of separate calls.
             masks: bool [B, n], patches to replace by the mask token; for a list of batches a list
                 of masks or None.
+            patches: int64 [m], the patches that are asked for, numbered over the batch (0 to
+                B n - 1), none of them twice; for a list of batches a list. The last block then
+                computes these and the CLS tokens alone, which is much of a shallow network.
+                Default: all.
 
         Returns:
             A dict (for a list: a list of dicts) with `x_norm_clstoken` [B, d], `x_norm_regtokens`
             [B, r, d], `x_norm_patchtokens` [B, n, d], `x_prenorm` [B, 1 + r + n, d] and `masks`.
+            With `patches` a dict has `x_norm_clstoken` [B, d], `x_norm_patchtokens` [m, d] and
+            `masks`.
+
+        Example:
+            >>> import torch, franca_fast as ff
+            >>> vit = ff.models.VisionTransformer(img_size=28, patch_size=14, embed_dim=64, depth=2,
+            ...                                   num_heads=4)
+            >>> images = torch.randn(2, 3, 28, 28)
+            >>> every = vit.forward_features(images)["x_norm_patchtokens"]
+            >>> some = vit.forward_features(images, patches=torch.tensor([1, 6]))
+            >>> torch.allclose(some["x_norm_patchtokens"], every.flatten(0, 1)[[1, 6]], atol=1e-5)
+            True
         """
-        if isinstance(x, Tensor):
+        alone = isinstance(x, Tensor)
+        if alone and patches is None:
             tokens = self._tokens(x, masks)  # type: ignore[arg-type]
             for block in self.blocks:
                 tokens = block(tokens)
             return self._outputs(tokens, masks)  # type: ignore[arg-type]
-        batches = list(x)
-        masks_of = [None] * len(batches) if masks is None else list(masks)
+        batches = [x] if alone else list(x)
+        masks_of = [masks] if alone else [None] * len(batches) if masks is None else list(masks)
         if not batches or len(masks_of) != len(batches):
             raise InputError(
                 f"x: {len(batches)} batches with {len(masks_of)} masks; "
@@ -181,16 +199,49 @@ class VisionTransformer(nn.Module):
         each = [self._tokens(b, m) for b, m in zip(batches, masks_of, strict=True)]
         crops = [(t.shape[0], t.shape[1]) for t in each]
         packed = torch.cat([t.flatten(0, 1) for t in each])
-        blocks = list(cast("Iterable[Block]", self.blocks))
-        rates = [block.drop_path if block.training else 0.0 for block in blocks]
-        drawn = draw_subsets(crops, rates, packed.device)
-        for block, subsets in zip(blocks, drawn, strict=True):
-            packed = block.forward_packed(packed, crops, subsets)
-        parts = packed.split([images * tokens for images, tokens in crops])
+        if patches is not None:
+            wanted = self._rows(crops, [patches] if alone else list(patches))
+            sizes = [rows.shape[0] for rows in wanted]
+            parts = self.norm(self._blocks(packed, crops, torch.cat(wanted))).split(sizes)
+            outputs = [
+                {"x_norm_clstoken": cls, "x_norm_patchtokens": patch, "masks": mask}
+                for cls, patch, mask in zip(parts[::2], parts[1::2], masks_of, strict=True)
+            ]
+            return outputs[0] if alone else outputs
+        parts = self._blocks(packed, crops).split([images * tokens for images, tokens in crops])
         return [
             self._outputs(part.unflatten(0, crop), mask)
             for part, crop, mask in zip(parts, crops, masks_of, strict=True)
         ]
+
+    def _blocks(self, packed: Tensor, crops: Crops, rows: Tensor | None = None) -> Tensor:
+        """Packed tokens [tokens, d] after all blocks, or the [n, d] of these rows."""
+        blocks = list(cast("Iterable[Block]", self.blocks))
+        rates = [block.drop_path if block.training else 0.0 for block in blocks]
+        drawn = draw_subsets(crops, rates, packed.device)
+        for block, subsets in zip(blocks, drawn, strict=True):
+            of_last = rows if block is blocks[-1] else None
+            packed = block.forward_packed(packed, crops, subsets, of_last)
+        return packed
+
+    def _rows(self, crops: Crops, patches: Sequence[Tensor]) -> list[Tensor]:
+        """Rows of the packed tokens: of each crop size the CLS tokens, then some patches."""
+        if len(patches) != len(crops) or any(
+            p.dtype != torch.int64 or p.dim() != 1 for p in patches
+        ):
+            forms = [f"{p.dtype} {tuple(p.shape)}" for p in patches]
+            raise InputError(
+                f"patches: {', '.join(forms)}; accepted: torch.int64 [m], one for each of "
+                f"{len(crops)} batches"
+            )
+        rows, start, n_others = [], 0, 1 + self.num_register_tokens
+        for (images, tokens), numbers in zip(crops, patches, strict=True):
+            stop = start + images * tokens
+            rows.append(torch.arange(start, stop, tokens, device=numbers.device))
+            image = numbers.div(tokens - n_others, rounding_mode="floor")
+            rows.append(numbers + (start + n_others) + image * n_others)
+            start = stop
+        return rows
 
     def get_intermediate_layers(
         self,

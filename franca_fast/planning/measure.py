@@ -242,15 +242,16 @@ def step_flops(model: StudentTeacher, config: Config) -> dict[str, float]:
 
     A product of [a, b] and [b, c] counts 2abc; the backward pass counts twice the forward pass.
     Attention counts 4 d sum(tokens^2). Stochastic depth leaves out its share of the student's
-    images.
+    images, and the last block most tokens (`VisionTransformer.forward_features`, "patches").
 
     Returns:
         "teacher" and "student" (backbone, forward), "heads" (of both, forward), "backward" (of the
         student and its heads), "scores" (of all heads, stored) and "streamed_scores".
     """
     crops = crop_lists(config)
-    teacher = _backbone_flops(model.teacher.backbone, crops[:1])
-    student = _backbone_flops(model.student.backbone, crops)
+    masked = mean_masked_patches(config) if "ibot" in model.weights else 0
+    teacher = _backbone_flops(model.teacher.backbone, crops[:1], masked)
+    student = _backbone_flops(model.student.backbone, crops, masked)
     teacher_heads = student_heads = stored = streamed = 0.0
     for head, rows, own, terms in model.scored_rows(config):
         linear = 2.0 * _linear_weights(head)
@@ -271,16 +272,21 @@ def step_flops(model: StudentTeacher, config: Config) -> dict[str, float]:
     }
 
 
-def _backbone_flops(backbone: VisionTransformer, crops: Sequence[tuple[int, int]]) -> float:
+def _backbone_flops(
+    backbone: VisionTransformer, crops: Sequence[tuple[int, int]], masked: int
+) -> float:
     extra = 1 + backbone.num_register_tokens
     patches = sum(images * (tokens - extra) for images, tokens in crops)
     total = 2.0 * patches * backbone.patch_embed.proj.weight.numel()
-    for module in backbone.blocks:
-        block: Any = module
+    blocks: Any = backbone.blocks
+    for block in blocks:
         rate = block.drop_path
         kept = [(max(1, int(images * (1.0 - rate))), tokens) for images, tokens in crops]
-        linear = 2.0 * _linear_weights(block)
-        total += linear * sum(images * tokens for images, tokens in kept)
+        rows = n_tokens = sum(images * tokens for images, tokens in kept)
+        if block is blocks[-1]:  # of all images: what is left out is computed as well
+            rows = masked + sum(images for images, _ in crops)
+        qkv = _linear_weights(block.attn.qkv)
+        total += 2.0 * (qkv * n_tokens + (_linear_weights(block) - qkv) * rows)
         total += 4.0 * backbone.embed_dim * sum(images * tokens**2 for images, tokens in kept)
     return total
 

@@ -149,8 +149,7 @@ class StudentTeacher(nn.Module):
         if batch.local_crops is not None:
             crops.append(batch.local_crops)
             masks.append(None)
-        outputs = self.student.backbone.forward_features(crops, masks)
-        tokens = _tokens(outputs, batch)
+        tokens = self._tokens(self.student, batch, crops, masks)
         scores = self._scores(self.student, tokens)
         terms: dict[str, Tensor] = {}
         if weight := self.weights.get("dino"):
@@ -218,8 +217,8 @@ class StudentTeacher(nn.Module):
     def _targets(
         self, batch: Batch, teacher_temp: float, group: dist.ProcessGroup | None
     ) -> dict[str, ClusteringTargets]:
-        output = self.teacher.backbone.forward_features(batch.global_crops)
-        scores = self._scores(self.teacher, _tokens([output], batch))
+        tokens = self._tokens(self.teacher, batch, [batch.global_crops], [None])
+        scores = self._scores(self.teacher, tokens)
         return {
             name: self._nested_loss(name).targets(of_loss, teacher_temp, group=group)
             for name, (of_loss,) in scores.items()
@@ -227,6 +226,26 @@ class StudentTeacher(nn.Module):
 
     def _nested_loss(self, name: str) -> ClusteringLoss:
         return cast("ClusteringLoss", getattr(self, f"{name}_loss"))
+
+    def _tokens(
+        self,
+        network: Network,
+        batch: Batch,
+        crops: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+    ) -> dict[str, list[Tensor]]:
+        """What each nested loss looks at: CLS tokens, and the masked patches of the global crops.
+
+        The backbone's last block computes no others.
+        """
+        nothing = batch.mask_indices[:0]
+        masked = batch.mask_indices if "ibot" in self.weights else nothing
+        patches = [masked, *[nothing] * (len(crops) - 1)]
+        outputs = network.backbone.forward_features(crops, masks, patches)
+        return {
+            "dino": [output["x_norm_clstoken"] for output in outputs],
+            "ibot": [outputs[0]["x_norm_patchtokens"]],
+        }
 
     def _scores(
         self, network: Network, tokens: Mapping[str, list[Tensor]]
@@ -271,9 +290,3 @@ def _build_head(config: Config, section: str) -> NestedPrototypeHead:
         projection=config.dino.projection,
         normalize=config.dino.normalize_bottleneck,
     )
-
-
-def _tokens(outputs: Sequence[dict[str, Tensor]], batch: Batch) -> dict[str, list[Tensor]]:
-    """What each nested loss looks at: CLS tokens, and patches as `batch.mask_indices` has them."""
-    masked = outputs[0]["x_norm_patchtokens"].flatten(0, 1).index_select(0, batch.mask_indices)
-    return {"dino": [output["x_norm_clstoken"] for output in outputs], "ibot": [masked]}

@@ -9,6 +9,7 @@ from franca_fast.models.stochastic_depth import (
     Subset,
     add_to_images,
     draw_subsets,
+    rows_of_images,
     seqlens_of,
     take_images,
 )
@@ -81,3 +82,21 @@ def test_a_residual_of_float32_is_added_before_the_sum_is_rounded() -> None:
     assert torch.equal(take_images(total, subset), exact)
     assert torch.equal(residual.grad, torch.full((12, 5), 2.0))
     assert torch.equal(x.grad, torch.ones(24, 5).bfloat16())
+
+
+def test_rows_are_found_among_the_images_that_are_kept() -> None:
+    subset = drawn(0.5)
+    x = torch.randn(24, 5, dtype=torch.float64)
+    rows = torch.tensor([0, 5, 4, 11, 13, 17, 22, 23, 8])
+    places, factors = rows_of_images(subset, rows, x.dtype)
+    starts = (0, 12)
+    kept = torch.cat(
+        [
+            (images[:, None] * tokens + torch.arange(tokens)).flatten() + start
+            for start, (_, tokens), images in zip(starts, CROPS, subset.kept, strict=True)
+        ]
+    )
+    inside = torch.isin(rows, kept)
+    assert torch.equal(factors.squeeze(1), inside * 2.0) and factors.dtype == x.dtype
+    assert torch.equal(take_images(x, subset)[places[inside]], x[rows[inside]])
+    assert torch.equal(places[~inside], torch.zeros_like(places[~inside]))

@@ -92,6 +92,66 @@ def test_packed_crops_equal_separate_crops_forward_and_backward(registers, ffn_l
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
+def tokens_and_gradients(model, crops, masks, patches, some):
+    """The CLS tokens and some patches, all computed or these alone, and what follows from them."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    outs = model.forward_features(crops, masks, patches if some else None)
+    if not some:
+        for out, numbers in zip(outs, patches, strict=True):
+            every = out["x_norm_patchtokens"].flatten(0, 1)
+            out["x_norm_patchtokens"] = every.index_select(0, numbers)
+    names = ("x_norm_clstoken", "x_norm_patchtokens")
+    found = torch.cat([out[name] for out in outs for name in names])
+    drawn_next = torch.rand(1)
+    (found * torch.linspace(-1, 1, found.numel()).view_as(found)).sum().backward()
+    return [drawn_next, found.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("case", ["local crops", "one size", "no patches", "no LayerScale"])
+def test_some_tokens_are_as_among_all(rate, registers, case):
+    model = small(
+        num_register_tokens=registers,
+        drop_path_rate=rate,
+        ffn_layer="mlp" if case == "one size" else "swiglu",
+        layerscale=None if case == "no LayerScale" else 0.5,
+    ).double()
+    masks = torch.rand(4, 49) < 0.3
+    patches = masks.flatten().nonzero().flatten()[: 0 if case == "no patches" else None]
+    crops, masks, patches = [torch.randn(4, 3, 28, 28).double()], [masks], [patches]
+    if case != "one size":
+        crops.append(torch.randn(6, 3, 12, 8).double())
+        masks.append(None)
+        patches.append(torch.tensor([7, 2]))
+    some, every = (
+        tokens_and_gradients(model, crops, masks, patches, some) for some in (True, False)
+    )
+    for a, b in zip(some, every, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_some_tokens_of_one_batch():
+    model = make_layerscale_matter(small(num_register_tokens=2))
+    images, masks = torch.randn(2, 3, 28, 20), torch.rand(2, 35) < 0.4
+    every = model.forward_features(images, masks)
+    some = model.forward_features(images, masks, torch.tensor([3, 34, 35]))
+    expected = every["x_norm_patchtokens"].flatten(0, 1)[[3, 34, 35]]
+    torch.testing.assert_close(some["x_norm_patchtokens"], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some["x_norm_clstoken"], every["x_norm_clstoken"])
+    assert some["masks"] is masks and "x_prenorm" not in some
+
+
+def test_the_last_block_computes_few_tokens():
+    model = small()
+    sizes = []
+    model.blocks[-1].mlp.register_forward_hook(lambda m, inputs, out: sizes.append(out.shape[0]))
+    patches = [torch.tensor([3, 8]), torch.empty(0, dtype=torch.int64)]
+    model.forward_features([torch.randn(2, 3, 28, 28), torch.randn(3, 3, 8, 8)], None, patches)
+    assert sizes == [2 + 2 + 3]
+
+
 def test_masks_hide_the_pixels_of_their_patches():
     model = make_layerscale_matter(small()).eval()
     masks = torch.zeros(1, 49, dtype=torch.bool)
@@ -201,6 +261,14 @@ def test_compiles_without_graph_breaks():
         (lambda: small()(torch.randn(1, 3, 28, 30)), "28 x 30 pixels"),
         (lambda: small()(torch.randn(3, 28, 28)), "x: torch.float32"),
         (lambda: small().forward_features([]), "x: 0 batches"),
+        (
+            lambda: small().forward_features(torch.randn(1, 3, 28, 28), patches=torch.ones(1)),
+            r"patches: torch.float32 \(1,\); accepted: torch.int64",
+        ),
+        (
+            lambda: small().forward_features([torch.randn(1, 3, 8, 8)], None, []),
+            "patches: .*accepted: .* one for each of 1 batches",
+        ),
         (lambda: small().get_intermediate_layers(torch.randn(1, 3, 28, 28), n=4), "n: 4"),
         (
             lambda: small().forward_features(torch.randn(1, 3, 28, 28), torch.zeros(1, 48).bool()),

@@ -126,10 +126,8 @@ def test_packed_crops_train_like_separate_ones(monkeypatch: pytest.MonkeyPatch) 
     packed.total.backward()
     together = VisionTransformer.forward_features
 
-    def apart(self: VisionTransformer, x: Any, masks: Any = None) -> Any:
-        if isinstance(x, torch.Tensor):
-            return together(self, x, masks)
-        return [together(self, *pair) for pair in zip(x, masks, strict=True)]
+    def apart(self: VisionTransformer, x: Any, masks: Any, patches: Any) -> Any:
+        return [together(self, *each) for each in zip(x, masks, patches, strict=True)]
 
     monkeypatch.setattr(VisionTransformer, "forward_features", apart)
     separate_model, separate = loss_of()
@@ -140,6 +138,32 @@ def test_packed_crops_train_like_separate_ones(monkeypatch: pytest.MonkeyPatch) 
     )
     for (name, one), other in pairs:
         assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["crops.local_crops_number=0"], ["ibot.loss_weight=0"]], ids=" ".join
+)
+def test_the_last_block_computes_only_what_the_losses_read(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    some_model, some = loss_of(*overrides)
+    some.total.backward()
+    some_tokens = VisionTransformer.forward_features
+
+    def all_tokens(self: VisionTransformer, x: Any, masks: Any, patches: Any) -> Any:
+        outputs = some_tokens(self, x, masks)
+        for output, numbers in zip(outputs, patches, strict=True):
+            every = output["x_norm_patchtokens"].flatten(0, 1)
+            output["x_norm_patchtokens"] = every.index_select(0, numbers)
+        return outputs
+
+    monkeypatch.setattr(VisionTransformer, "forward_features", all_tokens)
+    all_model, every = loss_of(*overrides)
+    every.total.backward()
+    torch.testing.assert_close(some.total, every.total, rtol=1e-6, atol=0)
+    pairs = zip(some_model.student.named_parameters(), all_model.student.parameters(), strict=True)
+    for (name, one), other in pairs:
+        assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6), name
 
 
 def test_the_teacher_starts_as_the_student_and_stays_in_evaluation_mode() -> None:
