@@ -183,35 +183,43 @@ class VisionTransformer(nn.Module):
             >>> torch.allclose(some["x_norm_patchtokens"], every.flatten(0, 1)[[1, 6]], atol=1e-5)
             True
         """
-        alone = isinstance(x, Tensor)
-        if alone and patches is None:
+        if isinstance(x, Tensor) and patches is None:
             tokens = self._tokens(x, masks)  # type: ignore[arg-type]
             for block in self.blocks:
                 tokens = block(tokens)
             return self._outputs(tokens, masks)  # type: ignore[arg-type]
-        batches = [x] if alone else list(x)
-        masks_of = [masks] if alone else [None] * len(batches) if masks is None else list(masks)
+        if isinstance(x, Tensor):
+            return self._packed([x], [masks], [patches])[0]  # type: ignore[list-item]
+        batches = list(x)
+        masks_of = [None] * len(batches) if masks is None else list(masks)
         if not batches or len(masks_of) != len(batches):
             raise InputError(
                 f"x: {len(batches)} batches with {len(masks_of)} masks; "
                 f"accepted: at least one batch, and one mask or None for each"
             )
-        each = [self._tokens(b, m) for b, m in zip(batches, masks_of, strict=True)]
+        return self._packed(batches, masks_of, None if patches is None else list(patches))
+
+    def _packed(
+        self,
+        batches: list[Tensor],
+        masks: Sequence[Tensor | None],
+        patches: Sequence[Tensor] | None,
+    ) -> list[dict[str, Tensor | None]]:
+        each = [self._tokens(b, m) for b, m in zip(batches, masks, strict=True)]
         crops = [(t.shape[0], t.shape[1]) for t in each]
         packed = torch.cat([t.flatten(0, 1) for t in each])
-        if patches is not None:
-            wanted = self._rows(crops, [patches] if alone else list(patches))
-            sizes = [rows.shape[0] for rows in wanted]
-            parts = self.norm(self._blocks(packed, crops, torch.cat(wanted))).split(sizes)
-            outputs = [
-                {"x_norm_clstoken": cls, "x_norm_patchtokens": patch, "masks": mask}
-                for cls, patch, mask in zip(parts[::2], parts[1::2], masks_of, strict=True)
+        if patches is None:
+            parts = self._blocks(packed, crops).split([images * length for images, length in crops])
+            return [
+                self._outputs(part.unflatten(0, crop), mask)
+                for part, crop, mask in zip(parts, crops, masks, strict=True)
             ]
-            return outputs[0] if alone else outputs
-        parts = self._blocks(packed, crops).split([images * tokens for images, tokens in crops])
+        rows = self._rows(crops, patches)
+        tokens = self.norm(self._blocks(packed, crops, torch.cat(rows)))
+        parts = tokens.split([some.shape[0] for some in rows])
         return [
-            self._outputs(part.unflatten(0, crop), mask)
-            for part, crop, mask in zip(parts, crops, masks_of, strict=True)
+            {"x_norm_clstoken": cls_tokens, "x_norm_patchtokens": patch_tokens, "masks": mask}
+            for cls_tokens, patch_tokens, mask in zip(parts[::2], parts[1::2], masks, strict=True)
         ]
 
     def _blocks(self, packed: Tensor, crops: Crops, rows: Tensor | None = None) -> Tensor:
