@@ -44,6 +44,7 @@ SETTINGS = [
     "crops.local_crops_size=98",
     "crops.local_crops_number=8",
     "dino.head_n_prototypes=65536",
+    "ibot.separate_head=true",
     "ibot.head_n_prototypes=65536",
     "optim.warmup_epochs=0",
     "optim.freeze_last_layer_epochs=0",

@@ -1,10 +1,11 @@
 """Our steps, operators and features beside those of Birder, lightly-train and timm.
 
-    python bench/peers.py [--only "step birder fp32"] [--alone]
+    python bench/peers.py [--only "step birder fp32"] [--alone] [ibot.separate_head=false ...]
 
 None of the three is a dependency: `pip install birder lightly-train timm`, and what is not
 installed is said and left out. Steps are those of the peers' own training loops (peer_child.py),
 each in a process of its own, which take turns; `--alone` runs one process after the other instead.
+Settings that follow are those of steps.
 Rows that were measured take their places in results/peers.json and peers.md, and the others stay.
 """
 
@@ -51,8 +52,8 @@ def installed(peer: str) -> bool:
 def steps_beside(peer: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     """Times and peak memory of whole steps, ours and a peer's."""
     common = ["--threads", str(torch.get_num_threads())]
-    ours = ["ours", precision, *STEPS[peer], *common]
-    theirs = [peer, precision, *common]
+    ours = ["ours", precision, *STEPS[peer], *options.overrides, *common]
+    theirs = [peer, precision, *options.overrides, *common]
     children = {"ours": ("bench.peer_child", ours), peer: ("bench.peer_child", theirs)}
     answers: dict[str, Any] = {}
     if options.alone:
@@ -70,13 +71,14 @@ def steps_beside(peer: str, precision: str, options: argparse.Namespace) -> dict
 
 def rows(options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """What was asked for and can be measured: name of the row, peer, and what measures it."""
+    how = [*options.overrides, *(["alone"] if options.alone else [])]
     for peer in STEPS:
         for precision in PRECISIONS:
-            name = f"step {peer} {precision}" + (" alone" if options.alone else "")
+            name = " ".join(["step", peer, precision, *how])
             if options.only in name and installed(peer):
                 yield name, peer, partial(steps_beside, peer, precision, options)
     for work in works():
-        if options.only in work.name and not options.alone and installed(work.peer):
+        if options.only in work.name and not how and installed(work.peer):
             yield work.name, work.peer, partial(measure, work, options.seconds)
 
 
@@ -102,11 +104,10 @@ def markdown(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """The table in its order, with the machine and commands that made it."""
-    names = [
-        f"step {peer} {p}{how}" for peer in STEPS for p in PRECISIONS for how in ("", " alone")
-    ]
-    names += [work.name for work in works()]
-    table = markdown({name: found[name] for name in names if name in found})
+    order = [f"step {peer} {precision}" for peer in STEPS for precision in PRECISIONS]
+    order += [work.name for work in works()]
+    names = (name for first in order for name in sorted(found) if name.startswith(first))
+    table = markdown({name: found[name] for name in names})
     machines = [row["machine"] for row in found.values()]
     made = {f"- `{m['command']}`, {m['date']}" for m in machines}
     on = {f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}" for m in machines}
@@ -118,13 +119,14 @@ def page(found: dict[str, Any]) -> str:
 def main() -> int:
     """Measures, and returns 0 when every row could be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--alone", action="store_true", help="steps one process after the other")
     parser.add_argument("--steps", type=int, default=3, help="of each, after one more")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each operator, at least")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "peers.json")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     # With the load before anything was measured.
     about = {**machine(), "command": command_line("peers")}

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str | None, list[str]]] = {
             "crops.local_crops_size=98",
             "crops.local_crops_number=8",
             "dino.head_n_prototypes=65536",
+            "ibot.separate_head=true",
             "ibot.head_n_prototypes=65536",
             "optim.warmup_epochs=0",
         ],

@@ -77,7 +77,7 @@ def test_steps_are_those_of_both(monkeypatch, alone):
 
     monkeypatch.setattr("bench.turns.Child", Stand)
     monkeypatch.setattr(peers, "Child", Stand)
-    options = peers.argparse.Namespace(alone=alone, steps=1)
+    options = peers.argparse.Namespace(alone=alone, steps=1, overrides=[])
     found = peers.steps_beside("lightly-train", "bf16", options)
     turns = ["ours", "lightly-train"]
     assert asked == (["ours"] * 2 + ["lightly-train"] * 2 if alone else turns * 2)
