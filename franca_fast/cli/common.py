@@ -213,6 +213,17 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --precision."""
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "bf16", "fp32"),
+        help="what the network computes in: auto (default) is bf16 where the machine multiplies "
+        "matrices faster in it, and fp32 elsewhere; results are float32 in any case",
+    )
+
+
 def add_decoding_arguments(parser: argparse.ArgumentParser, most: str = "64000000") -> None:
     """Adds --max-image-pixels and --levels; `most` is what it says of the default."""
     parser.add_argument(

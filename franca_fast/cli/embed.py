@@ -14,6 +14,7 @@ from franca_fast.cli.common import (
     add_decoding_arguments,
     add_model_arguments,
     add_overwrite_argument,
+    add_precision_argument,
     add_reading_arguments,
     add_source_argument,
     decoding_options,
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overwrite_argument(parser)
     add_reading_arguments(parser)
+    add_precision_argument(parser)
     add_decoding_arguments(parser)
 
 
@@ -56,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
             pooling=args.pooling,
             num_workers=args.num_workers,
             overwrite=args.overwrite,
+            precision=args.precision,
             **decoding,
         )
     n, width = embeddings.features.shape
-    print(f"{args.output}: {n} images, {width} features each")
+    computed = embeddings.facts["precision"]
+    print(f"{args.output}: {n} images, {width} features each, computed in {computed}")
     print("\n".join(embeddings.account.lines()))
     return 0

@@ -13,6 +13,7 @@ from franca_fast.cli.common import (
     add_decoding_arguments,
     add_model_arguments,
     add_overwrite_argument,
+    add_precision_argument,
     add_reading_arguments,
     decoding_options,
     load_model,
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     knn.add_argument("--output", metavar="FILE", help="also write the accuracies as JSON")
     add_overwrite_argument(knn)
     add_reading_arguments(knn)
+    add_precision_argument(knn)
     add_decoding_arguments(knn)
 
 
@@ -88,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     matched = match_classes(train, test)
     named = f"{len(matched.class_names)} classes" if matched.class_names else _UNNAMED
     print(
-        f"kNN accuracy in per cent: {len(train)} training images, {len(test)} test images, {named}"
+        f"kNN accuracy in per cent: {len(train)} training images, {len(test)} test images, "
+        f"{named}, features computed in {train.facts['precision']}"
     )
     rows = [[m, *(f"{at_k[k]:.1f}" for k in args.k)] for m, at_k in accuracies.items()]
     print(table(["dimensions", *(f"k={k}" for k in args.k)], rows, numeric=1 + len(args.k)))
@@ -123,5 +126,6 @@ def _embed(
         img_size=args.img_size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
+        precision=args.precision,
         **decoding,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeGuard, TypeVar
 
 from PIL import Image
 
@@ -20,6 +21,10 @@ from franca_fast.data.decoding import (
 from franca_fast.data.samples import Label, OpenFiles, SampleRef, read_sample
 from franca_fast.data.shard_index import ShardIndex
 from franca_fast.data.sources import open_source
+from franca_fast.data.threads import in_order
+
+_Prepared = TypeVar("_Prepared")
+_Place = tuple[ShardIndex, int]
 
 
 class Images:
@@ -59,35 +64,80 @@ class Images:
         """The same, but a label is the class's name, or its number where it has no name."""
         files = OpenFiles(1)
         try:
-            for shard in self._source.shards:
-                index = shard.index()
-                self.account.open(index.opened)
-                for i in range(len(index)):
-                    ref = index.ref(i)
-                    image = self._decode(ref, files)
-                    if image is not None:
-                        yield ref.name, image, self._label(index, i, files)
+            for index, i in self._places():
+                with without_remarks():
+                    image, said = self._decode(index.ref(i), _as_it_is, files)
+                if self._counted(image, said):
+                    yield index.ref(i).name, image, self._label(index, i, files)
         finally:
             files.close()
 
-    def _decode(self, ref: SampleRef, files: OpenFiles) -> Image.Image | None:
+    def prepared(
+        self, prepare: Callable[[Image.Image], _Prepared], num_workers: int, ahead: int
+    ) -> Iterator[tuple[str, _Prepared, Label | None]]:
+        """As `labelled`, with what a function makes of each image in place of the image.
+
+        Args:
+            prepare: called in threads. An image for which it raises MemoryError is skipped.
+            num_workers: threads that read, decode and prepare images; 0 for none.
+            ahead: images to be prepared before they are asked for.
+        """
+
+        def work(place: _Place) -> tuple[_Place, _Prepared | None, list[BadSample]]:
+            index, i = place
+            return place, *self._decode(index.ref(i), prepare)
+
+        files = OpenFiles(1)  # for the labels
         try:
-            with held_in_memory(), without_remarks():
+            with without_remarks():
+                done = in_order(work, self._places(), num_workers, ahead)
+                for (index, i), result, said in done:
+                    if self._counted(result, said):
+                        yield index.ref(i).name, result, self._label(index, i, files)
+        finally:
+            files.close()
+
+    def _places(self) -> Iterator[_Place]:
+        for shard in self._source.shards:
+            index = shard.index()
+            self.account.open(index.opened)
+            for i in range(len(index)):
+                yield index, i
+
+    def _decode(
+        self,
+        ref: SampleRef,
+        prepare: Callable[[Image.Image], _Prepared],
+        files: OpenFiles | None = None,
+    ) -> tuple[_Prepared | None, list[BadSample]]:
+        """What is made of an image, and what is to be said of it; or None, and why."""
+        try:
+            with held_in_memory():
                 lazy = LazyImage(read_sample(ref, files), self._decoding, ref.name)
                 image = lazy.load()
-                image = image if image.mode == "RGB" else image.convert("RGB")
+                result = prepare(image if image.mode == "RGB" else image.convert("RGB"))
         except BadImage as error:
-            self.account.skip(BadSample(ref.location, error.reason, error.detail))
-            return None
+            return None, [BadSample(ref.location, error.reason, error.detail)]
+        return result, lazy.remarks(ref.location)
+
+    def _counted(self, result: _Prepared | None, said: list[BadSample]) -> TypeGuard[_Prepared]:
+        """Counts an image, and says whether there is one."""
+        if result is None:
+            self.account.add(said, ())
+            return False
         self.account.used += 1
-        self.account.add((), lazy.remarks(ref.location))
-        return image
+        self.account.add((), said)
+        return True
 
     def _label(self, index: ShardIndex, i: int, files: OpenFiles) -> Label | None:
         remarks = list[BadSample]()
         label = index.label(i, remarks, files)
         self.account.add((), remarks)
         return label
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
 
 
 def open_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -40,4 +41,37 @@ def in_threads(
         finally:
             stop.set()
             for future in running:
+                future.cancel()
+
+
+def in_order(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], num_workers: int, ahead: int
+) -> Iterator[_Result]:
+    """Does some work for each item in threads; results come in the order of the items.
+
+    Args:
+        work: what is done; with several threads, for several items at once.
+        items: taken by the thread that asks for the results.
+        num_workers: threads; with 0 the work is done when its result is asked for.
+        ahead: items that are taken before the result of the first is waited for. The threads work
+            on them while results are used.
+
+    Example:
+        >>> list(in_order(str, range(4), num_workers=2, ahead=3))
+        ['0', '1', '2', '3']
+    """
+    if num_workers == 0:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(num_workers) as threads:
+        waiting = deque[Future[_Result]]()
+        try:
+            for item in items:
+                waiting.append(threads.submit(work, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
                 future.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.hub import check_img_size, load_model
+from franca_fast.processor import fast_bfloat16
 
 # Any callable [B, 3, S, S] -> [B, d] can be evaluated by its output. A module with DINOv2's
 # `forward_features` (a dictionary of tokens) can also be pooled over patches and visualised.
@@ -20,10 +21,11 @@ Encoder = Callable[[Tensor], Tensor]
 _CLS, _PATCHES = "x_norm_clstoken", "x_norm_patchtokens"
 _POOLINGS: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
     "cls": lambda tokens: tokens[_CLS],
-    "patch_mean": lambda tokens: tokens[_PATCHES].mean(1),
-    "cls_patch_mean": lambda tokens: torch.cat([tokens[_CLS], tokens[_PATCHES].mean(1)], 1),
+    "patch_mean": lambda tokens: tokens[_PATCHES].float().mean(1),
+    "cls_patch_mean": lambda tokens: torch.cat([tokens[_CLS], tokens[_PATCHES].float().mean(1)], 1),
 }
 POOLINGS = tuple(_POOLINGS)
+PRECISIONS = ("auto", "bf16", "fp32")
 
 
 def as_encoder(model: Encoder | str | os.PathLike[str]) -> Encoder:
@@ -108,21 +110,63 @@ def image_size_of(encoder: Any, img_size: int | None) -> int:
     return size
 
 
+def precision_of(encoder: Encoder, precision: str) -> str:
+    """The precision in which an encoder computes.
+
+    Args:
+        encoder: the encoder, on its device.
+        precision: "fp32" leaves it as its weights are; "bf16" computes matrix products and
+            attention in bfloat16; "auto" is bf16 where the encoder's device multiplies such
+            matrices fast (see `franca_fast.processor`), and fp32 elsewhere.
+
+    Returns:
+        "bf16" or "fp32".
+
+    Raises:
+        InputError: another precision.
+
+    Example:
+        >>> precision_of(torch.nn.Flatten(), "bf16")
+        'bf16'
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision: '{precision}'{did_you_mean(precision, PRECISIONS)}; accepted: "
+            f"{', '.join(PRECISIONS)}"
+        )
+    if precision == "auto":
+        return "bf16" if fast_bfloat16(_device_of(encoder)) else "fp32"
+    return precision
+
+
+def _device_of(encoder: Encoder) -> torch.device:
+    """The device of the encoder's parameters; the CPU when it has none."""
+    parameter = next(encoder.parameters(), None) if isinstance(encoder, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
 @contextmanager
-def inference(encoder: Encoder) -> Iterator[torch.device]:
+def inference(encoder: Encoder, precision: str = "fp32") -> Iterator[torch.device]:
     """Runs the block without gradients and with the encoder in evaluation mode.
 
+    Args:
+        encoder: the encoder, on its device.
+        precision: see `precision_of`.
+
     Yields:
-        the device of the encoder's parameters (the CPU when it has none).
+        the encoder's device.
     """
     module = encoder if isinstance(encoder, nn.Module) else None
     was_training = module is not None and module.training
-    parameter = next(module.parameters(), None) if module is not None else None
+    device = _device_of(encoder)
+    autocast: AbstractContextManager[object] = nullcontext()
+    if precision_of(encoder, precision) == "bf16":  # one context, which casts weights once
+        autocast = torch.autocast(device.type, torch.bfloat16)
     if module is not None:
         module.eval()
     try:
-        with torch.no_grad():
-            yield torch.device("cpu") if parameter is None else parameter.device
+        with torch.no_grad(), autocast:
+            yield device
     finally:
         if module is not None:
             module.train(was_training)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from franca_fast.data import Images, eval_transform, open_images
-from franca_fast.data.accounting import BadSample
 from franca_fast.data.classes import join_labels
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, TOO_LARGE
+from franca_fast.data.decoding import MAX_IMAGE_PIXELS
 from franca_fast.data.samples import Label
 from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings, check_output
@@ -25,13 +22,12 @@ from franca_fast.evaluation.encoders import (
     image_size_of,
     inference,
     pooled_features,
+    precision_of,
 )
 from franca_fast.files import save_or_keep
 from franca_fast.spelling import spell
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-_NamedImage = tuple[str, Image.Image, Label | None]
-_NamedTensor = tuple[str, Tensor, Label | None]
 
 
 def embed(
@@ -46,6 +42,7 @@ def embed(
     overwrite: bool = False,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     levels: str = "full",
+    precision: str = "fp32",
 ) -> Embeddings:
     """Computes one feature vector per image, in the source's order.
 
@@ -64,10 +61,14 @@ def embed(
         overwrite: whether `output` may exist.
         max_image_pixels: larger images are skipped without decoding them.
         levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
+        precision: "fp32", "bf16", which is faster where the machine multiplies matrices in it, or
+            "auto", which is bf16 there alone; features are float32 in any case (see
+            `franca_fast.evaluation.encoders.precision_of`).
 
     Returns:
         names, features (float32 [n, d], on the CPU); labels where the source has them, and the
-        names of their classes, joined over all sources; in `facts`, what became of the images.
+        names of their classes, joined over all sources; in `facts`, what became of the images, and
+        the settings.
 
     Raises:
         InputError: wrong arguments, an output that cannot be written, a missing source, not one
@@ -87,13 +88,15 @@ def embed(
         if value < least:
             raise InputError(f"{name}: {value}; accepted: {least} or more")
     encoder = as_encoder(model)
+    precision = precision_of(encoder, precision)
     size = image_size_of(encoder, img_size)
     opened = open_images(source, max_image_pixels=max_image_pixels, levels=levels)
-    prepared = _prepare(opened, eval_transform(size), num_workers)
+    # The next batch is prepared while the network is at work on this one.
+    prepared = opened.prepared(eval_transform(size), num_workers, batch_size + num_workers)
     names: list[str] = []
     labels: list[Label | None] = []
     parts: list[Tensor] = []
-    with inference(encoder) as device:
+    with inference(encoder, precision) as device:
         while batch := list(islice(prepared, batch_size)):
             images = torch.stack([image for _, image, _ in batch]).to(device)
             features = pooled_features(encoder, images, pooling).cpu()
@@ -115,6 +118,7 @@ def embed(
             "source": [spell(os.fspath(one)) for one in _sources(source)],
             "img_size": size,
             "pooling": pooling,
+            "precision": precision,
             "levels": levels,
             "max_image_pixels": max_image_pixels,
         },
@@ -148,35 +152,3 @@ def check_any(images: Images, used: int, source: Source) -> None:
         named = ", ".join(f"'{spell(os.fspath(one))}'" for one in _sources(source))
         why = images.skipped.summary() or images.account.left_out.summary() or "empty"
         raise InputError(f"no readable image in {named}: {why}")
-
-
-def _prepare(
-    images: Images, transform: Callable[[Image.Image], Tensor], num_workers: int
-) -> Iterator[_NamedTensor]:
-    """Transforms images in threads, a few ahead, in order; counts those too large for memory."""
-
-    def work(item: _NamedImage) -> _NamedTensor | None:
-        name, image, label = item
-        try:
-            return name, transform(image), label
-        except MemoryError:
-            return None
-
-    def results() -> Iterator[tuple[str, _NamedTensor | None]]:
-        if num_workers == 0:
-            yield from ((item[0], work(item)) for item in images.labelled())
-            return
-        source = images.labelled()
-        with ThreadPoolExecutor(num_workers) as pool:
-            waiting = [(i[0], pool.submit(work, i)) for i in islice(source, 2 * num_workers)]
-            while waiting:
-                name, result = waiting.pop(0)
-                yield name, result.result()
-                waiting += [(i[0], pool.submit(work, i)) for i in islice(source, 1)]
-
-    for name, prepared in results():
-        if prepared is None:
-            images.account.used -= 1
-            images.account.skip(BadSample(name, TOO_LARGE))
-        else:
-            yield prepared

@@ -14,7 +14,13 @@ from torch import Tensor
 from franca_fast.data import CropSettings, eval_transform, open_images
 from franca_fast.data.decoding import MAX_IMAGE_PIXELS
 from franca_fast.errors import InputError, OutputError, error_line
-from franca_fast.evaluation.encoders import Encoder, image_size_of, inference, patch_token_grid
+from franca_fast.evaluation.encoders import (
+    Encoder,
+    image_size_of,
+    inference,
+    patch_token_grid,
+    precision_of,
+)
 from franca_fast.evaluation.features import Source, check_any
 from franca_fast.evaluation.pictures import check_can_draw, save_png, sheet
 from franca_fast.files import check_folder
@@ -35,6 +41,7 @@ def visualize_pca(
     overwrite: bool = False,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     levels: str = "full",
+    precision: str = "fp32",
 ) -> list[Path]:
     """Writes one picture per image: the image, and beside it its patch tokens as colours.
 
@@ -50,6 +57,7 @@ def visualize_pca(
         overwrite: whether the folder may hold files; those of the same name are replaced.
         max_image_pixels: larger images are skipped without decoding them.
         levels: how levels of more than 8 bits become 0 to 255: "full", "minmax" or "LOW:HIGH".
+        precision: "fp32", "bf16" or "auto", as for `embed`.
 
     Returns:
         paths of the PNG files, `<index>_<name>.png`.
@@ -67,11 +75,12 @@ def visualize_pca(
     """
     check_can_draw()
     folder = check_folder(output, overwrite=overwrite)
+    precision = precision_of(model, precision)
     size = image_size_of(model, img_size)
     opened = open_images(images, max_image_pixels=max_image_pixels, levels=levels)
     chosen = list(islice(opened, max(1, limit)))
     check_any(opened, len(chosen), images)
-    coloured = pca_pictures(model, [image for _, image, _ in chosen], size)
+    coloured = pca_pictures(model, [image for _, image, _ in chosen], size, precision)
     paths = []
     for i, ((name, image, _), colours) in enumerate(zip(chosen, coloured, strict=True)):
         path = folder / picture_name(i, name, longest_name(folder))
@@ -106,19 +115,22 @@ def picture_name(index: int, image: str, n_bytes: int = 255) -> str:
     return number + shortened(stem, n_bytes - len(number + suffix)) + suffix
 
 
-def pca_pictures(model: Encoder, images: Sequence[Image.Image], size: int) -> list[Image.Image]:
+def pca_pictures(
+    model: Encoder, images: Sequence[Image.Image], size: int, precision: str = "fp32"
+) -> list[Image.Image]:
     """Colours the patches of images by the principal components of all their tokens.
 
     Args:
         model: an encoder with patch tokens.
         images: RGB images of any sizes.
         size: side in pixels to which images are scaled before the model sees them.
+        precision: see `precision_of`.
 
     Returns:
         one RGB image per input, one pixel per patch.
     """
     transform = eval_transform(size)
-    with inference(model) as device:
+    with inference(model, precision) as device:
         grids = torch.cat(
             [patch_token_grid(model, transform(i).unsqueeze(0).to(device)).cpu() for i in images]
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,12 +21,13 @@ from franca_fast.data.decoding import (
     without_remarks,
 )
 from franca_fast.data.samples import read_sample
+from franca_fast.data.threads import in_order
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.evaluation.features import Source
 
 CROPS = ("random", "center")
-# The pixels and what is to be said of them, or None and why there are none.
-_Prepared = tuple[Tensor | None, list[BadSample]]
+# The number, the pixels and what is to be said of them, or None and why there are none.
+_Prepared = tuple[int, Tensor | None, list[BadSample]]
 # As the released code crops, colours aside. The flips of the three crops that are drawn for an
 # image stand for its mirror images and its exchange of rows and columns.
 _RANDOM = CropSettings(global_crops_scale=(0.25, 1.0), local_crops_number=1)
@@ -79,7 +79,7 @@ class ImageCrops:
         self._ends = np.cumsum([len(index) for index in self._indexes])
         self._size, self._kind, self._seed = size, kind, seed
         self._decoding = decoding or DecodeSettings()
-        self._workers = max(1, num_workers)
+        self._workers = num_workers
         self._transform = eval_transform(size)
         self._seen: set[int] = set()
         self._unreadable = 0
@@ -102,23 +102,15 @@ class ImageCrops:
         Yields:
             numbers of the images, and float32 [b, 3, S, S], normalised; b may not be 0.
         """
-        waiting: deque[list[tuple[int, Future[_Prepared]]]] = deque()
-        with without_remarks(), ThreadPoolExecutor(self._workers) as pool:
+        with without_remarks():
+            prepared = in_order(self._prepare, map(int, numbers), self._workers, size)
             for start in range(0, len(numbers), size):
-                part = numbers[start : start + size]
-                waiting.append([(int(i), pool.submit(self._prepare, int(i))) for i in part])
-                if len(waiting) > 1:
-                    yield from self._finish(waiting.popleft())
-            while waiting:
-                yield from self._finish(waiting.popleft())
+                yield from self._finish(list(islice(prepared, min(size, len(numbers) - start))))
 
-    def _finish(
-        self, part: list[tuple[int, Future[_Prepared]]]
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    def _finish(self, part: list[_Prepared]) -> Iterator[tuple[list[int], Tensor]]:
         good: list[int] = []
         images: list[Tensor] = []
-        for i, future in part:
-            pixels, said = future.result()
+        for i, pixels, said in part:
             if i not in self._seen:  # in later passes nothing is counted again
                 self._seen.add(i)
                 self.account.used += pixels is not None
@@ -140,8 +132,8 @@ class ImageCrops:
                 image = lazy.load()
                 pixels = self._transform(self._cut(i, image) if self._kind == "random" else image)
         except BadImage as error:
-            return None, [BadSample(ref.location, error.reason, error.detail)]
-        return pixels, lazy.remarks(ref.location)
+            return i, None, [BadSample(ref.location, error.reason, error.detail)]
+        return i, pixels, lazy.remarks(ref.location)
 
     def _cut(self, i: int, image: Image.Image) -> Image.Image:
         regions = crop_regions(_RANDOM, self._seed, np.array([i]), [image.size])

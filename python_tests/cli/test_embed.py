@@ -31,6 +31,23 @@ def test_embed_names_what_it_skipped(
     assert outcome.err.startswith("warning: skipped") and "0.png" in outcome.err
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_precision_is_said_and_kept(
+    run, model_file: Path, image_folder: Path, tmp_path: Path, precision: str
+) -> None:
+    command = ["embed", model_file, image_folder, "--output", tmp_path / "f.npz"]
+    outcome = run(*command, "--precision", precision)
+    assert f"computed in {precision}" in outcome.out
+    assert Embeddings.load(tmp_path / "f.npz").facts["precision"] == precision
+
+
+def test_a_precision_that_does_not_exist_is_refused_before_the_model_is_loaded(
+    fails, tmp_path: Path
+) -> None:
+    command = ["embed", "absent", "absent", "--output", tmp_path / "f.npz"]
+    assert "argument --precision: invalid choice: 'fp16'" in fails(*command, "--precision", "fp16")
+
+
 def test_missing_path(fails, model_file: Path, tmp_path: Path) -> None:
     command = ["embed", model_file, tmp_path / "nowhere", "--output", tmp_path / "f.npz"]
     assert "no such file or folder" in fails(*command)

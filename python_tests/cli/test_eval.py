@@ -20,6 +20,16 @@ def test_knn(run, model_file: Path, image_folder: Path, tmp_path: Path) -> None:
     assert images["found"] == images["used"] == len(list(image_folder.rglob("*.png")))
 
 
+def test_the_precision_is_said_and_kept(
+    run, model_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
+    outcome = run(*command, "--precision", "bf16", "--output", tmp_path / "knn.json")
+    assert "features computed in bf16" in outcome.out
+    result = json.loads((tmp_path / "knn.json").read_text())
+    assert [result[role]["precision"] for role in ("train", "test")] == ["bf16", "bf16"]
+
+
 def test_knn_without_labels(fails, model_file: Path, image_folder: Path) -> None:
     images = image_folder / "a"
     command = ["eval", "knn", model_file, "--train", images, "--test", images]

@@ -32,6 +32,12 @@ def test_visualize_without_matplotlib_fails_before_any_work(
     assert "pip install 'franca-fast[plots]'" in error
 
 
+def test_the_precision_is_said(run, model_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    command = ["visualize", "pca", model_file, image_folder, "--output", tmp_path / "pca"]
+    outcome = run(*command, "--limit", 1, "--precision", "bf16")
+    assert outcome.out.startswith(f"{tmp_path / 'pca'}: 1 pictures") and "bf16" in outcome.out
+
+
 def test_truncated_jpeg(fails, model_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     Image.effect_noise((64, 64), 80).convert("RGB").save(file)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation import embed
+from franca_fast.evaluation.encoders import inference, precision_of
 from franca_fast.hub import save_backbone
 from franca_fast.models import VisionTransformer
 
@@ -41,3 +42,24 @@ def test_model_by_path(model: VisionTransformer, images: Path, tmp_path: Path) -
     save_backbone(model, tmp_path / "teacher")
     expected = embed(model, images).features
     torch.testing.assert_close(embed(tmp_path / "teacher", images).features, expected)
+
+
+@pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_precision_is_what_is_asked_for_or_the_machines_choice(
+    model: VisionTransformer, monkeypatch: pytest.MonkeyPatch, fast: bool, chosen: str
+) -> None:
+    monkeypatch.setattr("franca_fast.evaluation.encoders.fast_bfloat16", lambda device: fast)
+    asked = ("auto", "bf16", "fp32")
+    assert [precision_of(model, name) for name in asked] == [chosen, "bf16", "fp32"]
+
+
+def test_a_precision_that_does_not_exist_is_named(model: VisionTransformer) -> None:
+    with pytest.raises(InputError, match=r"precision: 'bf61' \(did you mean 'bf16'\?\); accepted"):
+        precision_of(model, "bf61")
+
+
+def test_matrix_products_are_in_the_precision_that_is_asked_for(model: VisionTransformer) -> None:
+    with inference(model, "bf16"):
+        assert model.blocks[0].mlp.fc1(torch.ones(1, 32)).dtype == torch.bfloat16
+    with inference(model):
+        assert model.blocks[0].mlp.fc1(torch.ones(1, 32)).dtype == torch.float32

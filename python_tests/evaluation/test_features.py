@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,36 @@ def test_the_cap_on_pixels_and_the_levels_are_settings(
         embed(model, tmp_path, max_image_pixels=63)
     dark, scaled = (embed(model, tmp_path, levels=levels) for levels in ("full", "0:4095"))
     assert not torch.equal(dark.features, scaled.features)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_features_computed_in_bf16_are_float32_and_say_so(
+    model: VisionTransformer, images: Path, pooling: str
+) -> None:
+    exact = embed(model, images, pooling=pooling)
+    result = embed(model, images, pooling=pooling, precision="bf16")
+    assert (exact.facts["precision"], result.facts["precision"]) == ("fp32", "bf16")
+    assert result.features.dtype == torch.float32
+    error = (result.features - exact.features).norm() / exact.features.norm()
+    assert 0 < error < 0.02  # roundings of 2^-9, of which there are a dozen
+
+
+def test_images_are_prepared_while_the_network_is_at_work(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize, prepared = Image.Image.resize, threading.Semaphore(0)
+
+    def counted(image: Image.Image, *args: Any, **options: Any) -> Image.Image:
+        result = resize(image, *args, **options)
+        prepared.release()
+        return result
+
+    def encoder(batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) == 2 and not waited:  # the first of 2, 2 and 1: all may be there by now
+            waited.extend(prepared.acquire(timeout=60) for _ in range(2 * 5))
+        return batch.mean((2, 3))
+
+    waited: list[bool] = []
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    embed(encoder, images, img_size=28, batch_size=2, num_workers=2)
+    assert len(waited) == 10 and all(waited)
