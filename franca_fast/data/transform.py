@@ -49,11 +49,16 @@ def eval_transform(img_size: int, resize: int | None = None) -> Callable[[Image.
         raise InputError(
             f"img_size: {img_size} with resize {resize}; accepted: 1 <= img_size <= resize"
         )
-    mean, std = (torch.tensor(v)[:, None, None] for v in (CropSettings.mean, CropSettings.std))
+    channels = (CropSettings.mean, CropSettings.std)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in channels)
 
     def transform(image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(_central(image, img_size, shorter))).permute(2, 0, 1)
-        return (pixels.float() / 255 - mean) / std
+        levels = np.asarray(_central(image, img_size, shorter)).transpose(2, 0, 1)
+        # With numpy: torch would start threads of its own in each thread that prepares images.
+        pixels = np.divide(levels, np.float32(255), order="C", dtype=np.float32)
+        pixels -= mean
+        pixels /= std
+        return torch.from_numpy(pixels)
 
     return transform
 

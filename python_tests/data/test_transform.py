@@ -110,3 +110,11 @@ def test_eval_transform_normalises_and_resizes_as_the_usual_protocol() -> None:
 def test_eval_transform_refuses_impossible_sizes(size: int, resize: int | None) -> None:
     with pytest.raises(InputError, match="img_size"):
         eval_transform(size, resize)
+
+
+def test_levels_are_normalised_as_by_torch_to_the_bit() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(16, 16, 3)
+    expected = (levels.permute(2, 0, 1).float() / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    result = eval_transform(16)(Image.fromarray(levels.numpy()))
+    assert torch.equal(result, expected)
+    assert result.is_contiguous()
