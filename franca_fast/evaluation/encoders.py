@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.hub import check_img_size, load_model
+from franca_fast.models import VisionTransformer
 from franca_fast.processor import fast_bfloat16
 
 # Any callable [B, 3, S, S] -> [B, d] can be evaluated by its output. A module with DINOv2's
@@ -51,6 +52,10 @@ def pooled_features(encoder: Encoder, images: Tensor, pooling: str) -> Tensor:
         InputError: unknown pooling, or one that the encoder has no tokens for.
     """
     check_pooling(pooling)
+    if pooling == "cls" and isinstance(encoder, VisionTransformer):
+        # The last block is then computed for the CLS tokens alone.
+        no_patches = torch.empty(0, dtype=torch.int64, device=images.device)
+        return encoder.forward_features(images, patches=no_patches)[_CLS].float()
     forward_features = getattr(encoder, "forward_features", None)
     if forward_features is not None:
         return _POOLINGS[pooling](forward_features(images)).float()

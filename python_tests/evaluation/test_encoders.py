@@ -10,7 +10,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation import embed
-from franca_fast.evaluation.encoders import inference, precision_of
+from franca_fast.evaluation.encoders import inference, pooled_features, precision_of
 from franca_fast.hub import save_backbone
 from franca_fast.models import VisionTransformer
 
@@ -60,6 +60,25 @@ def test_a_precision_that_does_not_exist_is_named(model: VisionTransformer) -> N
 
 def test_matrix_products_are_in_the_precision_that_is_asked_for(model: VisionTransformer) -> None:
     with inference(model, "bf16"):
-        assert model.blocks[0].mlp.fc1(torch.ones(1, 32)).dtype == torch.bfloat16
+        assert model.blocks[0].attn.qkv(torch.ones(1, 32)).dtype == torch.bfloat16
     with inference(model):
-        assert model.blocks[0].mlp.fc1(torch.ones(1, 32)).dtype == torch.float32
+        assert model.blocks[0].attn.qkv(torch.ones(1, 32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+def test_cls_features_are_those_of_all_tokens(registers: int) -> None:
+    model = VisionTransformer(
+        img_size=28,
+        patch_size=7,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        num_register_tokens=registers,
+        layerscale=0.5,
+    )
+    images, rows = torch.randn(3, 3, 28, 28), []
+    model.blocks[-1].mlp.register_forward_hook(lambda _, args, out: rows.append(args[0].shape))
+    with inference(model):
+        features = pooled_features(model, images, "cls")
+        torch.testing.assert_close(features, model(images))
+    assert rows[0] == (3, 32)  # the others' tokens are not computed
