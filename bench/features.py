@@ -30,12 +30,14 @@ from PIL import Image, ImageDraw
 
 import franca_fast as ff
 from franca_fast.benchmarks.measure import machine
+from franca_fast.evaluation.knn import knn_predict
 from franca_fast.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results" / "features.json"
 PEER, OURS = "DataLoader + timm", "embed"
 PRECISIONS = ("fp32", "bf16")
-KS = (10, 20)
+KS, TEMPERATURE, FOLDS = (10, 20), 0.07, 7
+SPLITS = ["FashionMNIST:split=TRAIN", "FashionMNIST:split=TEST"]
 
 
 def main() -> None:
@@ -164,31 +166,41 @@ def peer(args: argparse.Namespace, precision: str) -> tuple[float, torch.Tensor]
 
 
 def knn(name: str) -> dict[str, Any]:
-    """KNN on the bundled Fashion-MNIST, in per cent, of a model and of its untrained network."""
+    """KNN on all bundled images of Fashion-MNIST, of a model and of its untrained network."""
     model = ff.load_model(name)
     torch.manual_seed(0)
     rows = []
     for weights, encoder in ((name, model), ("random", type(model)(**model.config).eval())):
         accuracies = {}
         for precision in PRECISIONS:
-            train, test = (
-                ff.embed(encoder, f"FashionMNIST:split={split}", precision=precision)
-                for split in ("TRAIN", "TEST")
-            )
-            accuracies[precision] = ff.evaluation.knn(
-                train, test, KS, nesting_dims=ff.models.default_nesting_dims(model.embed_dim)
-            )
+            features = ff.embed(encoder, SPLITS, precision=precision)
+            for m in ff.models.default_nesting_dims(model.embed_dim):
+                accuracies[precision, m] = cross_validated(features, m)
         rows += [
             {
                 "weights": weights,
                 "dimensions": m,
                 "k": k,
-                **{precision: accuracies[precision][m][k] for precision in PRECISIONS},
+                **{precision: accuracies[precision, m][k] for precision in PRECISIONS},
             }
-            for m in accuracies["fp32"]
+            for m in ff.models.default_nesting_dims(model.embed_dim)
             for k in KS
         ]
-    return {"train": len(train), "test": len(test), "rows": rows}
+    return {"images": len(features), "folds": FOLDS, "rows": rows}
+
+
+def cross_validated(features: ff.evaluation.Embeddings, m: int) -> dict[int, float]:
+    """Accuracy in per cent of each part of the images with the others as the memory."""
+    x, labels = features.features[:, :m], features.labels
+    assert labels is not None
+    fold = torch.arange(len(x)) % FOLDS
+    right = dict.fromkeys(KS, 0)
+    for part in range(FOLDS):
+        memory, queries = fold != part, fold == part
+        predicted = knn_predict(x[memory], labels[memory], x[queries], KS, TEMPERATURE)
+        for k in KS:
+            right[k] += int((predicted[k] == labels[queries]).sum())
+    return {k: 100 * right[k] / len(x) for k in KS}
 
 
 def make_photographs(folder: Path, number: int) -> None:
@@ -248,8 +260,8 @@ def _speed_table(speed: dict[str, Any]) -> list[str]:
 def _knn_table(knn: dict[str, Any]) -> list[str]:
     lines = [
         "",
-        f"`{knn['command']}`: accuracy in per cent on the bundled Fashion-MNIST, {knn['train']} "
-        f"training and {knn['test']} test images.",
+        f"`{knn['command']}`: accuracy in per cent on the {knn['images']} bundled images of "
+        f"Fashion-MNIST, each of {knn['folds']} parts with the others as the memory.",
         "",
         "| weights | dimensions | k | fp32 | bf16 | difference |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -257,8 +269,8 @@ def _knn_table(knn: dict[str, Any]) -> list[str]:
     for row in knn["rows"]:
         fp32, bf16 = row["fp32"], row["bf16"]
         lines.append(
-            f"| {row['weights']} | {row['dimensions']} | {row['k']} | {fp32:.1f} | {bf16:.1f} "
-            f"| {bf16 - fp32:+.1f} |"
+            f"| {row['weights']} | {row['dimensions']} | {row['k']} | {fp32:.2f} | {bf16:.2f} "
+            f"| {bf16 - fp32:+.2f} |"
         )
     mean = statistics.mean(row["bf16"] - row["fp32"] for row in knn["rows"])
     return [*lines, "", f"The mean difference is {mean:+.2f} points."]
