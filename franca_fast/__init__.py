@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         training,
     )
     from franca_fast.backends import backend_table, use_backend
+    from franca_fast.cores import share_cores
     from franca_fast.evaluation import embed
     from franca_fast.hub import list_models, load_model
     from franca_fast.training import finetune, pretrain
@@ -37,6 +38,7 @@ _FUNCTIONS = {
     "list_models": "hub",
     "load_model": "hub",
     "pretrain": "training",
+    "share_cores": "cores",
     "use_backend": "backends",
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "planning",
     "pretrain",
     "rasa",
+    "share_cores",
     "training",
     "use_backend",
 ]

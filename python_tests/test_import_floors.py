@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. What stands on one floor does not know its neighbours.
 FLOORS = [
-    {"errors", "spelling", "paths", "processor"},
+    {"errors", "spelling", "paths", "processor", "cores"},
     {"files"},
     {"backends"},
     {"ops"},

@@ -14,3 +14,4 @@ def test_functions_are_those_of_their_packages():
     assert ff.embed is ff.evaluation.embed
     assert ff.load_model is ff.hub.load_model
     assert ff.pretrain is ff.training.pretrain
+    assert ff.share_cores is ff.cores.share_cores

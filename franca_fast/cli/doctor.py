@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import franca_fast
+    from franca_fast.cores import share_cores
     from franca_fast.training.score_memory import describe_choice
 
     print(f"franca-fast {franca_fast.__version__}, Python {platform.python_version()}")
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     for line in _hardware():
         print(line)
     print(f"scores      {describe_choice()}")
+    with share_cores() as shared:
+        print(f"busy cores  {shared.how}")
     print("\nPackages")
     print(table(["name", "version", ""], list(_packages())))
     print("\nOperators (float32; * marks what runs)")

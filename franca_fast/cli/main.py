@@ -12,6 +12,7 @@ from types import ModuleType
 
 from franca_fast import cli
 from franca_fast.cli.common import Parser
+from franca_fast.cores import share_cores
 from franca_fast.errors import FrancaError, InputError, did_you_mean, error_line
 from franca_fast.spelling import ERRORS
 
@@ -117,7 +118,8 @@ def _run(argv: list[str]) -> int:
         rest = [word for word in rest if word not in args.overrides]
     if rest:
         args.parser.error(f"unknown argument '{rest[0]}'")
-    return args.run(args)
+    with share_cores():
+        return args.run(args)
 
 
 def _verb_parser(parser: Parser, verb: str) -> Parser:

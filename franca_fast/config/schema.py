@@ -188,6 +188,8 @@ class TrainConfig:
     total_steps: int | None = setting(None, above=0)
     # Ours: auto (a GPU where there is one), cpu, cuda or cuda:<index>.
     device: str = setting("auto", resumable=True)
+    # Ours: fewer threads while other programs use the cores; sums may then be rounded otherwise.
+    fewer_threads_when_busy: bool = setting(False, resumable=True)
     # Ours: compile the student's and teacher's blocks with torch.compile.
     compile: bool = False
     # Ours: recompute the activations of the student's blocks in the backward pass, for less memory.

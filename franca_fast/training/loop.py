@@ -223,8 +223,7 @@ def _train(
         if interval or run.device.type == "cpu":
             figures = recorder.flush(interval=interval)
             _check_finite(run, recorder, directory)
-            remaining = (total - run.step) * recorder.seconds_per_step()
-            progress.show(run.step, figures, remaining=remaining)
+            progress.show(run.step, figures, seconds_per_step=recorder.seconds_per_step())
         evaluates = run.step == total or (period > 0 and run.step % period == 0)
         if evaluates:
             _finish_checkpoint(run, writer)

@@ -36,6 +36,7 @@ from franca_fast.training.schedules import Schedules, StepValues
 from franca_fast.training.score_memory import choose_score_memory
 from franca_fast.training.step import StepOutput, TrainStep
 from franca_fast.training.student_teacher import StudentTeacher, build_student_backbone
+from franca_fast.training.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ class Run:
         self.stopwatch = Stopwatch(
             self.model.teacher.heads().values(), self.device, config.train.log_every
         )
+        on_cpu = self.device.type == "cpu"
+        self._threads = Threads(config.train.fewer_threads_when_busy and on_cpu)
         self.step = 0
 
     def next_batches(self) -> tuple[list[Batch], float]:
@@ -115,6 +118,7 @@ class Run:
     ) -> tuple[StepOutput, StepValues]:
         """Does the next step."""
         values = self._schedules.at(self.step)
+        self._threads.adapt()
         self.stopwatch.start()
         with self.world.watch():
             output = self._train_step(self.step, batches, values, diagnose=diagnose)
@@ -188,6 +192,7 @@ class Run:
     def close(self) -> None:
         """Ends the data workers and drops everything that holds on to the process group."""
         self._loader.close()
+        self._threads.close()
         del self.model, self.layout, self.optimizer, self._train_step, self.stopwatch
 
     def _check_images(self, state: Mapping[str, Any]) -> None:

@@ -7,7 +7,15 @@ import pytest
 
 def test_doctor(run, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run("doctor").out
-    for word in ("torch", "threads", "pyarrow", "sinkhorn", "varlen_attention", "GPU"):
+    for word in (
+        "torch",
+        "threads",
+        "busy cores",
+        "pyarrow",
+        "sinkhorn",
+        "varlen_attention",
+        "GPU",
+    ):
         assert word in out
     monkeypatch.setenv("FRANCA_FAST_BACKEND", "torch")
     lines = [line for line in run("doctor").out.splitlines() if line.startswith("sinkhorn")]

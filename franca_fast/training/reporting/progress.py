@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 import time
@@ -16,6 +17,8 @@ from franca_fast.spelling import ERRORS
 
 _PACKAGE = logging.getLogger("franca_fast")
 _PLAIN_SECONDS = 10.0
+# What is shown of the speed is its mean over about so much time of training.
+_PACE_SECONDS = 90.0
 # A rank that takes this much longer than the median rank is named.
 _SLOW = 0.2
 
@@ -74,6 +77,7 @@ class Progress:
         self._shown = shown
         self._total, self._bar = total, None
         self._last_line = -_PLAIN_SECONDS
+        self._step, self._pace = step, _Pace()
         if bar:
             from tqdm import tqdm
 
@@ -83,29 +87,57 @@ class Progress:
                 total=total, initial=step, unit="step", ncols=width, nrows=height, file=sys.stderr
             )
 
-    def show(self, step: int, figures: Mapping[str, Any], *, remaining: float) -> None:
-        """Shows the figures of a step.
+    def show(self, step: int, figures: Mapping[str, Any], *, seconds_per_step: float) -> None:
+        """Shows the figures of a step, images/s and the time to the end smoothed.
 
         Args:
             step: steps done.
             figures: as in metrics.jsonl, with those of a log interval.
-            remaining: seconds to the end of the run, estimated.
+            seconds_per_step: over the same steps as the figures' images_per_second.
         """
         if not self._shown:
             return
+        smooth = self._pace.add(step - self._step, seconds_per_step)
+        self._step = step
+        figures = _at_pace(figures, seconds_per_step / smooth if smooth else 1.0)
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_postfix_str(_short(figures))
         now = time.monotonic()
         if now - self._last_line >= _PLAIN_SECONDS or step >= self._total:
             self._last_line = now
-            message = f"step {step}/{self._total}  {_short(figures)}  ETA {_duration(remaining)}"
+            remaining = _duration((self._total - step) * smooth)
+            message = f"step {step}/{self._total}  {_short(figures)}  ETA {remaining}"
             logger.info(message, extra={"only_in_file": self._bar is not None})
 
     def close(self) -> None:
         """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+
+
+class _Pace:
+    """Seconds per step: all time over all steps, the earlier ones counting less and less.
+
+    One stall so lasts in it as long as it lasted, whatever the steps in it took.
+    """
+
+    def __init__(self) -> None:
+        self._steps = self._seconds = 0.0
+
+    def add(self, steps: int, seconds_per_step: float) -> float:
+        """Takes further steps in; returns the mean."""
+        seconds = steps * seconds_per_step
+        kept = math.exp(-seconds / _PACE_SECONDS)
+        self._steps = kept * self._steps + steps
+        self._seconds = kept * self._seconds + seconds
+        return self._seconds / max(self._steps, 1e-9)
+
+
+def _at_pace(figures: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The figures with another speed than that of the latest steps."""
+    speeds = ("images_per_second", "images_per_second_per_gpu")
+    return {**figures, **{name: figures[name] * factor for name in speeds if name in figures}}
 
 
 def _once_in_a_run() -> Callable[[logging.LogRecord], bool]:
