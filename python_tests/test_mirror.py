@@ -42,10 +42,12 @@ CROSS_CUTTING = {
 THROUGH_CALLERS = {
     "__main__.py": ["cli/test_main.py::test_reader_that_goes_away_is_no_error"],
     # Where there is a GPU.
+    "backends/_weight_norm.py": ["ops/test_weight_norm_scores.py::test_any_strides"],
     "backends/cuda/*.py": [
         "backends/test_device.py::test_potentials",
         "backends/test_device.py::test_loss_and_gradient",
         "backends/test_device.py::test_scores",
+        "backends/test_device.py::test_weight_norm_scores",
         "backends/test_device.py::test_streamed_loss",
         "ops/test_varlen_attention.py::test_error_is_at_most_twice_that_of_torch",
     ],
@@ -59,6 +61,7 @@ THROUGH_CALLERS = {
         "ops/test_prototype_scores.py::test_equals_the_definition_forward_and_backward"
     ],
     "backends/torch/sinkhorn.py": ["ops/test_sinkhorn.py::test_equals_float64_for_ragged_heads"],
+    "backends/torch/weight_norm_scores.py": ["ops/test_weight_norm_scores.py::test_equals_float64"],
     "backends/triton/*.py": [
         "backends/triton/test_triton.py::test_interpreted_kernels",
         "backends/triton/test_triton.py::test_interpreted_kernels_pass_the_tests_of_every_backend",

@@ -65,6 +65,11 @@ struct TileKernels {
   // total[k] = total[k] exp(before[k] - maximum[k]) + sum[k] exp(shift[k] - maximum[k])
   void (*merge_totals)(const float* before, const float* shift, const float* maximum,
                        const float* sum, int64_t n, float* total);
+  // One weight-normalised prototype, w = g v/|v|, and its gradient as franca/weight_norm.hpp has
+  // it; that of g is returned. Indexed by the dtypes of v, which is that of dv, and of w or dw.
+  void (*normalize_row[kDTypes][kDTypes])(const void* v, int64_t n, float g, void* w);
+  float (*prototype_gradient_row[kDTypes][kDTypes])(const void* v, const void* dw, int64_t n,
+                                                    float g, const float* dscale, void* dv);
 };
 
 namespace portable {

@@ -241,6 +241,7 @@ void merge_totals(const float* before, const float* shift, const float* maximum,
 }  // namespace franca::cpu
 
 #include "cpu/sinkhorn_iteration.hpp"
+#include "cpu/weight_norm_rows.hpp"
 
 namespace franca::cpu {
 namespace {
@@ -257,6 +258,7 @@ void fill_dtype(TileKernels& table, DType dtype) {
   table.student_sums[i] = student_sums<V, T>;
   table.balance[i] = balance<V, T>;
   table.student_gradient[i] = student_gradient<V, T>;
+  fill_weight_norm<V, T>(table, dtype);
 }
 
 template <class V>

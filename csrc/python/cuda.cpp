@@ -119,6 +119,7 @@ void bind_cuda(py::module_& parent) {
   m.def("clustering_backward", &clustering_backward);
   bind_cuda_streamed(m);
   bind_cuda_attention(m);
+  bind_cuda_weight_norm(m);
 }
 
 }  // namespace franca::python

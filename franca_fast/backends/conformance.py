@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import franca_fast.backends.cpu.clustering_cross_entropy as cpu_loss
     import franca_fast.backends.cpu.sinkhorn as cpu_sinkhorn
+    import franca_fast.backends.cpu.weight_norm_scores as cpu_weight_norm
     import franca_fast.backends.cuda.clustering_cross_entropy as cuda_loss
     import franca_fast.backends.cuda.prototype_scores as cuda_scores
     import franca_fast.backends.cuda.sinkhorn as cuda_sinkhorn
     import franca_fast.backends.cuda.streamed_clustering as cuda_streamed
     import franca_fast.backends.cuda.varlen_attention as cuda_attention
+    import franca_fast.backends.cuda.weight_norm_scores as cuda_weight_norm
     import franca_fast.backends.torch.clustering_cross_entropy as torch_loss
     import franca_fast.backends.torch.prototype_scores as torch_scores
     import franca_fast.backends.torch.sinkhorn as torch_sinkhorn
     import franca_fast.backends.torch.streamed_clustering as torch_streamed
     import franca_fast.backends.torch.varlen_attention as torch_attention
+    import franca_fast.backends.torch.weight_norm_scores as torch_weight_norm
     import franca_fast.backends.triton.clustering_cross_entropy as triton_loss
     import franca_fast.backends.triton.sinkhorn as triton_sinkhorn
     import franca_fast.backends.triton.streamed_clustering as triton_streamed
     import franca_fast.backends.triton.varlen_attention as triton_attention
+    import franca_fast.backends.triton.weight_norm_scores as triton_weight_norm
     from franca_fast.backends import contracts
 
     sinkhorn: list[contracts.Sinkhorn] = [
@@ -33,6 +37,12 @@ if TYPE_CHECKING:
         triton_sinkhorn,
     ]
     prototype_scores: list[contracts.PrototypeScores] = [cuda_scores, torch_scores]
+    weight_norm_scores: list[contracts.WeightNormScores] = [
+        cpu_weight_norm,
+        cuda_weight_norm,
+        torch_weight_norm,
+        triton_weight_norm,
+    ]
     clustering_cross_entropy: list[contracts.ClusteringCrossEntropy] = [
         cpu_loss,
         cuda_loss,

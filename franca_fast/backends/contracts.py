@@ -16,6 +16,7 @@ from torch import Tensor
 OPERATORS = (
     "sinkhorn",
     "prototype_scores",
+    "weight_norm_scores",
     "clustering_cross_entropy",
     "streamed_clustering",
     "varlen_attention",
@@ -170,6 +171,29 @@ class PrototypeScores(Protocol):
 
     def backward(self, scores: Scores, gradients: Sequence[Tensor]) -> Scores:
         """Gradients of features, prototypes and scales, given those of the products."""
+
+
+class WeightNormScores(Protocol):
+    """Scores of N features x [N, C] and K prototypes w[k] = g[k] v[k] / |v[k]|, v [K, C], g [K].
+
+    `given` is w in the dtype of x, as `normalized` gave it; None where v has that dtype itself.
+    """
+
+    def normalized(self, v: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
+        """W [K, C], rounded once to a dtype."""
+
+    def gradients(
+        self, dprototypes: Tensor, dscales: Tensor | None, v: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of v and g, given those of w; or those of v alone and of the scales g/|v|."""
+
+    def forward(self, features: Tensor, v: Tensor, g: Tensor, given: Tensor | None) -> Tensor:
+        """<x[n], w[k]>, [N, K] in the dtype of the features."""
+
+    def backward(
+        self, grad: Tensor, features: Tensor, v: Tensor, g: Tensor, given: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of features, v and g, given those of the scores."""
 
 
 class LossPasses(Protocol):

@@ -26,6 +26,7 @@ from franca_fast.backends.contracts import (
     Sinkhorn,
     StreamedClustering,
     VarlenAttention,
+    WeightNormScores,
 )
 from franca_fast.errors import InputError, did_you_mean
 
@@ -134,6 +135,8 @@ def measured_choice(operator: str, tensor: torch.Tensor) -> str | None:
 def choose(operator: Literal["sinkhorn"], tensor: torch.Tensor) -> Sinkhorn: ...
 @overload
 def choose(operator: Literal["prototype_scores"], tensor: torch.Tensor) -> PrototypeScores: ...
+@overload
+def choose(operator: Literal["weight_norm_scores"], tensor: torch.Tensor) -> WeightNormScores: ...
 @overload
 def choose(
     operator: Literal["clustering_cross_entropy"], tensor: torch.Tensor

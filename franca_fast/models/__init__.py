@@ -8,6 +8,7 @@ from franca_fast.models.nested_head import (
     NestedPrototypeHead,
     WeightNormPrototypes,
     default_nesting_dims,
+    shared_prototypes,
 )
 from franca_fast.models.position_removal import ProjectedBackbone, RemovePositions
 from franca_fast.models.vision_transformer import VisionTransformer
@@ -22,4 +23,5 @@ __all__ = [
     "WeightNormPrototypes",
     "build_backbone",
     "default_nesting_dims",
+    "shared_prototypes",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import torch
@@ -10,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.ops import Scores, prototype_scores
+from franca_fast.ops import (
+    Scores,
+    normalized_prototypes,
+    streamed_prototypes,
+    weight_norm_scores,
+)
 
 PROJECTIONS = ("slice", "full")
 
@@ -41,20 +47,50 @@ class WeightNormPrototypes(nn.Module):
     def forward(
         self, features: Tensor, streamed: bool = False
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Scores [N, K] of features [N, C]: scale[k] * <features[n], prototypes[k]>.
+        """Scores [N, K] of features [N, C], <features[n], w[k]>, under autocast in its dtype.
 
         Or, streamed, what they come from: features, prototypes [K, C] of their dtype, and scales
-        g / |v| [K], in float32 at least.
+        [K] in float32 at least: v and g / |v|, or w and 1 where v has another dtype.
         """
-        v = self.weight_v
-        precise = torch.promote_types(v.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(v, dim=1, dtype=precise)
-        prototypes = v.view_as(v) if v.dtype == features.dtype else v.to(features.dtype)
-        scale = self.weight_g.squeeze(1).to(precise) / norm
+        device = features.device.type
+        if torch.is_autocast_enabled(device):
+            features = features.to(torch.get_autocast_dtype(device))
+        v, g = self.weight_v, self.weight_g.squeeze(1)
+        normalized = self._normalized(features.dtype)
         if streamed:
-            # Under autocast the features come in its dtype, and so would the stored scores.
-            return features, prototypes, scale
-        return prototype_scores([features], [prototypes], scales=[scale])[0]
+            return features, *streamed_prototypes(v, g, normalized)
+        return weight_norm_scores(features, v, g, normalized=normalized)
+
+    def _normalized(self, dtype: torch.dtype) -> Tensor | None:
+        """W in the dtype of the features, where that is not the one of v."""
+        v, g = self.weight_v, self.weight_g
+        if v.dtype == dtype:
+            return None
+        if _shared is None or torch.compiler.is_compiling():
+            return normalized_prototypes(v, g.squeeze(1), dtype)
+        state = (dtype, v.data_ptr(), v._version, g.data_ptr(), g._version)
+        if self not in _shared or _shared[self][0] != state:
+            _shared[self] = state, normalized_prototypes(v, g.squeeze(1), dtype)
+        return _shared[self][1]
+
+
+_shared: dict[WeightNormPrototypes, tuple[tuple[object, ...], Tensor]] | None = None
+
+
+@contextmanager
+def shared_prototypes() -> Iterator[None]:
+    """Within it, what heads make of their prototypes for 16-bit products they make once.
+
+    For several forward passes with the same weights, such as the micro-batches of a step. Weights
+    that are changed in place are noticed, as autograd notices it; `parameter.data` is not to be
+    written to.
+    """
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
 
 
 class NestedPrototypeHead(nn.Module):

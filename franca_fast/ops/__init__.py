@@ -14,6 +14,11 @@ from franca_fast.ops.sinkhorn import SinkhornPotentials, sinkhorn_knopp, sinkhor
 from franca_fast.ops.split_rows import split_rows
 from franca_fast.ops.targets import ClusteringTargets, centered_targets, sinkhorn_targets
 from franca_fast.ops.varlen_attention import varlen_attention, varlen_attention_qkv
+from franca_fast.ops.weight_norm_scores import (
+    normalized_prototypes,
+    streamed_prototypes,
+    weight_norm_scores,
+)
 
 __all__ = [
     "ClusteringTargets",
@@ -21,13 +26,16 @@ __all__ = [
     "SinkhornPotentials",
     "centered_targets",
     "clustering_cross_entropy",
+    "normalized_prototypes",
     "prototype_scores",
     "sinkhorn_knopp",
     "sinkhorn_potentials",
     "sinkhorn_targets",
     "split_rows",
+    "streamed_prototypes",
     "varlen_attention",
     "varlen_attention_qkv",
+    "weight_norm_scores",
 ]
 
 __getattr__ = renamed(

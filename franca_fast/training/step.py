@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from franca_fast.models import shared_prototypes
 from franca_fast.ops import ClusteringTargets, Scores
 from franca_fast.training.distributed.parallelize import Layout, local_tensors
 from franca_fast.training.optimizer import (
@@ -100,18 +102,21 @@ class TrainStep:
         targets = []
         parts: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
-        for i, batch in enumerate(batches):
-            seed_step(self._seed, step, self._layout.world.rank, i)
-            losses = self._backward(batch, values.teacher_temp, len(batches))
-            if diagnose and i == len(batches) - 1:
-                statistics = self._statistics(losses.targets)
-            # A sharded teacher's prototypes, and so the scores, are no more after this.
-            self._layout.reshard(self.model.teacher)
-            nothing = Scores(())
-            targets.append({n: t._replace(scores=nothing) for n, t in losses.targets.items()})
-            for name, part in losses.parts().items():
-                part = part / len(batches)
-                parts[name] = parts[name] + part if name in parts else part
+        # One pass has nothing to share, and shards are not to be kept.
+        several = len(batches) > 1 and self._layout.n_shards == 1
+        with shared_prototypes() if several else nullcontext():
+            for i, batch in enumerate(batches):
+                seed_step(self._seed, step, self._layout.world.rank, i)
+                losses = self._backward(batch, values.teacher_temp, len(batches))
+                if diagnose and i == len(batches) - 1:
+                    statistics = self._statistics(losses.targets)
+                # A sharded teacher's prototypes, and so the scores, are no more after this.
+                self._layout.reshard(self.model.teacher)
+                nothing = Scores(())
+                targets.append({n: t._replace(scores=nothing) for n, t in losses.targets.items()})
+                for name, part in losses.parts().items():
+                    part = part / len(batches)
+                    parts[name] = parts[name] + part if name in parts else part
         self._layout.finish_backward(self.model.student)
         self.optimizer.take_gradients()
         self.scaler.unscale_(self.optimizer.adamw)

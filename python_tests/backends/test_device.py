@@ -118,6 +118,25 @@ def factors(n_rows, depth, widths, dtype):
     return x, v, tuple(torch.rand(k) for k in widths)
 
 
+def weight_norm_results(x, v, g, grad):
+    leaves = [m.detach().requires_grad_() for m in (x, v, g)]
+    scores = ff.ops.weight_norm_scores(*leaves)
+    return [scores.detach(), *torch.autograd.grad(scores, leaves, grad)]
+
+
+@pytest.mark.parametrize("shape", FACTORS)
+@pytest.mark.parametrize(("backend", "dtype"), cases("weight_norm_scores"))
+def test_weight_norm_scores(backend, dtype, shape):
+    n_rows, depth, widths = shape
+    x, v, g = torch.randn(n_rows, depth), torch.randn(widths[-1], depth), torch.rand(widths[-1])
+    x, grad = x.to(dtype), torch.randn(n_rows, widths[-1]).to(dtype)
+    with ff.use_backend("torch"):
+        expected = weight_norm_results(*(m.double() for m in (x, v, g, grad)))
+    with ff.use_backend(backend):
+        results = weight_norm_results(x, v, g, grad)
+    assert_near(results, expected, max(1e-6, 2 * torch.finfo(dtype).eps))
+
+
 def streamed_results(student, teacher):
     """Potentials and loss, and the gradients of all factors of the student."""
     leaves = [[m.detach().requires_grad_() for m in part] for part in student]

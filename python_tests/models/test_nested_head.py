@@ -10,6 +10,8 @@ import torch
 import franca_fast as ff
 from franca_fast.errors import InputError
 from franca_fast.hub import read_state_dict
+from franca_fast.models import nested_head, shared_prototypes
+from franca_fast.ops import normalized_prototypes
 from python_tests.helpers import DEVICE, heads
 
 FILES = {
@@ -84,7 +86,81 @@ def test_streamed_scores_multiply_out_to_the_stored_ones(autocast):
         stored, scores = head(x), head(x, streamed=True)
         products = ff.ops.prototype_scores(scores.values, scores.prototypes, scales=scores.scales)
     assert scores.streamed and scores.columns == list(head.out_dims)
-    assert all(map(torch.equal, products, stored))
+    for product, score in zip(products, stored, strict=True):
+        # In float32 the scale is taken in before the product, or after it.
+        tolerance = 0.0 if autocast else 4 * torch.finfo(score.dtype).eps
+        torch.testing.assert_close(product, score, rtol=0, atol=tolerance)
+
+
+def low_scores(head, x):
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        return head(x)[4]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Dtypes of the prototypes that heads made for products in another dtype."""
+    dtypes = []
+
+    def counted(v, g, dtype):
+        dtypes.append(dtype)
+        return normalized_prototypes(v, g, dtype)
+
+    monkeypatch.setattr(nested_head, "normalized_prototypes", counted)
+    return dtypes
+
+
+def test_passes_with_the_same_weights_share_their_prototypes(made):
+    head, x = small(nesting_dims=[32]), torch.randn(3, 32)
+    with shared_prototypes(), torch.autocast(DEVICE.type, torch.bfloat16):
+        scores = [head(x)[0] for _ in range(2)]
+        streamed = [head(x, streamed=True) for _ in range(2)]
+        sum(s.float().sum() for s in scores).backward()
+    assert made == [torch.bfloat16] and torch.equal(*scores)
+    assert streamed[0].prototypes[0].data_ptr() == streamed[1].prototypes[0].data_ptr()
+    low_scores(small(nesting_dims=[8, 16, 24, 28, 32]), x)
+    assert len(made) == 1 + 5
+
+
+def in_place(layer, others):
+    with torch.no_grad():
+        layer.weight_v.copy_(others.weight_v)
+
+
+def by_an_optimizer(layer, others):
+    layer.weight_v.grad, layer.weight_g.grad = torch.ones_like(layer.weight_v), None
+    torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+
+
+def by_length(layer, others):
+    layer.weight_g.detach().mul_(2.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_place,
+        by_an_optimizer,
+        by_length,
+        lambda layer, others: layer.load_state_dict(others.state_dict()),
+        lambda layer, others: layer.load_state_dict(others.state_dict(), assign=True),
+    ],
+)
+def test_shared_prototypes_follow_their_weights(change):
+    head, others, x = small(), small(), torch.randn(3, 32)
+    with shared_prototypes():
+        before = low_scores(head, x)
+        change(head.last_layers[4], others.last_layers[4])
+        after = low_scores(head, x)
+    assert torch.equal(after, low_scores(head, x)) and not torch.equal(after, before)
+
+
+def test_nothing_is_shared_that_was_not_asked_for():
+    head, x = small(), torch.randn(3, 32)
+    with shared_prototypes():
+        before = low_scores(head, x)
+    head.last_layers[4].weight_v.data.neg_()  # which nothing can notice
+    assert torch.equal(low_scores(head, x), -before)
 
 
 def test_every_parameter_gets_a_gradient():

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from franca_fast.data import Batch
+from franca_fast.models import nested_head
+from franca_fast.ops import normalized_prototypes
 from franca_fast.training.distributed.parallelize import Layout
 from franca_fast.training.distributed.world import World
 from franca_fast.training.optimizer import LocalOptimizer
@@ -74,6 +76,25 @@ def test_steps_in_low_precision_lower_the_loss_too(precision: str) -> None:
     finite = [output.loss.item() for output in outputs if output.finite]
     assert len(finite) > 8
     assert finite[-1] < finite[0] - 0.1
+
+
+def test_micro_batches_share_what_is_made_of_prototypes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[torch.dtype] = []
+
+    def counted(v: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
+        made.append(dtype)
+        return normalized_prototypes(v, g, dtype)
+
+    monkeypatch.setattr(nested_head, "normalized_prototypes", counted)
+    case = Case("compute_precision.autocast=bf16")
+    batch, counts = random_batch(case.config), []
+    for n_batches in (1, 3):
+        made.clear()
+        case.step(0, *[batch] * n_batches)
+        counts.append(len(made))
+    assert counts[0] == counts[1] > 0
 
 
 def test_parameters_stay_float32_under_autocast() -> None:

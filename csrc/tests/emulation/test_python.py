@@ -146,6 +146,28 @@ def check_scores() -> None:
             close(a, b, 2e-2)
 
 
+def check_weight_norm() -> None:
+    """Prototypes normalised, and their gradients from both of what they are used for."""
+    own, reference = backends("weight_norm_scores")
+    g = torch.rand(21) + 0.5
+    for v, low in ((torch.randn(21, 40)[:, :24], torch.bfloat16), (torch.randn(24, 21).t(), None)):
+        low = low or v.dtype
+        w, dw = own.normalized(v, g, low), torch.randn(21, 24).to(low)
+        close(w, reference.normalized(v, g, low), 1e-2 if low != v.dtype else 1e-5)
+        for dscales in (None, torch.randn(21)):
+            results = own.gradients(dw, dscales, v, g)
+            for x, y in zip(results, reference.gradients(dw, dscales, v, g), strict=True):
+                close(x, y, 1e-5)
+        given, x = (None if low == v.dtype else w), torch.randn(5, 24).to(low)
+        grad = torch.randn(5, 21).to(low)
+        for a, b in zip(
+            own.backward(grad, x, v, g, given),
+            reference.backward(grad, x, v, g, given),
+            strict=True,
+        ):
+            close(a, b, 1e-5)
+
+
 def check_default_dtype() -> None:
     """Results are float32 whatever type new tensors have by default."""
     from franca_fast.backends.contracts import Scores
@@ -254,6 +276,7 @@ CHECKS = (
     check_sinkhorn,
     check_clustering,
     check_scores,
+    check_weight_norm,
     check_streamed,
     check_attention,
     check_shared_attention,

@@ -35,14 +35,14 @@ def backward(scores: Scores, gradients: Sequence[Tensor]) -> Scores:
         return Scores([dx for dx, _ in products], [dv for _, dv in products])
     dfeatures, dprototypes, dscales = [], [], []
     for g, x, v, scale in zip(gradients, *scores, strict=True):
-        dfeatures.append(_scaled_product(g, scale, v))
+        dfeatures.append(scaled_product(g, scale, v))
         unscaled = (g.t() @ x).to(scale.dtype)
         dscales.append(torch.linalg.vecdot(unscaled, v.to(scale.dtype)))
         dprototypes.append(unscaled.mul_(scale.unsqueeze(1)).to(v.dtype))
     return Scores(dfeatures, dprototypes, dscales)
 
 
-def _scaled_product(g: Tensor, scale: Tensor, v: Tensor) -> Tensor:
+def scaled_product(g: Tensor, scale: Tensor, v: Tensor) -> Tensor:
     """(g * scale) @ v, scaling whichever of the two factors is smaller."""
     if g.numel() <= v.numel():
         return _rescaled(g, scale) @ v

@@ -28,6 +28,7 @@ from franca_fast.backends.triton import (
     sinkhorn,
     streamed_clustering,
     varlen_attention,
+    weight_norm_scores,
 )
 
 COLUMNS = (8192, 16384, 32768, 65536, 131072)
@@ -95,12 +96,19 @@ def run_attention(n_rows, dtype):
     varlen_attention.backward(given, out, out, lse, empty(*qkv.shape, dtype=low).unbind(1))
 
 
+def run_weight_norm(n_rows, dtype):
+    v, g = empty(COLUMNS[-1], BOTTLENECK), empty(COLUMNS[-1])
+    w = weight_norm_scores.normalized(v, g, dtype)
+    weight_norm_scores.gradients(w, None, v, g)
+
+
 # Each with the number of kernels that it launches.
 DRIVERS = {
     "sinkhorn": (run_sinkhorn, 9),
     "clustering_cross_entropy": (run_cross_entropy, 3),
     "streamed_clustering": (run_streamed, 7),
     "varlen_attention": (run_attention, 3),
+    "weight_norm_scores": (run_weight_norm, 2),
 }
 TARGETS = [("bf16", 80), ("bf16", 90), ("fp32", 90)]
 

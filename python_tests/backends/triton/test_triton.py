@@ -36,7 +36,10 @@ def run_pytest(*arguments: str, interpret: bool) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("operator", ["sinkhorn", "clustering_cross_entropy", "varlen_attention"])
+@pytest.mark.parametrize(
+    "operator",
+    ["sinkhorn", "clustering_cross_entropy", "varlen_attention", "weight_norm_scores"],
+)
 def test_interpreted_kernels_pass_the_tests_of_every_backend(operator):
     chosen = " and ".join(["triton", *(f"not {name}" for name in SLOW_INTERPRETED)])
     run_pytest(f"python_tests/ops/test_{operator}.py", "-k", chosen, interpret=True)

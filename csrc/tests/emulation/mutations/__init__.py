@@ -7,6 +7,7 @@ from mutations.attention import VARLEN_ATTENTION
 from mutations.clustering import CLUSTERING_LOSS
 from mutations.sinkhorn import SINKHORN
 from mutations.streamed import STREAMED_CLUSTERING
+from mutations.weight_norm import WEIGHT_NORM
 
 __all__ = ["BY_TEST", "Mutation"]
 
@@ -16,4 +17,5 @@ BY_TEST = {
     "clustering": (("clustering_cross_entropy.cu", "merges.cu"), CLUSTERING_LOSS),
     "streamed": (("streamed_clustering.cu", "streamed_loss.cu", "merges.cu"), STREAMED_CLUSTERING),
     "attention": (("varlen_attention.cu",), VARLEN_ATTENTION),
+    "weight_norm": (("weight_norm.cu",), WEIGHT_NORM),
 }
