@@ -62,7 +62,7 @@ class WeightNormPrototypes(nn.Module):
         return weight_norm_scores(features, v, g, normalized=normalized)
 
     def _normalized(self, dtype: torch.dtype) -> Tensor | None:
-        """W in the dtype of the features, where that is not the one of v."""
+        """The normalised prototypes in another dtype than that of v, for products in it."""
         v, g = self.weight_v, self.weight_g
         if v.dtype == dtype:
             return None
@@ -81,9 +81,9 @@ _shared: dict[WeightNormPrototypes, tuple[tuple[object, ...], Tensor]] | None = 
 def shared_prototypes() -> Iterator[None]:
     """Within it, what heads make of their prototypes for 16-bit products they make once.
 
-    For several forward passes with the same weights, such as the micro-batches of a step. Weights
-    that are changed in place are noticed, as autograd notices it; `parameter.data` is not to be
-    written to.
+    For several passes with the same weights, such as the micro-batches of a step. Weights must not
+    change before it ends: it notices what autograd does, but neither writes to `parameter.data` nor
+    the steps of fused optimizers, which is why nothing is kept beyond it.
     """
     global _shared
     before, _shared = _shared, {}
