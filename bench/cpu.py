@@ -23,7 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from franca_fast import use_backend  # noqa: E402
-from franca_fast.benchmarks import loss_case, machine, measure, sinkhorn_case, table  # noqa: E402
+from franca_fast.benchmarks import (  # noqa: E402
+    loss_case,
+    machine,
+    measure,
+    scores_case,
+    sinkhorn_case,
+    table,
+)
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -45,7 +52,7 @@ def main() -> None:
     use_backend("cpu")
     command = " ".join(["python", *sys.argv])
     report: dict[str, Any] = {"machine": {**machine(), "command": command}, "results": []}
-    for make in (sinkhorn_case, loss_case):
+    for make in (sinkhorn_case, loss_case, scores_case):
         for n_rows in (64, 512):
             for widths in ("8192", "131072", "nested"):
                 for dtype in ("fp32", "bf16"):

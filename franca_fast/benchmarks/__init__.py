@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from franca_fast.benchmarks.cases import Case, loss_case, sinkhorn_case
+from franca_fast.benchmarks.cases import Case, loss_case, scores_case, sinkhorn_case
 from franca_fast.benchmarks.measure import copy_bandwidth, machine, measure, table
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "loss_case",
     "machine",
     "measure",
+    "scores_case",
     "sinkhorn_case",
     "table",
 ]

@@ -15,6 +15,7 @@ from franca_fast.ops import (
     sinkhorn_knopp,
     sinkhorn_potentials,
     sinkhorn_targets,
+    weight_norm_scores,
 )
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.06, 0.1
@@ -35,7 +36,8 @@ class Case:
         variants: What to run on them, by name; "eager" is what the others are compared with.
         logits_bytes: Size of the logits of one side, in float32.
         bytes_moved: Least traffic of memory: three reads of the logits for Sinkhorn-Knopp (four on
-            a GPU); both sides twice, and the gradient once, for the loss.
+            a GPU); both sides twice, and the gradient once, for the loss; for the scores of a head,
+            themselves once and their gradient twice.
     """
 
     name: str
@@ -155,4 +157,45 @@ def loss_case(
         variants,
         4 * n_rows * sum(columns),
         5 * DTYPES[dtype].itemsize * n_rows * sum(columns),
+    )
+
+
+def eager_scores(features: list[Tensor], v: list[Tensor], g: list[Tensor]) -> list[Tensor]:
+    """PyTorch's weight norm and a linear layer for each head."""
+    triples = zip(features, v, g, strict=True)
+    return [F.linear(x, torch._weight_norm(b, a[:, None], 0).to(x.dtype)) for x, b, a in triples]
+
+
+def scores_case(
+    n_rows: int, widths: str, dtype: str, with_compile: bool, device: str = "cpu"
+) -> Case:
+    """Scores of features in a dtype against float32 prototypes, and the gradients of all three."""
+    columns, width = WIDTHS[widths], 256
+
+    def make() -> Any:
+        x = [torch.randn(n_rows, width, device=device).to(DTYPES[dtype]) for _ in columns]
+        v = [torch.randn(k, width, device=device).mul_(0.02) for k in columns]
+        leaves = [x, v, [torch.ones(k, device=device) for k in columns]]
+        for leaf in (leaf for part in leaves for leaf in part):
+            leaf.requires_grad_()
+        return leaves, make_logits(n_rows, columns, DTYPES[dtype], device)
+
+    def differentiated(scores: Callable[..., list[Tensor]]) -> Call:
+        def run(inputs: Any) -> object:
+            leaves, gradients = inputs
+            flat = [leaf for part in leaves for leaf in part]
+            return torch.autograd.grad(scores(*leaves), flat, gradients)
+
+        return run
+
+    variants = {"eager": differentiated(eager_scores)}
+    if with_compile:
+        variants["compiled"] = differentiated(torch.compile(eager_scores, dynamic=False))
+    variants["fused"] = differentiated(lambda *leaves: list(map(weight_norm_scores, *leaves)))
+    return Case(
+        f"scores fwd+bwd {dtype} N={n_rows} K={widths}",
+        make,
+        variants,
+        4 * n_rows * sum(columns),
+        3 * DTYPES[dtype].itemsize * n_rows * sum(columns),
     )
