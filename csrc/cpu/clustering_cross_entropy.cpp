@@ -82,9 +82,13 @@ void targets_of(const ClusteringProblem& problem, const Tile& tile, Scale scale,
   const float* potentials = problem.row + tile.head * problem.teacher.n_rows;
   for (int64_t p = 0; p < problem.n_targets; ++p) {
     const int64_t n = problem.teacher_rows[m * problem.n_targets + p];
-    const auto visit = p == 0 ? kernels.write_exp[dtype] : kernels.add_exp[dtype];
-    visit(tile_row(problem.teacher, tile, n), tile.columns, scale, problem.prototype + tile.offset,
-          -potentials[n], 1.0f, q);
+    const void* z = tile_row(problem.teacher, tile, n);
+    const float* prototype = problem.prototype + tile.offset;
+    if (p == 0) {
+      kernels.write_exp[dtype](z, tile.columns, scale, prototype, -potentials[n], q);
+    } else {
+      kernels.add_exp[dtype](z, tile.columns, scale, prototype, -potentials[n], 1.0f, q);
+    }
   }
   if (problem.n_targets == 0) std::fill_n(q, tile.columns, 0.0f);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -122,27 +123,52 @@ void row_task(const RaggedLogits& logits, const Tiling& tiling, const Task& task
   }
 }
 
-void assign_task(const RaggedLogits& logits, const Tiling& tiling, const Task& task, Scale scale,
-                 const float* prototype, int64_t n_valid, const TileKernels& kernels, float* out) {
+// Assignments of this size would only push other things out of the caches. Past these they are
+// written without being read first.
+constexpr int64_t kStreamedBytes = 8 << 20;
+
+// One row. Its terms [columns] stay in cache until their sum is known.
+void assign_row(const RaggedLogits& logits, const Tiling& tiling, int64_t head, int64_t n,
+                Scale scale, const float* prototype, const TileKernels& kernels, float* terms,
+                float* out) {
   const int dtype = static_cast<int>(logits.dtype);
-  const Tile* first = tiling.begin(task.head);
-  const Tile* last = tiling.end(task.head);
-  const int64_t width = logits.heads[task.head].columns;
-  for (int64_t n = task.begin; n < task.end; ++n) {
-    float* target = out + n * width;
-    if (n >= n_valid) {
-      std::fill_n(target, width, 0.0f);
-      continue;
-    }
+  const Tile* first = tiling.begin(head);
+  const Tile* last = tiling.end(head);
+  const auto write_terms = [&](float shift) {
     RowSum sum;
     for (const Tile* tile = first; tile != last; ++tile) {
-      sum.add(sum_of_tile(logits, *tile, n, scale, prototype, kernels));
+      const void* x = tile_row(logits, *tile, n);
+      sum.add({shift, kernels.write_exp[dtype](x, tile->columns, scale, prototype + tile->offset,
+                                               shift, terms + tile->begin)});
     }
-    const Normalizer normalizer(sum);
+    return sum;
+  };
+  RowSum sum = write_terms(0.0f);
+  if (needs_shift(static_cast<float>(sum.sum))) {
+    float largest = -std::numeric_limits<float>::infinity();
     for (const Tile* tile = first; tile != last; ++tile) {
-      kernels.write_exp[dtype](tile_row(logits, *tile, n), tile->columns, scale,
-                               prototype + tile->offset, normalizer.shift, normalizer.factor,
-                               target + tile->begin);
+      const void* x = tile_row(logits, *tile, n);
+      largest = std::max(largest,
+                         kernels.maximum[dtype](x, tile->columns, scale, prototype + tile->offset));
+    }
+    sum = write_terms(safe_shift(largest));
+  }
+  const int64_t width = logits.heads[head].columns;
+  kernels.multiply(terms, width, Normalizer(sum).factor, out, terms != out);
+}
+
+void assign_task(const RaggedLogits& logits, const Tiling& tiling, const Task& task, Scale scale,
+                 const float* prototype, int64_t n_valid, const TileKernels& kernels, float* terms,
+                 float* out) {
+  const int64_t width = logits.heads[task.head].columns;
+  const bool stream = logits.n_rows * width * static_cast<int64_t>(sizeof(float)) > kStreamedBytes;
+  for (int64_t n = task.begin; n < task.end; ++n) {
+    float* target = out + n * width;
+    if (n < n_valid) {
+      assign_row(logits, tiling, task.head, n, scale, prototype, kernels, stream ? terms : target,
+                 target);
+    } else {
+      std::fill_n(target, width, 0.0f);
     }
   }
 }
@@ -241,8 +267,14 @@ void assignments(const RaggedLogits& logits, double temperature, const float* pr
   threads = useful_threads(threads, logits.n_rows * columns);
   const int64_t n_chunks = threads == 1 ? 1 : std::min<int64_t>(logits.n_rows, 8 * threads);
   const std::vector<Task> tasks = cut_into_tasks(logits, logits.n_rows, n_chunks);
-  run_tasks(static_cast<int64_t>(tasks.size()), threads, [&](int64_t i) {
-    assign_task(logits, tiling, tasks[i], scale, prototype, n_valid, kernels, out[tasks[i].head]);
+  int64_t widest = 0;
+  for (int64_t head = 0; head < logits.n_heads; ++head) {
+    widest = std::max(widest, logits.heads[head].columns);
+  }
+  const std::unique_ptr<float[]> terms(new float[static_cast<std::size_t>(threads * widest)]);
+  run_on_workers(static_cast<int64_t>(tasks.size()), threads, [&](int64_t i, int worker) {
+    assign_task(logits, tiling, tasks[i], scale, prototype, n_valid, kernels,
+                terms.get() + worker * widest, out[tasks[i].head]);
   });
 }
 

@@ -17,6 +17,9 @@ constexpr int64_t kMassRows = 32;
 // asks for them early. More rows would push each other out of the sets that they share.
 constexpr int64_t kRowsAhead = 8;
 
+// Rows that tell where the exponents of the first iteration lie.
+constexpr int64_t kRowsToStart = 8;
+
 // Vectors in a strip: as many as there are registers for. Rows are then read in longer pieces.
 template <class V>
 constexpr int kStripVectors = V::kWidth >= 16 ? 8 : 4;
@@ -48,25 +51,35 @@ struct StripKernel {
   float* term(int64_t n, int i) const { return strip.terms + (n * kVectors + i) * kWidth; }
   V logit(int64_t n, int i) const {
     const T* p = strip.logits + n * strip.row_stride + i * kWidth;
-    __builtin_prefetch(p + kRowsAhead * strip.row_stride);
+    if (i * kWidth * sizeof(T) % 64 == 0) __builtin_prefetch(p + kRowsAhead * strip.row_stride);
     return load(p);
   }
 
-  // Without potentials yet: the largest exponent of each column becomes 0. The logits are kept for
-  // the second look.
-  void start(V (&potential)[kVectors]) const {
+  // Without potentials yet: the largest exponent of each column in the first rows becomes 0.
+  void start(int64_t n_rows, V (&potential)[kVectors]) const {
     V largest[kVectors];
     for (int i = 0; i < kVectors; ++i) largest[i] = V::set(-__builtin_inff());
-    for (int64_t n = 0; n < strip.n_rows; ++n) {
-      for (int i = 0; i < kVectors; ++i) {
-        const V z = logit(n, i);
-        V::store(term(n, i), z);
-        largest[i] = V::max(largest[i], z);
-      }
+    for (int64_t n = 0; n < n_rows; ++n) {
+      for (int i = 0; i < kVectors; ++i) largest[i] = V::max(largest[i], logit(n, i));
     }
     const V high = V::set(strip.scale.high), low = V::set(strip.scale.low);
     for (int i = 0; i < kVectors; ++i) {
       potential[i] = V::sub(V::set(0), scaled(largest[i], high, low));
+    }
+  }
+
+  // The first iteration: a few rows tell the exponents of most logits well enough, and the others
+  // pay for a look at all of them.
+  void first_sums(V (&potential)[kVectors], V (&mass)[kVectors]) const {
+    start(strip.n_rows < kRowsToStart ? strip.n_rows : kRowsToStart, potential);
+    sum_rows<true>(potential, mass);
+    V extent = V::set(0);
+    for (int i = 0; i < kVectors; ++i) {
+      extent = V::add(extent, V::add(mass[i], V::div(V::set(1), mass[i])));
+    }
+    if (!(V::sum(extent) < 0x1p60f)) {  // also if it is NaN
+      start(strip.n_rows, potential);
+      sum_rows<true>(potential, mass);
     }
   }
 
@@ -81,8 +94,7 @@ struct StripKernel {
       for (int i = 0; i < kVectors; ++i) sum[i] = V::set(0);
       for (int64_t n = begin; n < end; ++n) {
         for (int i = 0; i < kVectors; ++i) {
-          const V z = kFirst ? V::load(term(n, i)) : logit(n, i);
-          const V y = scaled(z, high, low, potential[i]);
+          const V y = scaled(logit(n, i), high, low, potential[i]);
           const V e = V::exp(kFirst ? y : V::add(y, V::set(strip.row[n])));
           V::store(term(n, i), e);
           sum[i] = V::add(sum[i], e);
@@ -95,8 +107,7 @@ struct StripKernel {
   void run() const {
     V potential[kVectors], factor[kVectors];
     if (strip.row == nullptr) {
-      start(potential);
-      sum_rows<true>(potential, factor);
+      first_sums(potential, factor);
     } else {
       for (int i = 0; i < kVectors; ++i) potential[i] = load(strip.prototype + i * kWidth);
       sum_rows<false>(potential, factor);
@@ -111,13 +122,18 @@ struct StripKernel {
         V::store(strip.prototype + i * kWidth, next);
       }
     }
-    for (int64_t n = 0; n < strip.n_rows; ++n) {
+    const auto row_sum = [&](int64_t n) {
       V sum = V::mul(V::load(term(n, 0)), factor[0]);
       for (int i = 1; i < kVectors; ++i) {
         sum = V::multiply_add(V::load(term(n, i)), factor[i], sum);
       }
-      strip.row_sums[n] += V::sum(sum);
+      return sum;
+    };
+    int64_t n = 0;
+    for (; n + 4 <= strip.n_rows; n += 4) {
+      V::add_sums(row_sum(n), row_sum(n + 1), row_sum(n + 2), row_sum(n + 3), strip.row_sums + n);
     }
+    for (; n < strip.n_rows; ++n) strip.row_sums[n] += V::sum(row_sum(n));
   }
 };
 

@@ -37,9 +37,11 @@ struct TileKernels {
   // out[k] += factor exp(x[k]/T + potential[k] - shift)
   void (*add_exp[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential,
                            float shift, float factor, float* out);
-  // out[k] = the same
-  void (*write_exp[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential,
-                             float shift, float factor, float* out);
+  // out[k] = exp(x[k]/T + potential[k] - shift). Returns their sum.
+  float (*write_exp[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential,
+                              float shift, float* out);
+  // out[k] = factor x[k]; out may be x, or, with `stream`, memory that is not to be kept in cache.
+  void (*multiply)(const float* x, int64_t n, float factor, float* out, bool stream);
   // Returns max_k x[k]/T + potential[k]; potential may be null.
   float (*maximum[kDTypes])(const void* x, int64_t n, Scale scale, const float* potential);
   // maximum[k] = max(maximum[k], x[k]/T)

@@ -35,6 +35,8 @@ struct Vec {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
+  static void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
+  static void end_streams() { _mm_sfence(); }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -46,6 +48,12 @@ struct Vec {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+  }
+  static void add_sums(Vec a, Vec b, Vec c, Vec d, float* sums) {
+    const __m256 ab = _mm256_hadd_ps(a.v, b.v), cd = _mm256_hadd_ps(c.v, d.v);
+    const __m256 abcd = _mm256_hadd_ps(ab, cd);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), four));
   }
   static float maximum(Vec a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -79,34 +79,77 @@ float exp_sum(const void* logits, int64_t n, Scale scale, const float* potential
   return V::sum(combine(sums));
 }
 
-// kAdd: onto what is there; otherwise over it.
-template <class V, class T, bool kAdd, bool kShift>
-void scaled_exp(const void* logits, int64_t n, Scale scale, const float* potential, float shift,
-                float factor, float* out) {
+template <class V, class T, bool kShift>
+void add_exp(const void* logits, int64_t n, Scale scale, const float* potential, float shift,
+             float factor, float* out) {
   if (kShift && shift == 0.0f) {
-    return scaled_exp<V, T, kAdd, false>(logits, n, scale, potential, shift, factor, out);
+    return add_exp<V, T, false>(logits, n, scale, potential, shift, factor, out);
   }
   const T* x = static_cast<const T*>(logits);
   const V high = V::set(scale.high), low = V::set(scale.low), offset = V::set(-shift);
-  const V f = V::set(factor), zero = V::set(0);
+  const V f = V::set(factor);
   const auto value = [&](V logit, V a, V before) {
     const V y = scaled(logit, high, low, a);
-    const V e = V::exp(kShift ? V::add(y, offset) : y);
-    return kAdd ? V::multiply_add(e, f, before) : V::mul(e, f);
+    return V::multiply_add(V::exp(kShift ? V::add(y, offset) : y), f, before);
   };
   for_vectors<V>(
       n,
       [&](int64_t i, int) {
         prefetch_ahead(x + i);
-        const V before = kAdd ? V::load(out + i) : zero;
-        V::store(out + i, value(V::load(x + i), V::load(potential + i), before));
+        V::store(out + i, value(V::load(x + i), V::load(potential + i), V::load(out + i)));
       },
       [&](int64_t i, int64_t count) {
-        const V before = kAdd ? load_partial<V>(out + i, count) : zero;
-        const V v =
-            value(load_partial<V>(x + i, count), load_partial<V>(potential + i, count), before);
+        const V v = value(load_partial<V>(x + i, count), load_partial<V>(potential + i, count),
+                          load_partial<V>(out + i, count));
         store_partial<V>(out + i, count, v);
       });
+}
+
+template <class V, class T, bool kShift>
+float write_exp(const void* logits, int64_t n, Scale scale, const float* potential, float shift,
+                float* out) {
+  if (kShift && shift == 0.0f)
+    return write_exp<V, T, false>(logits, n, scale, potential, shift, out);
+  const T* x = static_cast<const T*>(logits);
+  const V high = V::set(scale.high), low = V::set(scale.low), offset = V::set(-shift);
+  V sums[kUnroll] = {V::set(0), V::set(0), V::set(0), V::set(0)};
+  const auto value = [&](V logit, V a) {
+    const V y = scaled(logit, high, low, a);
+    return V::exp(kShift ? V::add(y, offset) : y);
+  };
+  for_vectors<V>(
+      n,
+      [&](int64_t i, int lane) {
+        prefetch_ahead(x + i);
+        const V v = value(V::load(x + i), V::load(potential + i));
+        V::store(out + i, v);
+        sums[lane] = V::add(sums[lane], v);
+      },
+      [&](int64_t i, int64_t count) {
+        const V v = value(load_partial<V>(x + i, count), load_partial<V>(potential + i, count));
+        store_partial<V>(out + i, count, v);
+        sums[1] = V::add(sums[1], first<V>(v, count, 0.0f));
+      });
+  return V::sum(combine(sums));
+}
+
+template <class V>
+void multiply(const float* x, int64_t n, float factor, float* out, bool stream) {
+  const V f = V::set(factor);
+  const auto tail = [&](int64_t i, int64_t count) {
+    store_partial<V>(out + i, count, V::mul(load_partial<V>(x + i, count), f));
+  };
+  if (stream) {
+    constexpr int64_t kFloat = sizeof(float);
+    const int64_t bytes_before = -reinterpret_cast<intptr_t>(out) & (V::kWidth * kFloat - 1);
+    const int64_t skipped = bytes_before / kFloat < n ? bytes_before / kFloat : n;
+    tail(0, skipped);
+    x += skipped, out += skipped, n -= skipped;
+    for_vectors<V>(n, [&](int64_t i, int) { V::stream(out + i, V::mul(V::load(x + i), f)); }, tail);
+    V::end_streams();
+  } else {
+    for_vectors<V>(n, [&](int64_t i, int) { V::store(out + i, V::mul(V::load(x + i), f)); }, tail);
+  }
 }
 
 template <class V, class T>
@@ -253,8 +296,8 @@ void fill_dtype(TileKernels& table, DType dtype) {
   table.maximum[i] = maximum<V, T>;
   table.column_maximum[i] = column_maximum<V, T>;
   table.column_exp_sum[i] = column_exp_sum<V, T>;
-  table.add_exp[i] = scaled_exp<V, T, true, true>;
-  table.write_exp[i] = scaled_exp<V, T, false, true>;
+  table.add_exp[i] = add_exp<V, T, true>;
+  table.write_exp[i] = write_exp<V, T, true>;
   table.student_sums[i] = student_sums<V, T>;
   table.balance[i] = balance<V, T>;
   table.student_gradient[i] = student_gradient<V, T>;
@@ -267,6 +310,7 @@ TileKernels make_table() {
   fill_dtype<V, float>(table, DType::float32);
   fill_dtype<V, BFloat16>(table, DType::bfloat16);
   fill_dtype<V, Float16>(table, DType::float16);
+  table.multiply = multiply<V>;
   table.merge_totals = merge_totals<V>;
   return table;
 }

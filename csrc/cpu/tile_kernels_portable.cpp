@@ -98,6 +98,8 @@ struct Vec {
   static void store(T* p, const Vec& a) {
     for (int64_t i = 0; i < kWidth; ++i) narrow(a.v[i], p + i);
   }
+  static void stream(float* p, const Vec& a) { store(p, a); }
+  static void end_streams() {}
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
     return map([&](int64_t i) { return fma_once(a.v[i], b.v[i], c.v[i]); });
   }
@@ -121,6 +123,12 @@ struct Vec {
   }
   static float sum(const Vec& a) {
     return ((a.v[0] + a.v[1]) + (a.v[2] + a.v[3])) + ((a.v[4] + a.v[5]) + (a.v[6] + a.v[7]));
+  }
+  static void add_sums(const Vec& a, const Vec& b, const Vec& c, const Vec& d, float* sums) {
+    sums[0] += sum(a);
+    sums[1] += sum(b);
+    sums[2] += sum(c);
+    sums[3] += sum(d);
   }
   static float maximum(const Vec& a) {
     float largest = a.v[0];

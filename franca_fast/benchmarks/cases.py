@@ -20,7 +20,13 @@ from franca_fast.ops import (
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.06, 0.1
 NESTED = (8192, 16384, 32768, 65536, 131072)
-WIDTHS = {"8192": (8192,), "131072": (131072,), "nested": NESTED}
+WIDTHS = {
+    "5x8": (8,) * 5,  # nothing but the overhead of a call
+    "5x512": (512,) * 5,
+    "8192": (8192,),
+    "131072": (131072,),
+    "nested": NESTED,
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Call = Callable[[Any], object]

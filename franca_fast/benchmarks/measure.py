@@ -92,7 +92,7 @@ def table(results: list[dict[str, Any]]) -> list[list[str]]:
                 [
                     result["name"],
                     name,
-                    f"{median * 1e3:.2f}",
+                    f"{median * 1e3:.3f}",
                     f"{result['speedup'][name]:.1f}x",
                     f"{result['peak_extra_bytes'][name] / result['logits_bytes']:.1%}",
                     f"{result['result_bytes'][name] / result['logits_bytes']:.1%}",

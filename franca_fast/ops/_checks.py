@@ -67,7 +67,7 @@ def matrices_of_heads(name: str, value: Sequence[Tensor]) -> list[Tensor]:
 def _matrices(name: str, matrices: list[Tensor]) -> list[Tensor]:
     if not matrices:
         raise InputError(f"{name}: empty sequence; accepted: at least one matrix")
-    first = matrices[0]
+    dtype, device = matrices[0].dtype, matrices[0].device
     for i, m in enumerate(matrices):
         if m.dim() != 2 or m.layout is not torch.strided:
             raise InputError(
@@ -75,9 +75,9 @@ def _matrices(name: str, matrices: list[Tensor]) -> list[Tensor]:
             )
         if m.dtype not in FLOATING:
             raise InputError(f"{name}[{i}]: dtype {m.dtype}; accepted: {_dtype_names()}")
-        if m is not first and (m.dtype != first.dtype or m.device != first.device):
+        if i and (m.dtype != dtype or m.device != device):
             raise InputError(
-                f"{name}[{i}]: {m.dtype} on {m.device} beside {first.dtype} on {first.device}; "
+                f"{name}[{i}]: {m.dtype} on {m.device} beside {dtype} on {device}; "
                 f"accepted: one dtype and one device"
             )
     return matrices
@@ -87,12 +87,13 @@ def same_rows(name: str, matrices: list[Tensor]) -> None:
     """All heads must have the same number of rows and at least one column."""
     rows = matrices[0].shape[0]
     for i, m in enumerate(matrices):
-        if m.shape[0] != rows:
+        n, columns = m.shape
+        if n != rows:
             raise InputError(
-                f"{name}[{i}]: {m.shape[0]} rows beside {rows} in {name}[0]; "
+                f"{name}[{i}]: {n} rows beside {rows} in {name}[0]; "
                 f"accepted: the same number of rows in every head"
             )
-        if m.shape[1] < 1:
+        if columns < 1:
             raise InputError(f"{name}[{i}]: shape {tuple(m.shape)}; accepted: at least one column")
 
 

@@ -1,4 +1,9 @@
-"""Where the operators become PyTorch's: `torch.ops.franca_fast`."""
+"""Where the operators become PyTorch's: `torch.ops.franca_fast`.
+
+On small inputs PyTorch's dispatcher takes longer than the kernels: it would call Python twice for
+each operator and sort its lists of tensors into trees. So where ordinary CPU tensors meet nobody
+who listens to the dispatcher, operators are called directly, with the same results.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +40,87 @@ def define(
     _library.define(schema)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"franca_fast::{name}", fake, lib=_library)
-    if backward is not None:
+    formula = None
+    if backward is not None and setup_context is not None:
+        formula = _once(name, backward)
         torch.library.register_autograd(
-            f"franca_fast::{name}", _once(name, backward), setup_context=setup_context, lib=_library
+            f"franca_fast::{name}", formula, setup_context=setup_context, lib=_library
         )
-    return getattr(torch.ops.franca_fast, name).default
+    operator = getattr(torch.ops.franca_fast, name).default
+    if "!" in schema:  # the dispatcher counts the changes of what an operator writes to
+        return operator
+
+    def call(*arguments: Any) -> Any:
+        tensors = None if torch.compiler.is_compiling() else _ordinary(arguments)
+        if tensors is None:
+            return operator(*arguments)
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+            return implementation(*arguments)
+        if formula is None:
+            return operator(*arguments)
+        return _Direct.apply((implementation, setup_context, formula), arguments, *tensors)
+
+    return call
+
+
+# Everything else that the dispatcher may be asked to do, it does for keys that are included only
+# while somebody asks: functorch's transforms, modes, tracing.
+_KEYS = torch._C.DispatchKey
+_ORDINARY_KEYS = (
+    torch._C.DispatchKeySet(_KEYS.BackendSelect) | torch._C.DispatchKeySet(_KEYS.ADInplaceOrView)
+).raw_repr()
+
+
+def _ordinary(arguments: Sequence[Any]) -> list[Tensor] | None:
+    """All tensors, in order, if the dispatcher would do nothing but call the implementation."""
+    if (
+        torch._C._dispatch_tls_local_include_set().raw_repr() & ~_ORDINARY_KEYS
+        or torch._C._len_torch_function_stack()
+        or torch.autograd._profiler_enabled()
+    ):
+        return None
+    tensors: list[Tensor] = []
+    for argument in arguments:
+        if type(argument) not in _SCALARS:
+            tensors += _tensors_in(argument)
+    for t in tensors:
+        if type(t) not in _ORDINARY_TYPES or not t.is_cpu or t.is_neg():
+            return None
+    return tensors
+
+
+def _tensors_in(argument: Any) -> Sequence[Tensor]:
+    if isinstance(argument, Tensor):
+        return (argument,)
+    listed = isinstance(argument, (list, tuple)) and argument and isinstance(argument[0], Tensor)
+    return argument if listed else ()
+
+
+_SCALARS = (float, int, bool, type(None))
+_ORDINARY_TYPES = (Tensor, torch.nn.Parameter)
+
+
+class _Direct(torch.autograd.Function):
+    """An operator and its formula, as `torch.library.register_autograd` would have them called."""
+
+    @staticmethod
+    def forward(ctx: Any, functions: Any, arguments: Sequence[Any], *tensors: Tensor) -> Any:
+        implementation, setup_context, formula = functions
+        results = implementation(*arguments)
+        setup_context(ctx, arguments, results)
+        listed = isinstance(results, list)
+        ctx.direct = formula, listed, [len(_tensors_in(argument)) for argument in arguments]
+        return tuple(results) if listed else results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        formula, listed, sizes = ctx.direct
+        results = formula(ctx, list(gradients)) if listed else formula(ctx, *gradients)
+        flat: list[Tensor | None] = []
+        for size, result in zip(sizes, results, strict=True):
+            if size:
+                flat += result if isinstance(result, (list, tuple)) else [result] * size
+        return None, None, *flat
 
 
 def packed(scores: Scores) -> list[Tensor]:

@@ -86,7 +86,7 @@ def sinkhorn_potentials(
     scores = _checks.scores("logits", logits)
     valid = _checks.valid_rows(n_valid, scores.n_rows)
     prototype, row = _potentials(*constants(scores), value, n_iterations, valid, group_name)
-    return SinkhornPotentials(prototype.split(scores.columns), row.unbind(0))
+    return by_heads(prototype, row, scores)
 
 
 def sinkhorn_knopp(
@@ -129,7 +129,13 @@ def sinkhorn_knopp(
 
 def constants(scores: Scores) -> tuple[list[Tensor], int]:
     """Scores without gradient as operators take them: in one list, and the number of heads."""
-    return [tensor.detach() for tensor in packed(scores)], len(scores.values)
+    tensors = [t.detach() if t.requires_grad else t for t in packed(scores)]
+    return tensors, len(scores.values)
+
+
+def by_heads(prototype: Tensor, row: Tensor, scores: Scores) -> SinkhornPotentials:
+    """Potentials [sum K] and [H, N] of all heads as those of each."""
+    return SinkhornPotentials(prototype.split_with_sizes(scores.columns), row.unbind(0))
 
 
 def passes_over(scores: Scores) -> SinkhornPasses:

@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from franca_fast.backends.contracts import Scores, ScoresLike
+from franca_fast.backends.contracts import Scores, ScoresLike, potential_dtype
 from franca_fast.ops import _checks
 from franca_fast.ops._library import define, unpacked
 from franca_fast.ops.sinkhorn import (
     SinkhornPotentials,
+    by_heads,
     constants,
     fake_row_potentials,
     passes_over,
@@ -108,7 +109,7 @@ def centered_targets(
     valid = _checks.valid_rows(n_valid, scores.n_rows)
     a = -torch.cat([c.detach() for c in given]) / value
     row = _row_potentials(*constants(scores), value, a, valid)
-    potentials = SinkhornPotentials(a.split(scores.columns), row.unbind(0))
+    potentials = by_heads(a, row, scores)
     with torch.no_grad():
         mean = _mean_scores(scores, valid, group)
     return ClusteringTargets(Scores.of(logits), potentials, temperature, mean)
@@ -117,11 +118,12 @@ def centered_targets(
 def _mean_scores(
     scores: Scores, n_valid: int, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, ...]:
-    sums = [z[:n_valid].sum(dim=0, dtype=torch.float32) for z in scores.values]
+    dtype = potential_dtype(scores.values[0])
+    sums = [z[:n_valid].sum(dim=0, dtype=dtype) for z in scores.values]
     if scores.streamed:
         # The scores are linear in the features, and so are their sums.
         factors = zip(sums, scores.prototypes, scores.scales, strict=True)
-        sums = [scale * (v.float() @ x) for x, v, scale in factors]
+        sums = [scale * (v.to(dtype) @ x) for x, v, scale in factors]
     buffer = torch.cat([*sums, sums[0].new_full((1,), float(n_valid))])
     if group is not None:
         dist.all_reduce(buffer, group=group)

@@ -46,6 +46,15 @@ def test_centred_targets_carry_the_mean_of_the_valid_rows(n_valid, counted):
     torch.testing.assert_close(targets.mean_scores[0], z[:counted].mean(dim=0))
 
 
+@pytest.mark.parametrize("form", ["stored", "streamed"])
+def test_means_of_float64_scores_are_float64(form):
+    x, v, s = (torch.rand(*shape, dtype=torch.float64) for shape in ((5, 4), (9, 4), (9,)))
+    z = s * (x @ v.T)
+    scores = Scores([x], [v], [s]) if form == "streamed" else z
+    targets = ff.ops.centered_targets(scores, 0.1, [torch.zeros(9, dtype=torch.float64)])
+    torch.testing.assert_close(targets.mean_scores[0], z.mean(dim=0), rtol=1e-14, atol=0)
+
+
 def test_no_valid_rows_have_a_mean_of_zero():
     targets = ff.ops.centered_targets(torch.randn(5, 9), 0.1, [torch.zeros(9)], n_valid=0)
     assert not targets.mean_scores[0].any()

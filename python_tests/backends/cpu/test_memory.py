@@ -17,4 +17,7 @@ def test_only_large_matrices_are_asked_to_lie_in_huge_pages(rows, huge, monkeypa
     monkeypatch.setattr(memory, "_C", core)
     out = memory.matrix(rows, 1 << 11, torch.bfloat16)
     assert (out.shape, out.dtype) == ((rows, 1 << 11), torch.bfloat16)
-    assert asked == ([(out.data_ptr(), out.nbytes)] if huge else [])
+    pages = -(-out.nbytes // (2 << 20)) * (2 << 20)
+    assert asked == ([(out.data_ptr(), pages)] if huge else [])
+    assert not huge or out.data_ptr() % (2 << 20) == 0
+    assert out.is_contiguous() and not out._is_view()

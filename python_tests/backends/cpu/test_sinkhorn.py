@@ -122,6 +122,25 @@ def test_all_iterations_at_once_for_any_number_of_them(n_iterations):
     torch.testing.assert_close(row.double(), torch.stack(exact.row), rtol=0, atol=1e-5)
 
 
+def test_first_rows_that_say_nothing_of_the_others_do_not_matter():
+    logits = make_logits(40, [300, 17])
+    for z in logits.values:
+        z[:20] -= 4.8  # e^48 below the others
+    with use_backend("torch"):
+        exact = ops.sinkhorn_potentials(double(logits), 0.1, 1)
+    a, _ = sinkhorn._joined(logits, 0.1, 1, 40)
+    torch.testing.assert_close(a.double(), torch.cat(exact.prototype), rtol=1e-6, atol=1e-5)
+
+
+def test_large_assignments_have_the_bits_of_small_ones():
+    # Large ones are written past the caches, in whole vectors, which odd rows do not begin with.
+    z, a = torch.randn(3, 700_001), torch.randn(700_001)
+    (together,) = sinkhorn.assignments(Scores([z]), 0.1, a, 3)
+    for n in range(3):
+        (alone,) = sinkhorn.assignments(Scores([z[n : n + 1]]), 0.1, a, 1)
+        assert torch.equal(together[n], alone[0])
+
+
 @pytest.mark.parametrize("layout", [misaligned, lambda z: z.t().contiguous().t()])
 def test_all_iterations_at_once_in_any_layout_memory_and_number_of_threads(layout):
     logits = make_logits(70, [3000, 257, 1])
