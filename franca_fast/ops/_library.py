@@ -33,7 +33,8 @@ def define(
         implementation: Runs on plain tensors of any device.
         fake: Gives outputs of the right shape and dtype without computing.
         backward: Autograd formula, which cannot be differentiated again (that is an error and not
-            a wrong result); without it the results carry no gradient.
+            a wrong result); without it the results carry no gradient. It cannot go by
+            `ctx.needs_input_grad`, whose entries depend on how the operator is called.
         setup_context: Saves what `backward` needs.
     """
     name = schema.split("(")[0]
@@ -47,7 +48,9 @@ def define(
             f"franca_fast::{name}", formula, setup_context=setup_context, lib=_library
         )
     operator = getattr(torch.ops.franca_fast, name).default
-    if "!" in schema:  # the dispatcher counts the changes of what an operator writes to
+    results = schema.split("->")[1].strip()
+    # The dispatcher counts the changes of what an operator writes to, and takes lists among results.
+    if "!" in schema or ("[" in results and results != "Tensor[]" and formula is not None):
         return operator
 
     def call(*arguments: Any) -> Any:

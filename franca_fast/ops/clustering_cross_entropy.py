@@ -128,21 +128,7 @@ def _check_potentials(given: object, teacher: Scores, columns: list[int]) -> tup
     z = teacher.values[0]
     _checks.potentials("targets.potentials.prototype", prototype, [(k,) for k in columns], z)
     _checks.potentials("targets.potentials.row", row, [z.shape[:1]] * len(columns), z)
-    a, b = _whole(prototype, (sum(columns),)), _whole(row, (len(columns), z.shape[0]))
-    return torch.cat(prototype) if a is None else a, torch.stack(row) if b is None else b
-
-
-def _whole(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor | None:
-    """What the parts are, in this order, all of, as those of our potentials are; or None."""
-    if torch.compiler.is_compiling() or (whole := parts[0]._base) is None:
-        return None
-    place = 0
-    for part in parts:
-        if part._base is not whole or part.storage_offset() != place or not part.is_contiguous():
-            return None
-        place += part.numel()
-    fits = whole.shape == shape and whole.dtype is parts[0].dtype and whole.is_contiguous()
-    return whole if fits else None
+    return torch.cat(prototype), torch.stack(row)
 
 
 def _check_rows(rows: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor:
