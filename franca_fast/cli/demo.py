@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from franca_fast.files import write_json, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from franca_fast.config import Config
     from franca_fast.models import VisionTransformer
@@ -33,7 +35,8 @@ _TRAIN, _TEST = "FashionMNIST:split=TRAIN", "FashionMNIST:split=TEST"
 # After the overrides: the table is one of Fashion-MNIST, whatever the model was trained on.
 _KNN = (f"evaluation.knn_train={_TRAIN}", f"evaluation.knn_test={_TEST}")
 _CLASSES = "T-shirt,trousers,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
-_METRIC = "evaluation/knn/"  # then <dimension>/<k>
+_KNN_METRIC, _PIXEL_METRIC = "evaluation/knn/", "evaluation/pixels/"  # then <row>/<k>
+_SIDE = 28  # of the images, pixels
 _FILES = {
     "results.md": "this table",
     "results.json": "the same, with every k",
@@ -69,14 +72,15 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output_dir)
     evaluated: list[int] = []  # after so many steps, in this process
 
-    def keep_untrained(step: int, backbone: VisionTransformer) -> dict[str, float]:
-        """Keeps the network as it was before the first step, for the pictures."""
+    def before(step: int, backbone: VisionTransformer) -> dict[str, float]:
+        """Before the first step: keeps the network, for the pictures, and looks at the pixels."""
         evaluated.append(step)
-        if step == 0:
-            save_backbone(backbone, folder / _UNTRAINED)
-        return {}
+        if step > 0:
+            return {}
+        save_backbone(backbone, folder / _UNTRAINED)
+        return pixel_accuracies(config.evaluation.knn_train, config.evaluation.knn_test)
 
-    result = pretrain(config, folder, resume=not args.no_resume, evaluate=keep_untrained)
+    result = pretrain(config, folder, resume=not args.no_resume, evaluate=before)
     if result.exported is None:
         print(f"Stopped after step {result.steps}; the same command continues.")
         return 0
@@ -100,7 +104,7 @@ def collect(config: Config, result: PretrainResult) -> dict[str, Any]:
     """Everything that results.json holds, read from the run's metrics."""
     lines = _metrics(result.output_dir)
     steps = [line for line in lines if "loss" in line]
-    measured = [line for line in lines if any(key.startswith(_METRIC) for key in line)]
+    measured = [line for line in lines if any(key.startswith(_KNN_METRIC) for key in line)]
     batch = config.train.batch_size_per_gpu
     return {
         "architecture": config.student.arch,
@@ -109,8 +113,38 @@ def collect(config: Config, result: PretrainResult) -> dict[str, Any]:
         "training_seconds": round(sum(batch / line["images_per_second"] for line in steps), 1),
         "first_loss": steps[0]["loss"],
         "last_loss": steps[-1]["loss"],
-        "knn_before": _accuracies(measured[0]),
-        "knn_after": _accuracies(measured[-1]),
+        "knn_before": _accuracies(measured[0], _KNN_METRIC),
+        "knn_after": _accuracies(measured[-1], _KNN_METRIC),
+        "knn_pixels": _accuracies(measured[0], _PIXEL_METRIC),
+    }
+
+
+def pixel_accuracies(train: str, test: str) -> dict[str, float]:
+    """What the same kNN makes of the pixels, which is what learnt features have to beat.
+
+    Args:
+        train: labelled images to learn from.
+        test: those to classify.
+
+    Returns:
+        accuracies of k neighbours in per cent, "pixels/raw pixels/<k>", and with the mean training
+        image taken out, "pixels/centred/<k>".
+    """
+    from franca_fast.data import CropSettings
+    from franca_fast.evaluation import embed, knn
+
+    def pixels(images: Tensor) -> Tensor:
+        # Of grey images one channel is all there is; from 0 to 1 again.
+        return images[:, 0].flatten(1) * CropSettings.std[0] + CropSettings.mean[0]
+
+    raw = [embed(pixels, source, img_size=_SIDE) for source in (train, test)]
+    mean = raw[0].features.mean(0)
+    centred = [replace(part, features=part.features - mean) for part in raw]
+    return {
+        f"pixels/{name}/{k}": accuracy
+        for name, parts in (("raw pixels", raw), ("centred", centred))
+        for at_k in knn(*parts).values()
+        for k, accuracy in at_k.items()
     }
 
 
@@ -121,6 +155,8 @@ def summary(results: dict[str, Any], *, markdown: bool = False) -> str:
     for m, after in results["knn_after"].items():
         pair = (results["knn_before"][m][str(_K)], after[str(_K)])
         rows.append((m, *(f"{value:.1f}" for value in pair), f"{pair[1] - pair[0]:+.1f}"))
+    for name, at_k in results["knn_pixels"].items():
+        rows.append((name, "", f"{at_k[str(_K)]:.1f}", ""))
     minutes = results["training_seconds"] / 60
     title = (
         f"kNN accuracy (k = {_K}, per cent) on Fashion-MNIST, by number of feature dimensions, "
@@ -171,11 +207,11 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _accuracies(line: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """{dimension: {k: accuracy}} of a line of metrics; the keys are text, as JSON has them."""
+def _accuracies(line: dict[str, Any], metric: str) -> dict[str, dict[str, float]]:
+    """{row: {k: accuracy}} of a line of metrics; the keys are text, as JSON has them."""
     accuracies: dict[str, dict[str, float]] = {}
     for key, accuracy in line.items():
-        if key.startswith(_METRIC):
-            m, k = key.removeprefix(_METRIC).split("/")
-            accuracies.setdefault(m, {})[k] = accuracy
+        if key.startswith(metric):
+            row, k = key.removeprefix(metric).split("/")
+            accuracies.setdefault(row, {})[k] = accuracy
     return accuracies

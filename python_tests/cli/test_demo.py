@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from franca_fast.cli import demo
+from franca_fast.data import open_images
 
 # The demo on a few images and a small recipe, in a process that is killed before its fourth step.
 SCRIPT = """
@@ -61,10 +63,28 @@ def test_table_pictures_and_model(run_demo, tmp_path: Path) -> None:
         row = [m, f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
         assert row in [line.split() for line in outcome.out.splitlines()]
         assert f"| {' | '.join(row)} |" in markdown
+    for pixels in ("raw pixels", "centred"):
+        accuracy = f"{results['knn_pixels'][pixels]['20']:.1f}"
+        assert [*pixels.split(), accuracy] in [line.split() for line in outcome.out.splitlines()]
+        assert f"| {pixels} |  | {accuracy} |  |" in markdown
     for name in demo._FILES:
         assert (tmp_path / "demo" / name).is_file()
         assert str(tmp_path / "demo" / name) in outcome.out
     assert Image.open(tmp_path / "demo" / "pca.png").width > 10 * 84
+
+
+def test_pixels_are_classified_as_they_are_and_less_their_mean() -> None:
+    images = list(open_images(demo._TEST))
+    pixels = np.stack([np.asarray(image)[..., 0].ravel() / 255 for _, image, _ in images])
+    one_hot = np.eye(10)[[label for _, _, label in images]]
+    found = demo.pixel_accuracies(demo._TEST, demo._TEST)
+    for name, x in {"raw pixels": pixels, "centred": pixels - pixels.mean(0)}.items():
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        similarity = x @ x.T
+        tenth = np.sort(similarity, axis=1)[:, -10, None]
+        votes = np.where(similarity >= tenth, np.exp(similarity / 0.07), 0) @ one_hot
+        accuracy = 100 * (votes.argmax(1) == one_hot.argmax(1)).mean()
+        assert found[f"pixels/{name}/10"] == pytest.approx(accuracy, abs=0.1)  # a tie
 
 
 def test_without_matplotlib_all_but_the_pictures_is_there(
