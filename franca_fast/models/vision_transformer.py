@@ -14,6 +14,8 @@ from franca_fast.errors import InputError
 from franca_fast.models.block import Block
 from franca_fast.models.stochastic_depth import Crops, draw_subsets
 
+_INITIAL = ("init_std", "pos_embed_init_std")
+
 
 class PatchEmbed(nn.Module):
     """Cuts an image into patches and projects each: [B, C, H, W] -> [B, n, d]."""
@@ -57,9 +59,12 @@ class VisionTransformer(nn.Module):
         interpolate_antialias: Antialiasing in position interpolation.
         interpolate_offset: Added to the target grid in the scale factor of the interpolation; 0
             interpolates to the target size instead.
+        init_std: Standard deviation of the initial linear weights of the blocks.
+        pos_embed_init_std: That of the initial position embedding.
 
     Attributes:
-        config: The arguments, JSON-able; `VisionTransformer(**config)` builds the same network.
+        config: The arguments, JSON-able, without the two that only say where weights begin;
+            `VisionTransformer(**config)` builds the same network.
 
     Example:
         >>> import torch, franca_fast as ff
@@ -89,9 +94,12 @@ class VisionTransformer(nn.Module):
         num_register_tokens: int = 0,
         interpolate_antialias: bool = False,
         interpolate_offset: float = 0.1,
+        init_std: float = 0.02,
+        pos_embed_init_std: float = 0.02,
     ) -> None:
+        # Where the weights began is no part of what the network is.
         config: dict[str, Any] = {
-            k: v for k, v in locals().items() if k not in ("self", "__class__")
+            k: v for k, v in locals().items() if k not in ("self", "__class__", *_INITIAL)
         }
         super().__init__()
         self.config = config
@@ -132,16 +140,16 @@ class VisionTransformer(nn.Module):
             for i in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self._init_weights()
+        self._init_weights(init_std, pos_embed_init_std)
 
-    def _init_weights(self) -> None:
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+    def _init_weights(self, std: float, pos_embed_std: float) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

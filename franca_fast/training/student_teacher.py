@@ -273,6 +273,8 @@ def build_student_backbone(config: Config, **overrides: Any) -> VisionTransforme
     """The backbone of a configuration, with random weights; `overrides` win over it."""
     arguments = {
         "img_size": config.crops.global_crops_size,
+        "init_std": config.student.init_std,
+        "pos_embed_init_std": config.student.pos_embed_init_std,
         **backbone_arguments(asdict(config.student)),
     }
     return build_backbone(config.student.arch, **{**arguments, **overrides})

@@ -244,6 +244,14 @@ def test_trains_under_autocast():
     assert model.pos_embed.grad.isfinite().all() and model.pos_embed.grad.dtype == torch.float32
 
 
+def test_spread_of_the_initial_weights_is_no_part_of_the_network():
+    model = small(init_std=0.1, pos_embed_init_std=0.5)
+    linear = [p for p in model.blocks.parameters() if p.dim() == 2]
+    assert torch.cat([p.flatten() for p in linear]).std().item() == pytest.approx(0.1, rel=0.05)
+    assert model.pos_embed.std().item() == pytest.approx(0.5, rel=0.15)
+    assert model.config == small().config
+
+
 def test_compiles_without_graph_breaks():
     model = small().eval()
     image = torch.randn(2, 3, 28, 28)

@@ -166,6 +166,13 @@ def test_the_last_block_computes_only_what_the_losses_read(
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6), name
 
 
+def test_the_initial_weights_have_the_spread_of_the_configuration() -> None:
+    model = StudentTeacher(tiny_config("student.init_std=0.1", "student.pos_embed_init_std=0.5"))
+    for network in (model.student, model.teacher):
+        weights = network.backbone.blocks[0].mlp.fc1.weight, network.backbone.pos_embed
+        assert [w.std().item() for w in weights] == pytest.approx([0.1, 0.5], rel=0.15)
+
+
 def test_the_teacher_starts_as_the_student_and_stays_in_evaluation_mode() -> None:
     model = StudentTeacher(tiny_config()).train()
     student, teacher = model.student.state_dict(), model.teacher.state_dict()
