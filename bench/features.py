@@ -56,12 +56,10 @@ def main() -> None:
         np.save(args.folder / "features.npy", features.float().numpy())
         print(seconds)
         return
-    kept = json.loads(args.output.read_text()) if args.output.exists() else {}
+    part, measured = ("knn", knn(args.knn)) if args.knn else ("speed", speed(args))
     command = " ".join(["python -m bench.features", *sys.argv[1:]])
-    if args.knn:
-        kept["knn"] = {"command": command, "machine": machine(), **knn(args.knn)}
-    else:
-        kept["speed"] = {"command": command, "machine": machine(), **speed(args)}
+    kept = json.loads(args.output.read_text()) if args.output.exists() else {}
+    kept[part] = {"command": command, "machine": machine(), **measured}
     write_json(args.output, kept)
     write_text(args.output.with_suffix(".md"), report(kept))
     print(report(kept))

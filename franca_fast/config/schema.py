@@ -244,8 +244,7 @@ class StudentConfig:
     drop_path_uniform: bool = True
     # Initial LayerScale.
     layerscale: float = setting(1.0e-5, at_least=0)
-    # Ours: standard deviation of the initial linear weights of the blocks, and of the initial
-    # position embedding. 0.02 suits wide networks; 1 / sqrt(width) keeps the signal in narrow ones.
+    # Ours: spread of the blocks' initial weights; 1 / sqrt(width) keeps the signal in narrow ones.
     init_std: float = setting(0.02, above=0)
     pos_embed_init_std: float = setting(0.02, above=0)
     # Backbone weights that student and teacher start from (.pth or .safetensors), the heads random
