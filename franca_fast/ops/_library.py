@@ -49,8 +49,8 @@ def define(
         )
     operator = getattr(torch.ops.franca_fast, name).default
     results = schema.split("->")[1].strip()
-    # The dispatcher counts the changes of what an operator writes to, and takes lists among results.
-    if "!" in schema or ("[" in results and results != "Tensor[]" and formula is not None):
+    # The dispatcher counts the changes of what an operator writes to, and takes lists in results.
+    if "!" in schema or ("[" in results and results != "Tensor[]"):
         return operator
 
     def call(*arguments: Any) -> Any:
