@@ -31,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import franca_fast
     from franca_fast.cores import share_cores
-    from franca_fast.training.score_memory import describe_choice
+    from franca_fast.training import precision, score_memory
 
     print(f"franca-fast {franca_fast.__version__}, Python {platform.python_version()}")
     print(f"system      {platform.platform()}")
     for line in _hardware():
         print(line)
-    print(f"scores      {describe_choice()}")
+    print(f"precision   {precision.describe_choice()}")
+    print(f"scores      {score_memory.describe_choice()}")
     with share_cores() as shared:
         print(f"busy cores  {shared.how}")
     print("\nPackages")

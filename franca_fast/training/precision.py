@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
+from franca_fast.processor import fast_bfloat16, instructions
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -85,13 +85,17 @@ def choose_precision(config: Config, device: torch.device) -> Precision:
     return Precision(device, DTYPES[name], scale)
 
 
+def describe_choice() -> str:
+    """What "auto" chooses on this machine and why, in one line."""
+    device = choose_device("auto")
+    name = _fastest(device)
+    units = "matrix units for bf16" + (" (AMX)" if device.type == "cpu" else "")
+    has = "has" if name == "bf16" else "has no"
+    return f"compute_precision.autocast=auto trains in {name}, as {device} {has} {units}"
+
+
 def _fastest(device: torch.device) -> str:
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if _has_matrix_units() else "fp32"
-
-
-def _has_matrix_units() -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware (AMX); elsewhere bf16 is slower."""
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and "amx_bf16" in flags.read_text(errors="replace")
+        return "bf16" if fast_bfloat16(device) else "fp16"
+    # With AVX512_BF16 alone products are faster too, but a step is more than its products.
+    return "bf16" if "amx_bf16" in instructions() else "fp32"

@@ -15,6 +15,7 @@ def test_doctor(run, monkeypatch: pytest.MonkeyPatch) -> None:
         "sinkhorn",
         "varlen_attention",
         "GPU",
+        "autocast=auto",
     ):
         assert word in out
     monkeypatch.setenv("FRANCA_FAST_BACKEND", "torch")

@@ -8,7 +8,12 @@ import torch
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.training import precision as module
-from franca_fast.training.precision import choose_device, choose_precision
+from franca_fast.training.precision import (
+    DTYPES,
+    choose_device,
+    choose_precision,
+    describe_choice,
+)
 
 CPU = torch.device("cpu")
 
@@ -19,12 +24,25 @@ def config(autocast: str) -> Config:
     return made
 
 
-@pytest.mark.parametrize(("has_units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize(
+    ("device", "has_units", "name"),
+    [
+        ("cpu", True, "bf16"),
+        ("cpu", False, "fp32"),
+        ("cuda", True, "bf16"),
+        ("cuda", False, "fp16"),
+    ],
+)
 def test_auto_is_bf16_only_with_matrix_units(
-    monkeypatch: pytest.MonkeyPatch, has_units: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, device: str, has_units: bool, name: str
 ) -> None:
-    monkeypatch.setattr(module, "_has_matrix_units", lambda: has_units)
-    assert choose_precision(config("auto"), CPU).dtype == dtype
+    chosen = torch.device(device)
+    flags = {"avx512_bf16", "amx_bf16"} if has_units else {"avx512_bf16"}
+    monkeypatch.setattr(module, "instructions", lambda: flags)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_units)
+    assert choose_precision(config("auto"), chosen).dtype == DTYPES[name]
+    monkeypatch.setattr(module, "choose_device", lambda asked: chosen)
+    assert f"in {name}, as {device} " in describe_choice()
 
 
 @pytest.mark.parametrize(
