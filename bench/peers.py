@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--alone", action="store_true", help="steps one process after the other")
-    parser.add_argument("--steps", type=int, default=3, help="of each, after one more")
+    parser.add_argument("--steps", type=int, default=2, help="of each, after one more")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each operator, at least")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "peers.json")

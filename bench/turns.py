@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,18 +31,12 @@ class ChildError(RuntimeError):
 
 
 class Child:
-    """The parent's side: a process that runs `python -m MODULE ARGUMENTS` and was built.
+    """The parent's side: a process that runs `python -m MODULE ARGUMENTS`.
 
     Args:
         name: for messages and tables.
         module: uses `Turns`.
         arguments: of the command line.
-
-    Attributes:
-        about: its first answer, which it gives when it could begin.
-
-    Raises:
-        ChildError: it ended while it was built.
     """
 
     def __init__(self, name: str, module: str, arguments: Sequence[str] = ()) -> None:
@@ -56,7 +51,15 @@ class Child:
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
-        self.about = self._answer()
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Its first answer, which it gives when everything is built and it could begin.
+
+        Raises:
+            ChildError: it ended before.
+        """
+        return self._answer()
 
     def ask(self, request: str = "step") -> dict[str, Any]:
         """One turn.
@@ -64,6 +67,7 @@ class Child:
         Raises:
             ChildError: the child ended; what it printed last is in the message.
         """
+        _ = self.about  # the answer before the first request
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(request + "\n")
@@ -127,7 +131,12 @@ class Turns:
 def take_turns(
     children: Sequence[Child], steps: int, warm_ups: int = 1
 ) -> dict[str, list[dict[str, Any]]]:
-    """The answers of all children to so many steps each, without those of the warm-ups."""
+    """The answers of all children to so many steps each, without those of the warm-ups.
+
+    No step begins before all children are built.
+    """
+    for child in children:
+        _ = child.about
     answers: dict[str, list[dict[str, Any]]] = {child.name: [] for child in children}
     for step in range(warm_ups + steps):
         for child in children:
@@ -138,7 +147,7 @@ def take_turns(
 
 
 def started(stack: ExitStack, children: Mapping[str, tuple[str, Sequence[str]]]) -> list[Child]:
-    """The children of {name: (module, arguments)}, built one after the other."""
+    """The children of {name: (module, arguments)}, which are built at the same time."""
     return [stack.enter_context(Child(name, *how)) for name, how in children.items()]
 
 

@@ -63,7 +63,7 @@ def test_steps_are_those_of_both(monkeypatch, alone):
 
     class Stand:
         def __init__(self, name, module, arguments):
-            self.name, self.arguments = name, arguments
+            self.name, self.about = name, {"version": "0"}
 
         def ask(self):
             asked.append(self.name)

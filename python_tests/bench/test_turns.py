@@ -44,8 +44,9 @@ def test_children_take_turns_and_warm_ups_are_not_counted(module, tmp_path):
 
 
 def test_a_child_that_ends_says_why(module, tmp_path):
-    with pytest.raises(ChildError, match=r"c ended with status 1:\n.*No module named missing"):
-        Child("c", "missing", [])
+    message = r"c ended with status 1:\n.*No module named missing"
+    with Child("c", "missing", []) as child, pytest.raises(ChildError, match=message):
+        child.ask()
     with Child("d", module, ["d", os.devnull]) as child:
         for _ in range(3):
             child.ask()
