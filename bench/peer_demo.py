@@ -166,7 +166,7 @@ def train(config: Config, seed: int) -> dict[str, Any]:
             optim="adamw",
             optim_args={"lr": config.optim.lr, "weight_decay": config.optim.weight_decay},
             transform_args=transform_arguments(config),
-            trainer_args={"max_steps": steps, "enable_progress_bar": False},
+            trainer_args={"max_steps": steps},
             loggers={"tensorboard": None},
         )
         seconds = time.perf_counter() - begin
