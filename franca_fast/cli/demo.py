@@ -137,15 +137,14 @@ def pixel_accuracies(train: str, test: str) -> dict[str, float]:
         # Of grey images one channel is all there is; from 0 to 1 again.
         return images[:, 0].flatten(1) * CropSettings.std[0] + CropSettings.mean[0]
 
-    raw = [embed(pixels, source, img_size=_SIDE) for source in (train, test)]
-    mean = raw[0].features.mean(0)
-    centred = [replace(part, features=part.features - mean) for part in raw]
-    return {
-        f"pixels/{name}/{k}": accuracy
-        for name, parts in (("raw pixels", raw), ("centred", centred))
-        for at_k in knn(*parts).values()
-        for k, accuracy in at_k.items()
-    }
+    known, asked = (embed(pixels, source, img_size=_SIDE) for source in (train, test))
+    mean = known.features.mean(0)
+    accuracies: dict[str, float] = {}
+    for name, offset in (("raw pixels", 0.0 * mean), ("centred", mean)):
+        parts = [replace(part, features=part.features - offset) for part in (known, asked)]
+        (at_k,) = knn(parts[0], parts[1]).values()
+        accuracies |= {f"pixels/{name}/{k}": accuracy for k, accuracy in at_k.items()}
+    return accuracies
 
 
 def summary(results: dict[str, Any], *, markdown: bool = False) -> str:
