@@ -50,9 +50,13 @@ THROUGH_CALLERS = {
         "backends/test_device.py::test_weight_norm_scores",
         "backends/test_device.py::test_streamed_loss",
         "ops/test_varlen_attention.py::test_error_is_at_most_twice_that_of_torch",
+        "ops/test_adamw_update.py::test_is_as_exact_as_pytorchs_optimizer",
     ],
     "backends/torch/__init__.py": [
         "backends/cpu/test_init.py::test_without_the_core_torch_runs_and_one_warning_says_so"
+    ],
+    "backends/torch/adamw_update.py": [
+        "ops/test_adamw_update.py::test_the_reference_equals_the_definition_in_float64"
     ],
     "backends/torch/clustering_cross_entropy.py": [
         "ops/test_clustering_cross_entropy.py::test_equals_float64"

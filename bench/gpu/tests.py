@@ -18,6 +18,7 @@ from bench.gpu.parts import ROOT
 FILES = (
     "python_tests/backends/test_device.py",
     "python_tests/backends/torch/test_streamed_clustering.py",
+    "python_tests/ops/test_adamw_update.py",
     "python_tests/ops/test_clustering_cross_entropy.py",
     "python_tests/ops/test_gradients.py",
     "python_tests/ops/test_prototype_scores.py",

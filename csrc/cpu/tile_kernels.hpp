@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "franca/adamw_update.hpp"
 #include "franca/views.hpp"
 
 namespace franca::cpu {
@@ -72,6 +73,8 @@ struct TileKernels {
   void (*normalize_row[kDTypes][kDTypes])(const void* v, int64_t n, float g, void* w);
   float (*prototype_gradient_row[kDTypes][kDTypes])(const void* v, const void* dw, int64_t n,
                                                     float g, const float* dscale, void* dv);
+  // AdamW and the teacher's average on elements [begin, begin + n) of a tensor.
+  void (*adamw)(const UpdatedTensor& tensor, int64_t begin, int64_t n, const AdamWFactors& factors);
 };
 
 namespace portable {

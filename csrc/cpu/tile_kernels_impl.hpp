@@ -283,6 +283,7 @@ void merge_totals(const float* before, const float* shift, const float* maximum,
 }  // namespace
 }  // namespace franca::cpu
 
+#include "cpu/adamw_elements.hpp"
 #include "cpu/sinkhorn_iteration.hpp"
 #include "cpu/weight_norm_rows.hpp"
 
@@ -312,6 +313,7 @@ TileKernels make_table() {
   fill_dtype<V, Float16>(table, DType::float16);
   table.multiply = multiply<V>;
   table.merge_totals = merge_totals<V>;
+  table.adamw = adamw<V>;
   return table;
 }
 

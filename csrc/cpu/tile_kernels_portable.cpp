@@ -118,6 +118,9 @@ struct Vec {
   static Vec div(const Vec& a, const Vec& b) {
     return map([&](int64_t i) { return a.v[i] / b.v[i]; });
   }
+  static Vec sqrt(const Vec& a) {
+    return map([&](int64_t i) { return __builtin_sqrtf(a.v[i]); });
+  }
   static Vec max(const Vec& a, const Vec& b) {
     return map([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }

@@ -37,6 +37,7 @@ inline RaggedLogits logits_of(const std::vector<Head>& heads, int64_t n_rows, in
   return {heads.data(), static_cast<int64_t>(heads.size()), n_rows, static_cast<DType>(dtype)};
 }
 
+void bind_adamw_update(pybind11::module_& m);
 void bind_sinkhorn(pybind11::module_& m);
 void bind_clustering_cross_entropy(pybind11::module_& m);
 void bind_weight_norm(pybind11::module_& m);
@@ -45,6 +46,7 @@ void bind_cuda(pybind11::module_& m);
 void bind_cuda_streamed(pybind11::module_& m);
 void bind_cuda_attention(pybind11::module_& m);
 void bind_cuda_weight_norm(pybind11::module_& m);
+void bind_cuda_adamw(pybind11::module_& m);
 #endif
 
 }  // namespace franca::python

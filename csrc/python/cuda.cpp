@@ -120,6 +120,7 @@ void bind_cuda(py::module_& parent) {
   bind_cuda_streamed(m);
   bind_cuda_attention(m);
   bind_cuda_weight_norm(m);
+  bind_cuda_adamw(m);
 }
 
 }  // namespace franca::python

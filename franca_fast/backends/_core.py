@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from franca_fast.backends.contracts import ClusteringProblem
+from franca_fast.backends.contracts import AdamWProblem, ClusteringProblem
 from franca_fast.errors import InputError
 
 try:
@@ -215,3 +215,16 @@ def pack_problem(problem: ClusteringProblem, device: torch.device = CPU) -> Stor
     numbers, alive = pack_targets(problem, student.n_rows, teacher.n_rows, teacher.columns, device)
     view = _C.ClusteringProblem(*student[:3], *teacher[:3], *numbers)
     return StoredProblem(view, student, (teacher, alive))
+
+
+def adamw_arguments(problem: AdamWProblem) -> tuple[Any, ...]:
+    """Lays an update out for the core; what it holds must be kept until the kernel has returned."""
+    numbers: list[int] = []
+    rates: list[float] = []
+    for p, g, m, v, step, teacher, lr, decay, module in zip(*problem[:9], strict=True):
+        numbers += (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), step.data_ptr())
+        numbers += (0 if teacher is None else teacher.data_ptr(), p.numel(), module)
+        rates += (lr, decay)
+    clip = problem.clip_factors
+    factors = (0, 0) if clip is None else (clip.data_ptr(), clip.numel())
+    return numbers, rates, *factors, problem.finite.data_ptr(), problem[10:14]

@@ -20,6 +20,7 @@ OPERATORS = (
     "clustering_cross_entropy",
     "streamed_clustering",
     "varlen_attention",
+    "adamw_update",
 )
 
 # In order of preference. On a GPU what is measured comes first.
@@ -119,6 +120,44 @@ class AttentionProblem(NamedTuple):
     v: Tensor
     seqlens: list[int]
     scale: float
+
+
+class AdamWProblem(NamedTuple):
+    """Tensors to update in place, one entry of each list for each, checked by the operator.
+
+    Attributes:
+        parameters: p, contiguous, all of one dtype on one device.
+        gradients: g, contiguous; only read.
+        exp_avgs: m, contiguous.
+        exp_avg_sqs: v, contiguous.
+        steps: Number of steps before this one, float32 scalars on the device.
+        teachers: What follows the updated parameter, contiguous; None for nothing.
+        lrs: Learning rates.
+        weight_decays: Decoupled weight decays.
+        modules: Indices into clip_factors; not read without them.
+        clip_factors: Of the gradients of each module, [modules] of the parameters' dtype; or None.
+        beta1: Share of m that stays.
+        beta2: Share of v that stays.
+        eps: Added to the denominator.
+        momentum: Share of the teacher that stays.
+        finite: Bool scalar on the device; where it is false, nothing is changed.
+    """
+
+    parameters: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    exp_avgs: Sequence[Tensor]
+    exp_avg_sqs: Sequence[Tensor]
+    steps: Sequence[Tensor]
+    teachers: Sequence[Tensor | None]
+    lrs: Sequence[float]
+    weight_decays: Sequence[float]
+    modules: Sequence[int]
+    clip_factors: Tensor | None
+    beta1: float
+    beta2: float
+    eps: float
+    momentum: float
+    finite: Tensor
 
 
 class SinkhornPasses(Protocol):
@@ -242,3 +281,10 @@ class VarlenAttention(Protocol):
         gradients: Sequence[Tensor],
     ) -> None:
         """Writes the gradients of q, k and v, [tokens, heads, head_dim] in any strides."""
+
+
+class AdamWUpdate(Protocol):
+    """One step of AdamW and of the teacher's moving average."""
+
+    def update(self, problem: AdamWProblem) -> None:
+        """Changes parameters, moments, steps and teachers in place, or nothing at all."""

@@ -21,6 +21,7 @@ from franca_fast.backends.choices import path, table
 from franca_fast.backends.contracts import (
     BACKENDS,
     OPERATORS,
+    AdamWUpdate,
     ClusteringCrossEntropy,
     PrototypeScores,
     Sinkhorn,
@@ -147,6 +148,8 @@ def choose(
 ) -> StreamedClustering: ...
 @overload
 def choose(operator: Literal["varlen_attention"], tensor: torch.Tensor) -> VarlenAttention: ...
+@overload
+def choose(operator: Literal["adamw_update"], tensor: torch.Tensor) -> AdamWUpdate: ...
 def choose(operator: str, tensor: torch.Tensor) -> Any:
     """Returns the module that runs `operator` on tensors of the device and dtype of `tensor`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from franca_fast.backends.contracts import Scores
 from franca_fast.errors import renamed
+from franca_fast.ops.adamw_update import adamw_update
 from franca_fast.ops.clustering_cross_entropy import clustering_cross_entropy
 from franca_fast.ops.prototype_scores import prototype_scores
 from franca_fast.ops.sinkhorn import SinkhornPotentials, sinkhorn_knopp, sinkhorn_potentials
@@ -24,6 +25,7 @@ __all__ = [
     "ClusteringTargets",
     "Scores",
     "SinkhornPotentials",
+    "adamw_update",
     "centered_targets",
     "clustering_cross_entropy",
     "normalized_prototypes",

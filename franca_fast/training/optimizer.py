@@ -1,9 +1,9 @@
-"""Parameter groups, AdamW, gradient clipping and the teacher's moving average."""
+"""Parameter groups, and the update of student and teacher with clipped gradients."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.config.schema import OptimConfig
+from franca_fast.ops import adamw_update
 from franca_fast.training.distributed.parallelize import local
 from franca_fast.training.schedules import StepValues
 
 _EMBEDDINGS = ("pos_embed", "patch_embed", "mask_token", "cls_token", "register_tokens")
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-# The moving average needs a scaled copy of the student's parameters; tensors are taken in groups of
-# about this many elements so that the copy stays small.
-_EMA_GROUP_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -101,16 +99,15 @@ def parameter_groups(student: nn.Module, optim: OptimConfig) -> list[dict[str, A
 class LocalOptimizer:
     """AdamW over this rank's rows of the student's parameters.
 
-    Learning rate and weight decay are set at every step. The fused form updates in place without
-    temporaries, and can leave a step out on the device (see `apply_step`) without asking the host.
-    A parameter that is not sharded is its own shard.
+    `set_schedule` gives it learning rate and weight decay at every step, which `apply_step` does. A
+    parameter that is not sharded is its own shard.
 
     Args:
         student: its children are the backbone and the heads; already where it stays.
         optim: gives layerwise_decay, patch_embed_lr_mult and the betas.
 
     Attributes:
-        adamw: the optimizer itself.
+        adamw: the groups and the state, in the form that torch's fused AdamW has.
         shards: name of the parameter -> its rows here; those without any are left out.
         modules: name of the child -> names of its parameters.
     """
@@ -149,6 +146,16 @@ class LocalOptimizer:
         shards = (self.shards[name] for name in self.modules[module])
         return [shard.grad for shard in shards if shard.grad is not None]
 
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The step and the moments of a shard, which start at 0."""
+        shard = self.shards[name]
+        state = self.adamw.state[shard]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=shard.device)
+            state["exp_avg"] = torch.zeros_like(shard)
+            state["exp_avg_sq"] = torch.zeros_like(shard)
+        return state
+
 
 def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
     """Gives every group the learning rate and weight decay of a step."""
@@ -164,21 +171,17 @@ def squared_norms(optimizer: LocalOptimizer) -> Tensor:
     return torch.stack([_square(optimizer.gradients(name), device) for name in optimizer.modules])
 
 
-def clip_gradients(optimizer: LocalOptimizer, norms: Tensor, max_norm: float) -> None:
-    """Scales the gradients of each module down to `max_norm`, each module by its own norm.
+def clip_factors(norms: Tensor, max_norm: float) -> Tensor | None:
+    """What scales the gradients of each module down to `max_norm`, each module by its own norm.
 
     The backbone and each head are clipped apart, as DINOv2 does, so that a burst in one head does
     not shrink the step of the rest.
 
     Args:
-        optimizer: has the gradients.
         norms: of each module, over all shards, [modules]; on the device, not read by the host.
         max_norm: largest norm; 0 clips nothing.
     """
-    if max_norm:
-        factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-        for name, factor in zip(optimizer.modules, factors.unbind(), strict=True):
-            torch._foreach_mul_(optimizer.gradients(name), factor)
+    return (max_norm / (norms + 1e-6)).clamp(max=1.0) if max_norm else None
 
 
 def _square(gradients: list[Tensor], device: torch.device) -> Tensor:
@@ -187,53 +190,48 @@ def _square(gradients: list[Tensor], device: torch.device) -> Tensor:
     return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
 
-def apply_step(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Steps the optimizer, or changes nothing at all where `finite` is false.
-
-    Args:
-        optimizer: a fused AdamW.
-        finite: 0-dim bool tensor on the device; it is not read by the host.
-    """
-    # Fused optimizers read these two attributes; it is how torch.amp.GradScaler skips a step.
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    optimizer.step()
-
-
 @torch.no_grad()
-def update_teacher(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float, finite: Tensor
+def apply_step(
+    optimizer: LocalOptimizer,
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    *,
+    clip: Tensor | None,
+    momentum: float,
+    finite: Tensor,
 ) -> None:
-    """Moves the teacher's parameters: t <- momentum t + (1 - momentum) s, where `finite` holds.
+    """Steps the optimizer and moves the teacher after it, or changes nothing at all.
+
+    The moving average is t <- momentum t + (1 - momentum) s with the updated s.
 
     Args:
-        teacher: parameters to update in place.
-        student: the matching parameters.
+        optimizer: has the gradients; a shard without one stays as it is.
+        student: all shards by name, also those that are not trained.
+        teacher: the shards that follow them, by the same names.
+        clip: of `clip_factors`.
         momentum: share of the teacher that stays, 0 to 1.
-        finite: 0-dim bool tensor on the device; false leaves every value as it is.
+        finite: 0-dim bool tensor on the device; where it is false nothing changes. It is not read
+            by the host.
     """
-    kept = torch.where(finite, momentum, 1.0)
-    # Not 1 - momentum rounded apart: the two must sum to 1, or the teacher slowly drifts.
-    taken = 1.0 - kept
-    for targets, sources in _groups(teacher, student):
-        scaled = torch._foreach_mul(sources, taken)
-        torch._foreach_mul_(targets, kept)
-        torch._foreach_add_(targets, scaled)
-
-
-def _groups(
-    teacher: Sequence[Tensor], student: Sequence[Tensor]
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs of lists of about `_EMA_GROUP_ELEMENTS` elements each."""
-    targets: list[Tensor] = []
-    sources: list[Tensor] = []
-    elements = 0
-    for target, source in zip(teacher, student, strict=True):
-        targets.append(target)
-        sources.append(source)
-        elements += target.numel()
-        if elements >= _EMA_GROUP_ELEMENTS:
-            yield targets, sources
-            targets, sources, elements = [], [], 0
-    if targets:
-        yield targets, sources
+    numbers = {name: i for i, name in enumerate(optimizer.modules)}
+    groups = {shard: group for group in optimizer.adamw.param_groups for shard in group["params"]}
+    names = [name for name, shard in optimizer.shards.items() if shard.grad is not None]
+    shards = [optimizer.shards[name] for name in names]
+    states = [optimizer.state(name) for name in names]
+    adamw_update(
+        shards,
+        [shard.grad for shard in shards if shard.grad is not None],
+        *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")),
+        lrs=[groups[shard]["lr"] for shard in shards],
+        weight_decays=[groups[shard]["weight_decay"] for shard in shards],
+        betas=optimizer.adamw.defaults["betas"],
+        eps=optimizer.adamw.defaults["eps"],
+        clip_factors=clip,
+        modules=[numbers[name.partition(".")[0]] for name in names],
+        teachers=[teacher[name] for name in names],
+        momentum=momentum,
+        finite=finite,
+    )
+    for name in teacher.keys() - set(names):
+        moved = torch.lerp(teacher[name], student[name], 1.0 - momentum)
+        teacher[name].copy_(torch.where(finite, moved, teacher[name]))

@@ -18,10 +18,9 @@ from franca_fast.training.distributed.parallelize import Layout, local_tensors
 from franca_fast.training.optimizer import (
     LocalOptimizer,
     apply_step,
-    clip_gradients,
+    clip_factors,
     set_schedule,
     squared_norms,
-    update_teacher,
 )
 from franca_fast.training.precision import Precision
 from franca_fast.training.reporting.diagnostics import assignment_statistics
@@ -79,8 +78,8 @@ class TrainStep:
         self.scaler = precision.scaler(layout.group)
         self._layout = layout
         self._clip_grad, self._seed = clip_grad, seed
-        self._teacher = local_tensors(model.teacher.parameters())
-        self._student = local_tensors(model.student.parameters())
+        self._teacher = local_tensors(model.teacher.named_parameters())
+        self._student = local_tensors(model.student.named_parameters())
 
     def __call__(
         self, step: int, batches: Sequence[Batch], values: StepValues, *, diagnose: bool = False
@@ -125,10 +124,15 @@ class TrainStep:
         )
         norms = squares.sqrt()
         finite = torch.cat([averaged, norms]).isfinite().all()
-        clip_gradients(self.optimizer, norms, self._clip_grad)
-        apply_step(self.optimizer.adamw, finite)
+        apply_step(
+            self.optimizer,
+            self._student,
+            self._teacher,
+            clip=clip_factors(norms, self._clip_grad),
+            momentum=values.momentum,
+            finite=finite,
+        )
         self.scaler.update()
-        update_teacher(self._teacher, self._student, values.momentum, finite)
         self.model.update_centers(targets, finite)
         terms = _unflatten(averaged, parts)
         return StepOutput(

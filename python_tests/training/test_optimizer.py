@@ -1,4 +1,4 @@
-"""Parameter groups against the golden values; clipping, skipping and the moving average."""
+"""Parameter groups against the golden values; the update of student and teacher."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from franca_fast.config.schema import OptimConfig
 from franca_fast.models import NestedPrototypeHead, VisionTransformer
 from franca_fast.training.optimizer import (
     LocalOptimizer,
     apply_step,
-    clip_gradients,
+    clip_factors,
     parameter_groups,
     set_schedule,
     squared_norms,
-    update_teacher,
 )
 from franca_fast.training.schedules import StepValues
 
@@ -100,57 +99,96 @@ def two_layers() -> nn.Module:
     return module
 
 
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters())
+
+
+def step(
+    student: nn.Module,
+    optimizer: LocalOptimizer,
+    teacher: dict[str, Tensor],
+    *,
+    clip: Tensor | None = None,
+    finite: bool = True,
+) -> None:
+    flag = torch.tensor(finite)
+    apply_step(optimizer, tensors(student), teacher, clip=clip, momentum=0.75, finite=flag)
+
+
 def test_each_module_is_clipped_by_its_own_norm() -> None:
     student = two_layers()
     student.backbone.weight.grad = torch.full((3, 3), 10.0)
     student.dino_head.weight.grad = torch.full((3, 3), 0.1)
     optimizer = LocalOptimizer(student, OptimConfig())
     norms = squared_norms(optimizer).sqrt()
-    clip_gradients(optimizer, norms, 3.0)
     assert norms.tolist() == pytest.approx([30.0, 0.3])
-    assert student.backbone.weight.grad.norm().item() == pytest.approx(3.0)
-    assert student.dino_head.weight.grad.norm().item() == pytest.approx(0.3)
+    factors = clip_factors(norms, 3.0)
+    assert factors is not None and factors.tolist() == pytest.approx([0.1, 1.0])
+    step(student, optimizer, tensors(two_layers()), clip=factors)
+    # The first moment has taken a tenth of the gradient.
+    for name, expected in (("backbone.weight", 3.0), ("dino_head.weight", 0.3)):
+        moment = optimizer.state(name)["exp_avg"]
+        assert moment.norm().item() == pytest.approx(0.1 * expected), name
 
 
 def test_clipping_at_zero_clips_nothing() -> None:
-    student = two_layers()
-    student.backbone.weight.grad = torch.full((3, 3), 10.0)
-    clip_gradients(LocalOptimizer(student, OptimConfig()), torch.tensor([30.0, 0.0]), 0.0)
-    assert student.backbone.weight.grad.norm().item() == pytest.approx(30.0)
+    assert clip_factors(torch.tensor([30.0, 0.0]), 0.0) is None
 
 
-def test_a_skipped_step_changes_neither_parameters_nor_state() -> None:
+def test_every_parameter_has_the_rates_of_its_group() -> None:
     student = two_layers()
-    optimizer = LocalOptimizer(student, OptimConfig()).adamw
-    for group in optimizer.param_groups:
+    optimizer = LocalOptimizer(student, OptimConfig())
+    for group, lr in zip(optimizer.adamw.param_groups, (0.5, 0.0), strict=True):
+        group["lr"], group["weight_decay"] = lr, 0.5
+    before = {name: parameter.clone() for name, parameter in tensors(student).items()}
+    for parameter in student.parameters():
+        parameter.grad = torch.zeros(3, 3)
+    step(student, optimizer, tensors(two_layers()))
+    assert torch.equal(student.backbone.weight, 0.75 * before["backbone.weight"])
+    assert torch.equal(student.dino_head.weight, before["dino_head.weight"])
+
+
+def test_a_skipped_step_changes_neither_networks_nor_state() -> None:
+    student, teacher = two_layers(), tensors(two_layers())
+    optimizer = LocalOptimizer(student, OptimConfig())
+    for group in optimizer.adamw.param_groups:
         group["lr"] = 0.1
     student.backbone.weight.grad = torch.ones(3, 3)
-    apply_step(optimizer, torch.tensor(True))
-    before = student.backbone.weight.clone()
-    state = {k: v.clone() for k, v in optimizer.state[student.backbone.weight].items()}
+    step(student, optimizer, teacher)
+    state = optimizer.state("backbone.weight")
+    changed = [*student.parameters(), *teacher.values(), *state.values()]
+    before = [tensor.clone() for tensor in changed]
     student.backbone.weight.grad = torch.full((3, 3), torch.nan)
-    apply_step(optimizer, torch.tensor(False))
-    assert torch.equal(student.backbone.weight, before)
-    for name, value in optimizer.state[student.backbone.weight].items():
-        assert torch.equal(value, state[name]), name
+    step(student, optimizer, teacher, finite=False)
+    assert all(map(torch.equal, changed, before))
 
 
-def test_the_teacher_moves_towards_the_student() -> None:
-    teacher = [torch.ones(2), torch.zeros(3)]
-    update_teacher(teacher, [torch.zeros(2), torch.ones(3)], 0.75, torch.tensor(True))
-    assert teacher[0].tolist() == [0.75] * 2
-    assert teacher[1].tolist() == [0.25] * 3
+def test_the_teacher_moves_towards_the_updated_student_with_or_without_a_gradient() -> None:
+    student, teacher = two_layers(), tensors(two_layers())
+    before = {name: tensor.clone() for name, tensor in teacher.items()}
+    optimizer = LocalOptimizer(student, OptimConfig())
+    for group in optimizer.adamw.param_groups:
+        group["lr"] = 0.1
+    student.backbone.weight.grad = torch.ones(3, 3)
+    step(student, optimizer, teacher)
+    for name, parameter in student.named_parameters():
+        expected = 0.75 * before[name] + 0.25 * parameter
+        torch.testing.assert_close(teacher[name], expected, msg=name)
+    assert list(optimizer.adamw.state) == [student.backbone.weight]
 
 
-def test_the_teacher_stays_when_a_step_is_skipped() -> None:
-    teacher = [torch.randn(5)]
-    before = teacher[0].clone()
-    update_teacher(teacher, [torch.randn(5)], 0.75, torch.tensor(False))
-    assert torch.equal(teacher[0], before)
-
-
-def test_a_teacher_equal_to_the_student_does_not_drift() -> None:
-    teacher, student = [torch.full((4,), 3.7)], [torch.full((4,), 3.7)]
-    for _ in range(2000):
-        update_teacher(teacher, student, 0.99937, torch.tensor(True))
-    assert torch.allclose(teacher[0], student[0], rtol=1e-6)
+def test_the_state_is_that_of_pytorchs_optimizer() -> None:
+    student = two_layers()
+    optimizer = LocalOptimizer(student, OptimConfig())
+    for parameter in student.parameters():
+        parameter.grad = torch.randn(3, 3)
+    step(student, optimizer, tensors(two_layers()))
+    twin = torch.optim.AdamW(two_layers().parameters(), fused=True)
+    for parameter in twin.param_groups[0]["params"]:
+        parameter.grad = torch.zeros(3, 3)
+    twin.step()
+    ours, theirs = (
+        {key: (x.shape, x.dtype) for key, x in next(iter(adamw.state.values())).items()}
+        for adamw in (optimizer.adamw, twin)
+    )
+    assert ours == theirs

@@ -270,6 +270,31 @@ def check_shared_attention() -> None:
         assert torch.equal(ours[:17], theirs[:17]) and not torch.equal(ours, theirs)
 
 
+def check_adamw() -> None:
+    """An update with and without clip factors and teachers."""
+    own, reference = backends("adamw_update")
+    from franca_fast.backends.contracts import AdamWProblem
+
+    sizes = (5, 0, 4096, 300)
+    for with_all in (True, False):
+        results = []
+        for module in (own, reference):
+            torch.manual_seed(1)
+            p, g, m, v, t = ([torch.rand(n).mul_(0.1) for n in sizes] for _ in range(5))
+            steps = [torch.tensor(float(i)) for i in range(4)]
+            problem = AdamWProblem(
+                *(p, g, m, v, steps),
+                [x if with_all and i != 2 else None for i, x in enumerate(t)],
+                *([0.01, 0.02, 0.03, 0.0], [0.4, 0.0, 0.4, 0.1], [0, 1, 1, 0]),
+                torch.tensor([0.5, 1.0]) if with_all else None,
+                *(0.9, 0.99, 1e-8, 0.75, torch.tensor(True)),
+            )
+            module.update(problem)
+            results.append([*p, *m, *v, *steps, *t])
+        for ours, theirs in zip(*results, strict=True):
+            close(ours, theirs, 1e-6)
+
+
 CHECKS = (
     check_devices,
     check_default_dtype,
@@ -280,6 +305,7 @@ CHECKS = (
     check_streamed,
     check_attention,
     check_shared_attention,
+    check_adamw,
 )
 
 

@@ -14,7 +14,7 @@ has the gradients of all prototypes, only those of one nested head at a time. Wi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -276,6 +276,7 @@ def transport_dtypes(
     return gathered, reduced if reduced == compute else torch.float32
 
 
-def local_tensors(tensors: Iterable[Tensor]) -> Sequence[Tensor]:
-    """`local` of each tensor that has rows here."""
-    return [shard for shard in map(local, tensors) if shard.numel()]
+def local_tensors(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """`local` of each tensor that has rows here, by name."""
+    shards = ((name, local(tensor)) for name, tensor in named)
+    return {name: shard for name, shard in shards if shard.numel()}

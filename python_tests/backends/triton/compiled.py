@@ -22,8 +22,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from franca_fast.backends.contracts import AttentionProblem, ClusteringProblem, Scores
+from franca_fast.backends.contracts import (
+    AdamWProblem,
+    AttentionProblem,
+    ClusteringProblem,
+    Scores,
+)
 from franca_fast.backends.triton import (
+    adamw_update,
     clustering_cross_entropy,
     sinkhorn,
     streamed_clustering,
@@ -102,6 +108,16 @@ def run_weight_norm(n_rows, dtype):
     weight_norm_scores.gradients(w, None, v, g)
 
 
+def run_adamw(n_rows, dtype):
+    lists = [[empty(n_rows, 64), empty(7)] for _ in range(5)]
+    finite = empty(dtype=torch.bool)
+    given = AdamWProblem(
+        *(*lists[:4], [empty(), empty()], lists[4], [0.1, 0.2], [0.0, 0.4], [0, 1], empty(2)),
+        *(0.9, 0.999, 1e-8, 0.99, finite),
+    )
+    adamw_update.update(given)
+
+
 # Each with the number of kernels that it launches.
 DRIVERS = {
     "sinkhorn": (run_sinkhorn, 9),
@@ -109,6 +125,7 @@ DRIVERS = {
     "streamed_clustering": (run_streamed, 7),
     "varlen_attention": (run_attention, 3),
     "weight_norm_scores": (run_weight_norm, 2),
+    "adamw_update": (run_adamw, 1),
 }
 TARGETS = [("bf16", 80), ("bf16", 90), ("fp32", 90)]
 
@@ -220,7 +237,7 @@ def test_kernels_fit_shared_memory(operator, dtype, capability):
 
 
 @pytest.mark.parametrize(("dtype", "capability"), TARGETS)
-@pytest.mark.parametrize("operator", ["sinkhorn", "clustering_cross_entropy"])
+@pytest.mark.parametrize("operator", ["sinkhorn", "clustering_cross_entropy", "adamw_update"])
 def test_logits_are_read_sixteen_bytes_at_a_time(operator, dtype, capability):
     for name, binary in binaries(operator, dtype, capability).items():
         if not name.startswith("_combine"):

@@ -15,7 +15,16 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 # The interpreter takes about ten milliseconds for each program.
-SLOW_INTERPRETED = ("-64]", "257", "padding_rows", "same_bits", "every_length", "contract")
+SLOW_INTERPRETED = (
+    "-64]",
+    "257",
+    "padding_rows",
+    "same_bits",
+    "every_length",
+    "contract",
+    "-50]",
+    "stays",
+)
 
 
 def run_pytest(*arguments: str, interpret: bool) -> None:
@@ -38,7 +47,13 @@ def run_pytest(*arguments: str, interpret: bool) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "operator",
-    ["sinkhorn", "clustering_cross_entropy", "varlen_attention", "weight_norm_scores"],
+    [
+        "sinkhorn",
+        "clustering_cross_entropy",
+        "varlen_attention",
+        "weight_norm_scores",
+        "adamw_update",
+    ],
 )
 def test_interpreted_kernels_pass_the_tests_of_every_backend(operator):
     chosen = " and ".join(["triton", *(f"not {name}" for name in SLOW_INTERPRETED)])

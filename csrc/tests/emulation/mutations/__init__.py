@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mutations._shared import Mutation
+from mutations.adamw import ADAMW
 from mutations.attention import VARLEN_ATTENTION
 from mutations.clustering import CLUSTERING_LOSS
 from mutations.sinkhorn import SINKHORN
@@ -18,4 +19,5 @@ BY_TEST = {
     "streamed": (("streamed_clustering.cu", "streamed_loss.cu", "merges.cu"), STREAMED_CLUSTERING),
     "attention": (("varlen_attention.cu",), VARLEN_ATTENTION),
     "weight_norm": (("weight_norm.cu",), WEIGHT_NORM),
+    "adamw": (("adamw_update.cu",), ADAMW),
 }
