@@ -1,10 +1,46 @@
 #include "franca/cuda/adamw_update.hpp"
 
-#include "cuda/adamw_kernels.cuh"
+#include "cuda/adamw_elements.cuh"
 #include "cuda/primitives/launch.cuh"
+#include "franca/adamw_factors.hpp"
 
 namespace franca::cuda {
 namespace {
+
+// A thread for each tensor.
+__global__ void __launch_bounds__(kTensorsPerLaunch)
+    adamw_factors_kernel(const __grid_constant__ AdamWRates rates, AdamWInputs in) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= rates.n_tensors || !*in.finite) return;
+  const auto& tensor = rates.tensor[i];
+  const float step = *tensor.step + 1.0f;
+  *tensor.step = step;
+  const float clip = in.clip_factors != nullptr ? in.clip_factors[tensor.module] : 1.0f;
+  in.factors[rates.first + i] =
+      adamw_factors(in.constants, clip, tensor.lr, tensor.weight_decay, step);
+}
+
+// Blocks go over the elements of all tensors.
+__global__ void __launch_bounds__(kAdamWThreads)
+    adamw_kernel(const __grid_constant__ AdamWStreams streams, AdamWInputs in) {
+  if (!*in.finite) return;
+  const int64_t block = blockIdx.x;
+  int i = streams.n_tensors - 1;
+  while (streams.tensor[i].first_block > block) --i;
+  const AdamWStream x = streams.tensor[i];
+  const AdamWFactors f = in.factors[streams.first + i];
+  const int64_t begin = (block - x.first_block) * kElementsPerBlock;
+  const bool vectors = has_vectors(x);
+  for (int turn = 0; turn < kPacksPerThread; ++turn) {
+    const int64_t at =
+        begin + (turn * kAdamWThreads + static_cast<int>(threadIdx.x)) * kPack<float>;
+    if (vectors && at + kPack<float> <= x.size) {
+      adamw_pack(x, f, at);
+      continue;
+    }
+    for (int64_t k = at; k < at + kPack<float> && k < x.size; ++k) adamw_single(x, f, k);
+  }
+}
 
 void check(const AdamWUpdate& update) {
   for (int64_t i = 0; i < update.n_tensors; ++i) {

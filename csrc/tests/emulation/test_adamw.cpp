@@ -1,6 +1,6 @@
 // The CUDA kernels of AdamW and the teacher's average on the emulated device, against float64.
 #include "adamw_case.hpp"
-#include "cuda/adamw_kernels.cuh"
+#include "cuda/adamw_elements.cuh"
 #include "fibers.hpp"
 #include "franca/cuda/adamw_update.hpp"
 

@@ -74,6 +74,44 @@ _CHANGING = ["follows", "sizes", "negative_lrs", "kept_parameters", "modules", "
 _CHANGING += ["gradient_share", "beta2", "square_share", "eps", "kept_teacher"]
 
 
+@triton.jit
+def _adamw(
+    p_at,
+    g_at,
+    m_at,
+    v_at,
+    inside,
+    clip,
+    kept_parameter,
+    step_size,
+    correction,
+    gradient_share,
+    beta2,
+    square_share,
+    eps,
+):
+    """AdamW on one element of each lane; the updated parameters."""
+    g = tl.load(g_at, mask=inside) * clip
+    m = tl.load(m_at, mask=inside)
+    v = tl.load(v_at, mask=inside)
+    m = m + gradient_share * (g - m)
+    v = v * beta2 + (square_share * g) * g
+    denominator = tl.math.div_rn(tl.math.sqrt_rn(v), correction + tl.zeros_like(v)) + eps
+    kept = tl.load(p_at, mask=inside) * kept_parameter
+    p = kept + tl.math.div_rn(step_size * m, denominator)
+    tl.store(p_at, p, mask=inside)
+    tl.store(m_at, m, mask=inside)
+    tl.store(v_at, v, mask=inside)
+    return p
+
+
+@triton.jit
+def _average(t_at, p, inside, kept_teacher):
+    # Not 1 - momentum rounded apart: the two must sum to 1, or the teacher slowly drifts.
+    t = tl.load(t_at, mask=inside) * kept_teacher + p * (1.0 - kept_teacher)
+    tl.store(t_at, t, mask=inside)
+
+
 @triton.jit(do_not_specialize=_CHANGING)
 def _adamw_kernel(
     parameters,
@@ -102,28 +140,33 @@ def _adamw_kernel(
 ):
     unit = tl.program_id(0).to(tl.int64)
     i, begin, _, _, size = locate(unit, sizes, BLOCK, TENSORS)
+    clip = 1.0
+    if CLIPS:
+        clip = tl.load(clip_factors + pick(modules, i, TENSORS))
+    step_size = pick(negative_lrs, i, TENSORS) / tl.load(corrections + first + i)
+    correction = tl.load(corrections + n_all + first + i)
+    kept_parameter = pick(kept_parameters, i, TENSORS)
     at = begin + tl.arange(0, BLOCK)
-    inside = (at < size) & (tl.load(finite) > 0)
     p_at = pick(parameters, i, TENSORS) + at
+    g_at = pick(gradients, i, TENSORS) + at
     m_at = pick(exp_avgs, i, TENSORS) + at
     v_at = pick(exp_avg_sqs, i, TENSORS) + at
     t_at = pick(teachers, i, TENSORS) + at
-    p = tl.load(p_at, mask=inside, other=0.0)
-    g = tl.load(pick(gradients, i, TENSORS) + at, mask=inside, other=0.0)
-    m = tl.load(m_at, mask=inside, other=0.0)
-    v = tl.load(v_at, mask=inside, other=0.0)
-    if CLIPS:
-        g = g * tl.load(clip_factors + pick(modules, i, TENSORS))
-    step_size = pick(negative_lrs, i, TENSORS) / tl.load(corrections + first + i)
-    correction = tl.load(corrections + n_all + first + i)
-    m = tl.fma(gradient_share + tl.zeros_like(g), g - m, m)
-    v = tl.fma(square_share * g, g, v * beta2)
-    denominator = tl.math.div_rn(tl.math.sqrt_rn(v), correction) + eps
-    p = p * pick(kept_parameters, i, TENSORS) + tl.math.div_rn(step_size * m, denominator)
-    tl.store(p_at, p, mask=inside)
-    tl.store(m_at, m, mask=inside)
-    tl.store(v_at, v, mask=inside)
-    followed = inside & (pick(follows, i, TENSORS) > 0)
-    t = tl.load(t_at, mask=followed, other=0.0)
-    # Not 1 - momentum rounded apart: the two must sum to 1, or the teacher slowly drifts.
-    tl.store(t_at, t * kept_teacher + p * (1.0 - kept_teacher), mask=followed)
+    follows_here = pick(follows, i, TENSORS)
+    if tl.load(finite) > 0:
+        # Without a mask, whole vectors are read.
+        if begin + BLOCK <= size:
+            p = _adamw(
+                p_at, g_at, m_at, v_at, None, clip, kept_parameter, step_size, correction,
+                gradient_share, beta2, square_share, eps,
+            )  # fmt: skip
+            if follows_here > 0:
+                _average(t_at, p, None, kept_teacher)
+        else:
+            inside = at < size
+            p = _adamw(
+                p_at, g_at, m_at, v_at, inside, clip, kept_parameter, step_size, correction,
+                gradient_share, beta2, square_share, eps,
+            )  # fmt: skip
+            if follows_here > 0:
+                _average(t_at, p, inside, kept_teacher)

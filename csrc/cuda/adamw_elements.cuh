@@ -1,9 +1,9 @@
-// AdamW and the teacher's average over many tensors: one thread finds what the elements of a tensor
-// have in common, then blocks go over the elements of all tensors.
+// AdamW and the teacher's average on some elements of a tensor, and how tensors are given to the
+// kernels.
 #pragma once
 
 #include "cuda/primitives/memory.cuh"
-#include "franca/adamw_factors.hpp"
+#include "franca/adamw_update.hpp"
 
 namespace franca::cuda {
 
@@ -46,19 +46,6 @@ struct AdamWStreams {
   int64_t first;
 };
 
-__global__ void __launch_bounds__(kTensorsPerLaunch)
-    adamw_factors_kernel(const __grid_constant__ AdamWRates rates, AdamWInputs in) {
-  const int i = static_cast<int>(threadIdx.x);
-  if (i >= rates.n_tensors || !*in.finite) return;
-  const auto& tensor = rates.tensor[i];
-  const float step = *tensor.step + 1.0f;
-  *tensor.step = step;
-  const float clip = in.clip_factors != nullptr ? in.clip_factors[tensor.module] : 1.0f;
-  in.factors[rates.first + i] =
-      adamw_factors(in.constants, clip, tensor.lr, tensor.weight_decay, step);
-}
-
-// One element, or the elements of a pack one after the other.
 __device__ __forceinline__ void adamw_element(const AdamWFactors& f, float gradient, float& p,
                                               float& m, float& v) {
   const float g = gradient * f.clip;
@@ -112,27 +99,6 @@ __device__ __forceinline__ void adamw_single(const AdamWStream& x, const AdamWFa
   x.exp_avg[i] = m;
   x.exp_avg_sq[i] = v;
   if (x.teacher != nullptr) x.teacher[i] = averaged(f, x.teacher[i], p);
-}
-
-__global__ void __launch_bounds__(kAdamWThreads)
-    adamw_kernel(const __grid_constant__ AdamWStreams streams, AdamWInputs in) {
-  if (!*in.finite) return;
-  const int64_t block = blockIdx.x;
-  int i = streams.n_tensors - 1;
-  while (streams.tensor[i].first_block > block) --i;
-  const AdamWStream x = streams.tensor[i];
-  const AdamWFactors f = in.factors[streams.first + i];
-  const int64_t begin = (block - x.first_block) * kElementsPerBlock;
-  const bool vectors = has_vectors(x);
-  for (int turn = 0; turn < kPacksPerThread; ++turn) {
-    const int64_t at =
-        begin + (turn * kAdamWThreads + static_cast<int>(threadIdx.x)) * kPack<float>;
-    if (vectors && at + kPack<float> <= x.size) {
-      adamw_pack(x, f, at);
-      continue;
-    }
-    for (int64_t k = at; k < at + kPack<float> && k < x.size; ++k) adamw_single(x, f, k);
-  }
 }
 
 }  // namespace franca::cuda
