@@ -314,7 +314,7 @@ def _check_num_heads(config: Mapping[str, Any], source: str) -> None:
     if "num_heads" not in config:
         raise InputError(
             f"architecture: no num_heads for '{source}', whose width {config['embed_dim']} and "
-            f"depth {config['depth']} are no known architecture's; accepted: {{'num_heads': ...}}"
+            f"depth {config['depth']} are not one known architecture's; accepted: {{'num_heads': ...}}"
         )
 
 
