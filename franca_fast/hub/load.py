@@ -313,8 +313,8 @@ def _load_path(path: Path, overrides: dict[str, Any]) -> VisionTransformer:
 def _check_num_heads(config: Mapping[str, Any], source: str) -> None:
     if "num_heads" not in config:
         raise InputError(
-            f"architecture: no num_heads for '{source}', whose width {config['embed_dim']} and "
-            f"depth {config['depth']} are not one known architecture's; accepted: {{'num_heads': ...}}"
+            f"architecture: no num_heads for '{source}', and width {config['embed_dim']} with depth "
+            f"{config['depth']} is not one known architecture's; accepted: {{'num_heads': ...}}"
         )
 
 
