@@ -313,7 +313,7 @@ def _load_path(path: Path, overrides: dict[str, Any]) -> VisionTransformer:
 def _check_num_heads(config: Mapping[str, Any], source: str) -> None:
     if "num_heads" not in config:
         raise InputError(
-            f"architecture: no num_heads for '{source}', and width {config['embed_dim']} with depth "
+            f"architecture: no num_heads for '{source}', width {config['embed_dim']} and depth "
             f"{config['depth']} is not one known architecture's; accepted: {{'num_heads': ...}}"
         )
 
