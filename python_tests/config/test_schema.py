@@ -14,7 +14,8 @@ from franca_fast.errors import InputError
 # A promise to users: with any of these changed a run goes on.
 RESUMABLE = """
 train.output_dir train.device train.num_workers train.batch_size_per_gpu
-train.gradient_accumulation_steps train.activation_checkpointing train.parallel train.shard_ranks
+train.gradient_accumulation_steps train.fewer_threads_when_busy train.activation_checkpointing
+train.parallel train.shard_ranks
 train.timeout_minutes train.saveckp_freq train.checkpoint_every train.checkpoint_minutes
 train.checkpoint_keep train.log_every train.tensorboard train.wandb train.max_nonfinite_steps
 train.max_bad_fraction evaluation.eval_period_iterations evaluation.knn_train evaluation.knn_test
