@@ -24,29 +24,16 @@ import torch
 
 import franca_fast
 from bench.gpu.steps import random_batch
+from bench.step_child import CASES
 from bench.turns import Turns
 from franca_fast.config import Config, load_config
 from franca_fast.data import Batch
 
 N_STEPS = 1000  # never reached: the schedules' length
 SETTINGS = [
-    "train.device=cpu",
-    "train.dataset_path=FashionMNIST:split=TRAIN",  # opened, and not looked at
-    "train.num_workers=0",
-    "train.batch_size_per_gpu=4",
-    "train.scores=stored",
+    *(setting for setting in CASES["vits14"][1] if not setting.startswith("train.total_steps=")),
     f"train.total_steps={N_STEPS}",
-    "train.centering=sinkhorn_knopp",
-    "student.arch=vit_small",
-    "student.patch_size=14",
-    "student.drop_path_rate=0.0",
-    "crops.global_crops_size=224",
-    "crops.local_crops_size=98",
-    "crops.local_crops_number=8",
-    "dino.head_n_prototypes=65536",
-    "ibot.separate_head=true",
-    "ibot.head_n_prototypes=65536",
-    "optim.warmup_epochs=0",
+    "train.device=cpu",
     "optim.freeze_last_layer_epochs=0",
 ]
 

@@ -17,9 +17,8 @@ from franca_fast.backends._core import vector
 from franca_fast.backends._weight_norm import Prototypes, adjacent, packed
 from franca_fast.backends.cpu._memory import matrix
 
-# Fewer make products that the library is slower at, more leave the second cache: 1,024 to 4,096
-# were about as fast on 2 cores of a Zen 4, from [64, 256] x [256, 8192] to [512, 256] x
-# [256, 131072].
+# Fewer make products that the library is slower at, more leave the second cache (2 MB here at 256
+# columns); `python bench/cpu.py --only scores` shows what becomes of it.
 _BLOCK_ROWS = 2048
 
 
