@@ -25,6 +25,41 @@ struct StudentSums {
   float agreement;  // sum_k q[k] s[k]
 };
 
+// Rows [tokens, head_dim] of one head with adjacent elements; the stride counts elements.
+struct HeadRows {
+  void* data;
+  int64_t stride;
+
+  HeadRows from(int64_t row, int64_t element_bytes) const {
+    return {static_cast<char*>(data) + row * stride * element_bytes, stride};
+  }
+};
+
+// One head of one sequence; what only the other direction needs may be missing.
+struct AttentionHead {
+  int64_t length;
+  int64_t dim;
+  float scale;
+  HeadRows q, k, v;
+  HeadRows out;       // of the forward
+  HeadRows grad_out;  // of the backward, and the gradients
+  HeadRows dq, dk, dv;
+  float* lse;
+  int64_t lse_stride;
+};
+
+// Queries that are taken at a time, and what rows in scratch are multiples of: the widest vector.
+constexpr int64_t kAttentionRows = 32;
+constexpr int64_t kAttentionPadding = 16;
+constexpr int64_t padded(int64_t columns) {
+  return (columns + kAttentionPadding - 1) / kAttentionPadding * kAttentionPadding;
+}
+// Floats of scratch for a head.
+constexpr int64_t attention_scratch(int64_t length, int64_t dim) {
+  return 4 * length * padded(dim) + 2 * kAttentionRows * padded(dim) + dim * kAttentionRows +
+         2 * length * kAttentionRows;
+}
+
 constexpr int kDTypes = 3;
 // Floats of scratch for each row in `balance`: as many columns as it takes at a time.
 constexpr int64_t kBalanceScratch = 128;
@@ -73,6 +108,10 @@ struct TileKernels {
   void (*normalize_row[kDTypes][kDTypes])(const void* v, int64_t n, float g, void* w);
   float (*prototype_gradient_row[kDTypes][kDTypes])(const void* v, const void* dw, int64_t n,
                                                     float g, const float* dscale, void* dv);
+  // Attention of one head over one sequence, see franca/varlen_attention.hpp; scratch:
+  // attention_scratch floats.
+  void (*attention_forward[kDTypes])(const AttentionHead& head, float* scratch);
+  void (*attention_backward[kDTypes])(const AttentionHead& head, float* scratch);
   // AdamW and the teacher's average on elements [begin, begin + n) of a tensor.
   void (*adamw)(const UpdatedTensor& tensor, int64_t begin, int64_t n, const AdamWFactors& factors);
 };

@@ -284,6 +284,7 @@ void merge_totals(const float* before, const float* shift, const float* maximum,
 }  // namespace franca::cpu
 
 #include "cpu/adamw_elements.hpp"
+#include "cpu/attention_rows.hpp"
 #include "cpu/sinkhorn_iteration.hpp"
 #include "cpu/weight_norm_rows.hpp"
 
@@ -302,6 +303,8 @@ void fill_dtype(TileKernels& table, DType dtype) {
   table.student_sums[i] = student_sums<V, T>;
   table.balance[i] = balance<V, T>;
   table.student_gradient[i] = student_gradient<V, T>;
+  table.attention_forward[i] = attention_forward<V, T>;
+  table.attention_backward[i] = attention_backward<V, T>;
   fill_weight_norm<V, T>(table, dtype);
 }
 

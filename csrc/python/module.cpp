@@ -41,6 +41,7 @@ PYBIND11_MODULE(_C, m) {
   });
   franca::python::bind_sinkhorn(m);
   franca::python::bind_clustering_cross_entropy(m);
+  franca::python::bind_varlen_attention(m);
   franca::python::bind_weight_norm(m);
   franca::python::bind_adamw_update(m);
 #if defined(FRANCA_CUDA)

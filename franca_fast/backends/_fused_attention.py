@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import franca_fast.backends.torch.varlen_attention as reference
+from franca_fast.backends._core import _C, DTYPE_CODES
 from franca_fast.backends.choices import OWN, path, table
 from franca_fast.backends.contracts import AttentionProblem
 from franca_fast.backends.registry import is_requested
@@ -38,43 +40,45 @@ def in_place(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _split(problem: AttentionProblem, backend: str) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-    """Runs for our kernels and runs for PyTorch's."""
-    q, runs = problem.q, runs_of(problem.seqlens)
+def runs_on_gpu(problem: AttentionProblem, backend: str) -> tuple[Run, ...]:
+    """The runs of a problem that the kernels of a GPU's backend take."""
+    q = problem.q
     if q.shape[2] not in HEAD_DIMS or q.dtype not in (torch.bfloat16, torch.float16):
-        return (), runs
-    own = own_runs(runs, q, backend)
-    return own, tuple(run for run in runs if run not in own)
+        return ()
+    return own_runs(runs_of(problem.seqlens), q, backend)
 
 
 def own_runs(runs: tuple[Run, ...], like: Tensor, backend: str) -> tuple[Run, ...]:
-    """The runs that the kernels of `backend` take; the others are PyTorch's.
+    """Those of them that are not faster in PyTorch's on the card.
 
-    A backend that was asked for runs all lengths itself.
+    A backend that was asked for takes all lengths itself.
     """
     if is_requested(backend) or not like.is_cuda:
         return runs
-    return _own_runs(runs, torch.cuda.get_device_capability(like.device), like.shape[2], path())
+    return _measured_runs(
+        runs, torch.cuda.get_device_capability(like.device), like.shape[2], path()
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def _own_runs(
+def _measured_runs(
     runs: tuple[Run, ...], capability: tuple[int, int], head_dim: int, file: str
 ) -> tuple[Run, ...]:
     kernels = table(file).attention_kernel
     return tuple(run for run in runs if kernels(capability, head_dim, run.length) == OWN)
 
 
-def forward(kernel: Forward, backend: str, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """Output [tokens, heads, head_dim] and log-sum-exp [tokens, heads]."""
-    own, rest = _split(problem, backend)
+def forward(
+    kernel: Forward, own: tuple[Run, ...], problem: AttentionProblem
+) -> tuple[Tensor, Tensor]:
+    """Output [tokens, heads, head_dim] and log-sum-exp [tokens, heads]; `own` runs are ours."""
     if not own:
         return reference.forward(problem)
     q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     kernel(_in_place(problem), own, out, lse)
-    for run in rest:
+    for run in _others(problem, own):
         part = slice(run.start, run.stop)
         out[part], lse[part] = reference.forward(_of_run(problem, run))
     return out, lse
@@ -82,27 +86,43 @@ def forward(kernel: Forward, backend: str, problem: AttentionProblem) -> tuple[T
 
 def backward(
     kernel: Backward,
-    backend: str,
+    own: tuple[Run, ...],
     problem: AttentionProblem,
     tensors: tuple[Tensor, Tensor, Tensor],
     gradients: Sequence[Tensor],
 ) -> None:
     """Writes the gradients; `tensors` are grad_out, out and lse."""
-    own, rest = _split(problem, backend)
     if own:
         grad_out, out, lse = tensors
         aligned = (in_place(grad_out), in_place(out), lse.contiguous())
         kernel(_in_place(problem), own, *aligned, gradients)
-    for run in rest:
+    for run in _others(problem, own):
         part = slice(run.start, run.stop)
         grad_out, out, lse = (x[part] for x in tensors)
         targets = [x[part] for x in gradients]
         reference.backward(_of_run(problem, run), grad_out, out, lse, targets)
 
 
+def _others(problem: AttentionProblem, own: tuple[Run, ...]) -> list[Run]:
+    return [run for run in runs_of(problem.seqlens) if run not in own]
+
+
 def _in_place(problem: AttentionProblem) -> AttentionProblem:
     q, k, v = problem[:3]
     return problem._replace(q=in_place(q), k=in_place(k), v=in_place(v))
+
+
+def view(x: Tensor) -> tuple[int, int, int]:
+    """[tokens, heads, head_dim] as the core takes it."""
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def packed(problem: AttentionProblem, runs: tuple[Run, ...]) -> Any:
+    """A problem as the core takes it."""
+    q, k, v, _, scale = problem
+    numbers = [number for run in runs for number in run]
+    parts = (view(q), view(k), view(v))
+    return _C.AttentionProblem(*parts, numbers, *q.shape, DTYPE_CODES[q.dtype], scale)
 
 
 def _of_run(problem: AttentionProblem, run: Run) -> AttentionProblem:

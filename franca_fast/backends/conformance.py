@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import franca_fast.backends.cpu.adamw_update as cpu_adamw
     import franca_fast.backends.cpu.clustering_cross_entropy as cpu_loss
     import franca_fast.backends.cpu.sinkhorn as cpu_sinkhorn
+    import franca_fast.backends.cpu.varlen_attention as cpu_attention
     import franca_fast.backends.cpu.weight_norm_scores as cpu_weight_norm
     import franca_fast.backends.cuda.adamw_update as cuda_adamw
     import franca_fast.backends.cuda.clustering_cross_entropy as cuda_loss
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         triton_streamed,
     ]
     varlen_attention: list[contracts.VarlenAttention] = [
+        cpu_attention,
         cuda_attention,
         torch_attention,
         triton_attention,

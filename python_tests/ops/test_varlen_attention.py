@@ -15,10 +15,9 @@ from python_tests.helpers import DEVICE, attention_float64, backends_of
 
 LENGTHS = [[1], [5, 5, 5], [17, 5, 5, 17], [1, 64, 65, 50, 50, 197], [257, 49, 16, 1]]
 EVERY_LENGTH = [1, 16, 17, 49, 50, 64, 65, 197, 257, 677, 1370]
-LOW = (torch.bfloat16, torch.float16)
 BACKENDS = [
     pytest.param(name, dtype, id=f"{name}-{dtype}")
-    for dtype in LOW
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
     for name in backends_of("varlen_attention", dtype)
 ]
 
@@ -80,7 +79,7 @@ def test_equals_float64_forward_and_backward(seqlens, dtype, tolerance):
 
 
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [3, 16, 64, 128])
 def test_error_is_at_most_twice_that_of_torch(backend, dtype, dim):
     seqlens = [17, 50, 50, 1, 64, 65]
     with ff.use_backend(backend):
@@ -115,18 +114,23 @@ def test_scale_and_one_tensor_of_queries_keys_and_values(backend, dtype):
     scaled = [x.detach().double() for x in qkv.unbind(1)]
     scaled[0] = scaled[0] * (0.5 * 64**0.5)
     expected = attention_float64(*scaled, [50, 17])
-    assert (out.double() - expected).norm() <= 2 * torch.finfo(dtype).eps * expected.norm()
+    bound = max(2 * torch.finfo(dtype).eps, 2e-6)  # one rounding, or sums of as many terms
+    assert (out.double() - expected).norm() <= bound * expected.norm()
 
 
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
-def test_any_strides_and_addresses_give_the_same_bits(backend, dtype):
+def test_any_strides_and_addresses_give_the_same_result(backend, dtype):
     parts = torch.randn(27, 3, 4, 64).to(dtype).unbind(1)
     misaligned = [torch.empty(p.numel() + 1, dtype=dtype)[1:].view(p.shape).copy_(p) for p in parts]
     strided = [p.transpose(1, 2).contiguous().transpose(1, 2) for p in parts]
     with ff.use_backend(backend):
         expected = ff.ops.varlen_attention(*(p.clone() for p in parts), [17, 5, 5])
         for given in (parts, misaligned, strided):
-            assert torch.equal(ff.ops.varlen_attention(*given, [17, 5, 5]), expected)
+            out = ff.ops.varlen_attention(*given, [17, 5, 5])
+            if (backend, dtype) == ("torch", torch.float32):  # its products go by the addresses
+                torch.testing.assert_close(out, expected)
+            else:
+                assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
@@ -155,6 +159,18 @@ def test_same_bits_on_repeated_calls_and_nothing_read_before_it_is_written(backe
             torch.use_deterministic_algorithms(False)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b) and a.isfinite().all()
+
+
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
+def test_a_value_that_is_no_number_stays_in_its_sequence_and_head(backend, dtype):
+    qkv = [x.detach() for x in problem([17, 5, 5], 2, 16, dtype)]
+    with ff.use_backend(backend):
+        expected = ff.ops.varlen_attention(*qkv, [17, 5, 5])
+        qkv[1][18, 1, 3] = math.nan
+        out = ff.ops.varlen_attention(*qkv, [17, 5, 5])
+    assert out[17:22, 1].isnan().all()
+    out[17:22, 1] = expected[17:22, 1]
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("function", ["varlen_attention", "varlen_attention_qkv"])

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from franca_fast.backends import _fused_attention
+from franca_fast.backends._fused_attention import runs_on_gpu
 from franca_fast.backends.contracts import AttentionProblem
 from franca_fast.backends.torch.varlen_attention import Run
 from franca_fast.backends.triton import interpreted
@@ -211,7 +212,7 @@ def key_gradient_kernel(
 
 
 def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    return _fused_attention.forward(_forward, "triton", problem)
+    return _fused_attention.forward(_forward, runs_on_gpu(problem, "triton"), problem)
 
 
 def backward(
@@ -221,7 +222,8 @@ def backward(
     lse: Tensor,
     gradients: Sequence[Tensor],
 ) -> None:
-    _fused_attention.backward(_backward, "triton", problem, (grad_out, out, lse), gradients)
+    own = runs_on_gpu(problem, "triton")
+    _fused_attention.backward(_backward, own, problem, (grad_out, out, lse), gradients)
 
 
 def _strides(*tensors: Tensor) -> tuple[tuple[int, int], ...]:

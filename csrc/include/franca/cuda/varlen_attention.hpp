@@ -1,43 +1,15 @@
-// Attention within each sequence of a packed batch, softmax(scale q k^T) v, on a CUDA device:
-// bfloat16 or float16, 64 or 128 elements a head, not causal. What holds for pointers and errors is
-// said in franca/cuda/sinkhorn.hpp.
+// Attention over packed sequences on a CUDA device: bfloat16 or float16, 64 or 128 elements a head;
+// addresses and strides of packed heads are multiples of 16 bytes. What holds for pointers and
+// errors is said in franca/cuda/sinkhorn.hpp.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
-#include "franca/views.hpp"
+#include "franca/varlen_attention.hpp"
 
 namespace franca::cuda {
 
-// [tokens, heads, head_dim] with adjacent elements of a head. The address and the strides, which
-// count elements, are multiples of 16 bytes.
-struct PackedHeads {
-  void* data;
-  int64_t token_stride;
-  int64_t head_stride;
-};
-
-// Sequences of one length that follow each other.
-struct SequenceRun {
-  int64_t first_token;
-  int64_t n_sequences;
-  int64_t length;
-};
-
-struct AttentionProblem {
-  PackedHeads q, k, v;
-  const SequenceRun* runs;
-  int64_t n_runs;
-  int64_t n_tokens;
-  int64_t n_heads;
-  int64_t head_dim;
-  DType dtype;
-  double scale;  // positive
-};
-
-// out as q; lse [tokens, heads], the natural logarithm of the softmax's denominator. Tokens outside
-// the runs are neither read nor written.
+// out as q; lse [tokens, heads], the natural logarithm of the softmax's denominator.
 void attention_forward(const AttentionProblem& problem, const PackedHeads& out, float* lse,
                        void* stream);
 

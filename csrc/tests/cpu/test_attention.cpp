@@ -1,0 +1,131 @@
+// Packed attention on a CPU against float64.
+#include <cmath>
+
+#include "attention_case.hpp"
+#include "cpu_testing.hpp"
+
+namespace franca::testing {
+namespace {
+
+// A case in memory, with what the kernels make of it.
+class Attention {
+ public:
+  Attention(const AttentionCase& c, uint64_t seed)
+      : qkv(c, 3), grad(c, 1), out(c, 1), gradients(c, 3), lse(c.n_tokens() * c.n_heads), c_(c) {
+    for (int64_t part = 0; part < 3; ++part) {
+      qkv.fill(part, 0.0, part < 2 ? c.spread : 1.0, 3 * seed + part);
+    }
+    grad.fill(0, 0.0, 1.0, seed + 100);
+  }
+
+  AttentionProblem problem() const {
+    return {qkv.view(0),
+            qkv.view(1),
+            qkv.view(2),
+            c_.runs.data(),
+            static_cast<int64_t>(c_.runs.size()),
+            c_.n_tokens(),
+            c_.n_heads,
+            c_.head_dim,
+            c_.dtype,
+            c_.scale};
+  }
+
+  // Forward and backward on memory that holds NaN.
+  void run(int threads) {
+    out.poison();
+    lse.poison();
+    gradients.poison();
+    cpu::attention_forward(problem(), out.view(0), lse.data(), threads);
+    cpu::attention_backward(problem(), grad.view(0), lse.data(), gradients.view(0),
+                            gradients.view(1), gradients.view(2), threads);
+  }
+
+  Projection qkv, grad, out, gradients;
+  Guarded<float> lse;
+
+ private:
+  const AttentionCase& c_;
+};
+
+std::vector<float> as_floats(const std::vector<char>& bits) {
+  return {bits.begin(), bits.end()};
+}
+
+void test_case(const AttentionCase& c, uint64_t seed) {
+  Attention attention(c, seed);
+  const AttentionReference reference(c, attention.qkv, attention.grad);
+  const ExpectedAttention& e = reference.expected();
+  // One rounding of the result in 16 bits; in float, sums of as many terms as a head and a sequence
+  // have; and what rounding does to the largest score.
+  const double result = c.dtype == DType::bfloat16  ? 1.0 / 256
+                        : c.dtype == DType::float16 ? 1.0 / 2048
+                                                    : 2e-6;
+  const double of_scores = c.scale * c.spread * c.spread * static_cast<double>(c.head_dim) * 6e-8;
+  const double rounding = result + of_scores;
+  for_isas(c.name(), [&](int threads) {
+    attention.run(threads);
+    expect_part("out", c, attention.out, 0, e.out, rounding);
+    std::vector<float> lse;
+    std::vector<double> expected;
+    for (std::size_t i = 0; i < e.lse.size(); ++i) {
+      if (std::isnan(e.lse[i])) continue;
+      lse.push_back(attention.lse[static_cast<int64_t>(i)]);
+      expected.push_back(e.lse[i]);
+    }
+    expect_close("lse", lse, expected, 1e-6, 1e-6 + of_scores);
+    for (int64_t part = 0; part < 3; ++part) {
+      expect_part("a gradient", c, attention.gradients, part, e.gradient[part], rounding);
+    }
+    return std::vector<std::vector<float>>{lse, as_floats(attention.out.bits()),
+                                           as_floats(attention.gradients.bits())};
+  });
+}
+
+void test_refusals() {
+  const AttentionCase c{DType::float32, 4, 1, runs_of({{1, 3}}), 1};
+  Attention a(c, 1);
+  const auto refused = [&](const char* what, auto change) {
+    AttentionProblem problem = a.problem();
+    SequenceRun run = c.runs[0];
+    problem.runs = &run;
+    change(problem, run);
+    expect_refusal(what, [&] { cpu::attention_forward(problem, a.out.view(0), a.lse.data(), 1); });
+    expect_refusal(what, [&] {
+      cpu::attention_backward(problem, a.grad.view(0), a.lse.data(), a.gradients.view(0),
+                              a.gradients.view(1), a.gradients.view(2), 1);
+    });
+  };
+  using Problem = AttentionProblem;
+  using Run = SequenceRun;
+  refused("an unknown dtype", [](Problem& p, Run&) { p.dtype = static_cast<DType>(3); });
+  refused("a scale that is no number", [](Problem& p, Run&) { p.scale = NAN; });
+  refused("no elements", [](Problem& p, Run&) { p.head_dim = 0; });
+  refused("too long", [](Problem&, Run& run) { run.length = 5; });
+  refused("too many", [](Problem&, Run& run) { run.n_sequences = 2; });
+  refused("empty", [](Problem&, Run& run) { run.length = 0; });
+  refused("before the first token", [](Problem&, Run& run) { run.first_token = -1; });
+  refused("a negative stride", [](Problem& p, Run&) { p.k.token_stride = -4; });
+  refused("no memory", [](Problem& p, Run&) { p.v.data = nullptr; });
+}
+
+}  // namespace
+}  // namespace franca::testing
+
+int main() {
+  using namespace franca;
+  using namespace franca::testing;
+  uint64_t seed = 1;
+  for (DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+    // Lengths and widths at and beside multiples of a vector, of a tile and of a block of queries.
+    test_case({dtype, 16, 2, runs_of({{3, 17}, {5, 5}, {1, 1}})}, seed++);
+    test_case({dtype, 64, 1, runs_of({{1, 50}, {1, 16}, {1, 65}})}, seed++);
+    test_case({dtype, 1, 3, runs_of({{1, 32}, {1, 33}, {1, 31}}), 2}, seed++);
+    test_case({dtype, 33, 1, runs_of({{2, 7}, {1, 64}}), 0, 0.2, 1.5, 0.0, true}, seed++);
+    test_case({dtype, 24, 2, {{2, 1, 20}, {25, 2, 70}}, 5}, seed++);
+    test_case({dtype, 128, 1, runs_of({{1, 257}})}, seed++);
+    // Scores far apart.
+    test_case({dtype, 16, 1, runs_of({{4, 19}}), 0, 1.0, 8.0}, seed++);
+  }
+  test_refusals();
+}
