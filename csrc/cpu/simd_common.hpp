@@ -4,7 +4,8 @@
 // A vector type offers: kWidth; load(const T*) of float, BFloat16 and Float16; store(T*, v);
 // stream(float*, v), past the caches and to whole vectors, and end_streams() after it; set(float);
 // fma(a, b, c) = a b + c, rounded once; multiply_add, the same however rounded; add; sub; mul; div;
-// sqrt; max; sum; add_sums(a, b, c, d, s), which adds the four sums to s[0 ... 3]; maximum;
+// sqrt; max; where_negative(x, a, b) = a where x < 0 and b where x > 0, one of them elsewhere; sum;
+// add_sums(a, b, c, d, s), which adds the four sums to s[0 ... 3]; maximum;
 // split(x, &e) = x / 2^e in [1, 2) of a positive normal float; and exp, which gives 0 below the
 // normal floats, NaN for NaN, and from kExpLargest on something above 2^127 or NaN.
 #include <cstdint>

@@ -112,6 +112,9 @@ struct TileKernels {
   // attention_scratch floats.
   void (*attention_forward[kDTypes])(const AttentionHead& head, float* scratch);
   void (*attention_backward[kDTypes])(const AttentionHead& head, float* scratch);
+  // A row of SwiGLU and of its gradient, as franca/swiglu.hpp has them.
+  void (*swiglu_row[kDTypes])(const void* h, int64_t width, void* out);
+  void (*swiglu_gradient_row[kDTypes])(const void* h, const void* dout, int64_t width, void* dh);
   // AdamW and the teacher's average on elements [begin, begin + n) of a tensor.
   void (*adamw)(const UpdatedTensor& tensor, int64_t begin, int64_t n, const AdamWFactors& factors);
 };

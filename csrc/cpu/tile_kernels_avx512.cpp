@@ -43,6 +43,9 @@ struct Vec {
   static Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
   static Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
   static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static Vec where_negative(Vec x, Vec a, Vec b) {
+    return {_mm512_mask_mov_ps(b.v, _mm512_movepi32_mask(_mm512_castps_si512(x.v)), a.v)};
+  }
   static float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
   static float maximum(Vec a) { return _mm512_reduce_max_ps(a.v); }
   static void add_sums(Vec a, Vec b, Vec c, Vec d, float* sums) {

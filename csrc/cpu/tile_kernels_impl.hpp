@@ -286,6 +286,7 @@ void merge_totals(const float* before, const float* shift, const float* maximum,
 #include "cpu/adamw_elements.hpp"
 #include "cpu/attention_rows.hpp"
 #include "cpu/sinkhorn_iteration.hpp"
+#include "cpu/swiglu_rows.hpp"
 #include "cpu/weight_norm_rows.hpp"
 
 namespace franca::cpu {
@@ -306,6 +307,7 @@ void fill_dtype(TileKernels& table, DType dtype) {
   table.attention_forward[i] = attention_forward<V, T>;
   table.attention_backward[i] = attention_backward<V, T>;
   fill_weight_norm<V, T>(table, dtype);
+  fill_swiglu<V, T>(table, dtype);
 }
 
 template <class V>

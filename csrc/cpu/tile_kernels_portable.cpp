@@ -124,6 +124,9 @@ struct Vec {
   static Vec max(const Vec& a, const Vec& b) {
     return map([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
+  static Vec where_negative(const Vec& x, const Vec& a, const Vec& b) {
+    return map([&](int64_t i) { return x.v[i] < 0.0f ? a.v[i] : b.v[i]; });
+  }
   static float sum(const Vec& a) {
     return ((a.v[0] + a.v[1]) + (a.v[2] + a.v[3])) + ((a.v[4] + a.v[5]) + (a.v[6] + a.v[7]));
   }

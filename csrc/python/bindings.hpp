@@ -40,6 +40,7 @@ inline RaggedLogits logits_of(const std::vector<Head>& heads, int64_t n_rows, in
 void bind_adamw_update(pybind11::module_& m);
 void bind_sinkhorn(pybind11::module_& m);
 void bind_clustering_cross_entropy(pybind11::module_& m);
+void bind_swiglu(pybind11::module_& m);
 void bind_varlen_attention(pybind11::module_& m);
 void bind_weight_norm(pybind11::module_& m);
 #if defined(FRANCA_CUDA)

@@ -44,6 +44,7 @@ PYBIND11_MODULE(_C, m) {
   franca::python::bind_varlen_attention(m);
   franca::python::bind_weight_norm(m);
   franca::python::bind_adamw_update(m);
+  franca::python::bind_swiglu(m);
 #if defined(FRANCA_CUDA)
   franca::python::bind_cuda(m);
 #endif
