@@ -24,6 +24,7 @@ FILES = (
     "python_tests/ops/test_prototype_scores.py",
     "python_tests/ops/test_sinkhorn.py",
     "python_tests/ops/test_split_rows.py",
+    "python_tests/ops/test_swiglu.py",
     "python_tests/ops/test_targets.py",
     "python_tests/ops/test_varlen_attention.py",
 )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import franca_fast.backends.cpu.adamw_update as cpu_adamw
     import franca_fast.backends.cpu.clustering_cross_entropy as cpu_loss
     import franca_fast.backends.cpu.sinkhorn as cpu_sinkhorn
+    import franca_fast.backends.cpu.swiglu as cpu_swiglu
     import franca_fast.backends.cpu.varlen_attention as cpu_attention
     import franca_fast.backends.cpu.weight_norm_scores as cpu_weight_norm
     import franca_fast.backends.cuda.adamw_update as cuda_adamw
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     import franca_fast.backends.torch.prototype_scores as torch_scores
     import franca_fast.backends.torch.sinkhorn as torch_sinkhorn
     import franca_fast.backends.torch.streamed_clustering as torch_streamed
+    import franca_fast.backends.torch.swiglu as torch_swiglu
     import franca_fast.backends.torch.varlen_attention as torch_attention
     import franca_fast.backends.torch.weight_norm_scores as torch_weight_norm
     import franca_fast.backends.triton.adamw_update as triton_adamw
     import franca_fast.backends.triton.clustering_cross_entropy as triton_loss
     import franca_fast.backends.triton.sinkhorn as triton_sinkhorn
     import franca_fast.backends.triton.streamed_clustering as triton_streamed
+    import franca_fast.backends.triton.swiglu as triton_swiglu
     import franca_fast.backends.triton.varlen_attention as triton_attention
     import franca_fast.backends.triton.weight_norm_scores as triton_weight_norm
     from franca_fast.backends import contracts
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
         torch_attention,
         triton_attention,
     ]
+    swiglu: list[contracts.SwiGLU] = [cpu_swiglu, torch_swiglu, triton_swiglu]
     adamw_update: list[contracts.AdamWUpdate] = [
         cpu_adamw,
         cuda_adamw,

@@ -20,6 +20,7 @@ OPERATORS = (
     "clustering_cross_entropy",
     "streamed_clustering",
     "varlen_attention",
+    "swiglu",
     "adamw_update",
 )
 
@@ -281,6 +282,16 @@ class VarlenAttention(Protocol):
         gradients: Sequence[Tensor],
     ) -> None:
         """Writes the gradients of q, k and v, [tokens, heads, head_dim] in any strides."""
+
+
+class SwiGLU(Protocol):
+    """silu(g) v of rows h = [g, v], [..., 2 w] in any strides."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[..., w], contiguous."""
+
+    def backward(self, grad: Tensor, h: Tensor) -> Tensor:
+        """Gradient of h, [..., 2 w], contiguous; given that of the result, in any strides."""
 
 
 class AdamWUpdate(Protocol):

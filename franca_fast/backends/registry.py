@@ -26,6 +26,7 @@ from franca_fast.backends.contracts import (
     PrototypeScores,
     Sinkhorn,
     StreamedClustering,
+    SwiGLU,
     VarlenAttention,
     WeightNormScores,
 )
@@ -148,6 +149,8 @@ def choose(
 ) -> StreamedClustering: ...
 @overload
 def choose(operator: Literal["varlen_attention"], tensor: torch.Tensor) -> VarlenAttention: ...
+@overload
+def choose(operator: Literal["swiglu"], tensor: torch.Tensor) -> SwiGLU: ...
 @overload
 def choose(operator: Literal["adamw_update"], tensor: torch.Tensor) -> AdamWUpdate: ...
 def choose(operator: str, tensor: torch.Tensor) -> Any:

@@ -19,6 +19,7 @@ from franca_fast.models.stochastic_depth import (
     seqlens_of,
     take_images,
 )
+from franca_fast.ops import swiglu
 
 # Below this rate dropping images from the batch saves less than gathering them costs.
 _SUBSET_THRESHOLD = 0.1
@@ -52,8 +53,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        h = self.w12(x)
+        if torch.compiler.is_compiling():  # exported programs have PyTorch's operators only
+            gate, value = h.chunk(2, dim=-1)
+            return self.w3(F.silu(gate) * value)
+        return self.w3(swiglu(h))
 
 
 _FEED_FORWARDS: dict[str, type[Mlp] | type[SwiGLU]] = {

@@ -13,6 +13,7 @@ from franca_fast.ops.clustering_cross_entropy import clustering_cross_entropy
 from franca_fast.ops.prototype_scores import prototype_scores
 from franca_fast.ops.sinkhorn import SinkhornPotentials, sinkhorn_knopp, sinkhorn_potentials
 from franca_fast.ops.split_rows import split_rows
+from franca_fast.ops.swiglu import swiglu
 from franca_fast.ops.targets import ClusteringTargets, centered_targets, sinkhorn_targets
 from franca_fast.ops.varlen_attention import varlen_attention, varlen_attention_qkv
 from franca_fast.ops.weight_norm_scores import (
@@ -35,6 +36,7 @@ __all__ = [
     "sinkhorn_targets",
     "split_rows",
     "streamed_prototypes",
+    "swiglu",
     "varlen_attention",
     "varlen_attention_qkv",
     "weight_norm_scores",

@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import franca_fast as ff
+from franca_fast.models.block import SwiGLU
 from franca_fast.models.stochastic_depth import draw_subsets
 
 CROPS = [(4, 17), (6, 5)]  # images and tokens of each
@@ -54,3 +55,14 @@ def test_activation_checkpointing_changes_nothing(block, rows):
     )
     for ours, exact in zip(again, expected, strict=True):
         assert torch.equal(ours, exact)
+
+
+def test_swiglu_is_the_definition_and_exports_as_pytorchs_operators():
+    layer, x = SwiGLU(16, 24, bias=True), torch.randn(3, 5, 16)
+    gate, value = layer.w12(x).chunk(2, dim=-1)
+    expected = layer.w3(torch.nn.functional.silu(gate) * value)
+    program = torch.export.export(layer, (x,))
+    for result in (layer(x), program.module()(x)):
+        torch.testing.assert_close(result, expected)
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.silu.default" in targets and not any("franca_fast" in name for name in targets)

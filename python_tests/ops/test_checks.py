@@ -200,6 +200,20 @@ TABLE = [
         },
     ),
     (
+        "h",
+        ff.ops.swiglu,
+        {
+            "None": None,
+            "list": [1.0, 2.0],
+            "integers": Z.long(),
+            "complex": Z.cfloat(),
+            "sparse": Z.to_sparse(),
+            "a scalar": torch.zeros(()),
+            "odd": Z[:, :7],
+            "no columns": Z[:, :0],
+        },
+    ),
+    (
         "scale",
         lambda bad: attention(scale=bad),
         {"nan": math.nan, "infinite": math.inf, "string": "x", "tensor": torch.ones(())},
@@ -231,6 +245,8 @@ GOOD = {
     "a tuple for potentials": lambda: loss(targets=targets_with(potentials=potentials_of())),
     "a tensor for the targets' scores": lambda: loss(targets=targets_with(scores=Z)),
     "no features": lambda: ff.ops.prototype_scores([X[:0]], [V]),
+    "no rows for SwiGLU": lambda: ff.ops.swiglu(Z[:0]),
+    "SwiGLU of one pair": lambda: ff.ops.swiglu(Z[0, :2]),
     "no depth": lambda: ff.ops.prototype_scores([X[:, :0]], [V[:, :0]]),
 }
 

@@ -36,7 +36,14 @@ def attention_qkv(x):
     return ff.ops.varlen_attention_qkv(x.repeat(1, 3).view(6, 3, 1, 8), [2, 4])
 
 
-@pytest.mark.parametrize("operator", [scores, loss, streamed_loss, attention, attention_qkv])
+def swiglu(x):
+    return ff.ops.swiglu(x)
+
+
+OPERATORS = [scores, loss, streamed_loss, attention, attention_qkv, swiglu]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_gradient_of_a_gradient_is_refused_and_not_wrong(operator):
     x = torch.randn(6, 8, device=DEVICE, requires_grad=True)
     (gradient,) = torch.autograd.grad(operator(x).pow(2).sum(), x, create_graph=True)

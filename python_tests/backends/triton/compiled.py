@@ -33,6 +33,7 @@ from franca_fast.backends.triton import (
     clustering_cross_entropy,
     sinkhorn,
     streamed_clustering,
+    swiglu,
     varlen_attention,
     weight_norm_scores,
 )
@@ -108,6 +109,11 @@ def run_weight_norm(n_rows, dtype):
     weight_norm_scores.gradients(w, None, v, g)
 
 
+def run_swiglu(n_rows, dtype):
+    h = empty(n_rows, 2 * 2736, dtype=dtype)
+    swiglu.backward(swiglu.forward(h), h)
+
+
 def run_adamw(n_rows, dtype):
     lists = [[empty(n_rows, 64), empty(7)] for _ in range(5)]
     finite = empty(dtype=torch.bool)
@@ -125,6 +131,7 @@ DRIVERS = {
     "streamed_clustering": (run_streamed, 7),
     "varlen_attention": (run_attention, 3),
     "weight_norm_scores": (run_weight_norm, 2),
+    "swiglu": (run_swiglu, 2),
     "adamw_update": (run_adamw, 1),
 }
 TARGETS = [("bf16", 80), ("bf16", 90), ("fp32", 90)]
@@ -237,7 +244,9 @@ def test_kernels_fit_shared_memory(operator, dtype, capability):
 
 
 @pytest.mark.parametrize(("dtype", "capability"), TARGETS)
-@pytest.mark.parametrize("operator", ["sinkhorn", "clustering_cross_entropy", "adamw_update"])
+@pytest.mark.parametrize(
+    "operator", ["sinkhorn", "clustering_cross_entropy", "swiglu", "adamw_update"]
+)
 def test_logits_are_read_sixteen_bytes_at_a_time(operator, dtype, capability):
     for name, binary in binaries(operator, dtype, capability).items():
         if not name.startswith("_combine"):

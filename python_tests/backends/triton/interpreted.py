@@ -16,7 +16,12 @@ from franca_fast.backends import _streamed_backward, choose
 from franca_fast.backends.contracts import ClusteringProblem, Scores
 from franca_fast.backends.torch import clustering_cross_entropy as reference_loss
 from franca_fast.backends.torch import sinkhorn as reference
-from franca_fast.backends.triton import clustering_cross_entropy, sinkhorn, streamed_clustering
+from franca_fast.backends.triton import (
+    clustering_cross_entropy,
+    sinkhorn,
+    streamed_clustering,
+    swiglu,
+)
 
 EPS = torch.finfo(torch.float32).eps
 TEACHER, STUDENT = 0.05, 0.1  # temperatures
@@ -346,6 +351,8 @@ def everything():
     results += [loss, lse]
     results += clustering_cross_entropy.backward(problem, torch.ones(2), lse).values
     results += passes(streamed_clustering, streamed(70), torch.randn(sum(COLUMNS)), 69)
+    h, grad = torch.randn(3, 2100), torch.randn(3, 1050)
+    results += [swiglu.forward(h), swiglu.backward(grad, h)]
     for dtype in (torch.float32, torch.bfloat16):
         results += streamed_results(streamed_problem(5, 3, 2, dtype), torch.ones(len(COLUMNS)))
     return results
