@@ -11,7 +11,7 @@
 namespace franca::cpu {
 namespace {
 
-// Elements of a row of h that a task has at least.
+// Elements of h that a task has at least.
 constexpr int64_t kTaskElements = 1 << 14;
 
 void check(const Head& h, int64_t n_rows, DType dtype) {

@@ -25,7 +25,7 @@ def swiglu(h: Tensor) -> Tensor:
     """silu(gate) * value of the two halves of each row, differentiable.
 
     Far below 0 silu is 0. Of an infinite gate the gradient is NaN, and of a gate of -inf silu as
-    well, which is PyTorch's silu.
+    well, as with PyTorch's silu.
 
     Args:
         h: [..., 2 w], the gates before the values, as one projection gives both. Read in place
