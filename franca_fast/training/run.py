@@ -28,6 +28,7 @@ from franca_fast.training.checkpoints.state import (
 from franca_fast.training.checkpoints.writer import CheckpointWriter
 from franca_fast.training.distributed.parallelize import parallelize, whole
 from franca_fast.training.distributed.world import World
+from franca_fast.training.freed_memory import keep_freed_memory
 from franca_fast.training.initial_weights import load_initial_weights
 from franca_fast.training.optimizer import LocalOptimizer
 from franca_fast.training.precision import choose_device, choose_precision
@@ -104,6 +105,8 @@ class Run:
             self.model.teacher.heads().values(), self.device, config.train.log_every
         )
         on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         self._threads = Threads(config.train.fewer_threads_when_busy and on_cpu)
         self.step = 0
 
