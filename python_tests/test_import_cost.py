@@ -71,3 +71,15 @@ def test_public_names_exist():
     assert callable(ff.backends) and callable(ff.use_backend) and callable(ff.load_model)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ff.nothing
+
+
+def test_loading_a_model_leaves_the_compiler_alone(tmp_path):
+    code = f"""
+import sys, franca_fast as ff
+folder = {str(tmp_path / "model")!r}
+sizes = dict(img_size=28, patch_size=14, embed_dim=64, depth=1, num_heads=4)
+ff.hub.save_backbone(ff.models.VisionTransformer(**sizes, num_register_tokens=2), folder)
+ff.load_model(folder)
+print("torch._dynamo" in sys.modules)
+"""
+    assert run(code).split()[-1] == "False"

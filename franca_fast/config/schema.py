@@ -85,7 +85,7 @@ class PrecisionConfig:
     # Scale the loss while the forward pass runs in fp16; bf16 and fp32 need no scaler.
     grad_scaler: bool = True
     # Ours: type of the matrix products, auto, bf16, fp16 or fp32. "auto" is bf16 on GPUs that have
-    # it (fp16 on those that do not) and on CPUs with bf16 matrix units (AMX), fp32 elsewhere.
+    # it (fp16 on those that do not) and on CPUs with AMX or AVX512_BF16, fp32 elsewhere.
     autocast: str = setting("auto", choices=("auto", "bf16", "fp16", "fp32"))
     teacher: TeacherPrecisionConfig = field(default_factory=TeacherPrecisionConfig)
     student: StudentPrecisionConfig = field(default_factory=StudentPrecisionConfig)

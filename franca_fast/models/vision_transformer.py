@@ -143,6 +143,8 @@ class VisionTransformer(nn.Module):
         self._init_weights(init_std, pos_embed_init_std)
 
     def _init_weights(self, std: float, pos_embed_std: float) -> None:
+        if self.cls_token.is_meta:  # there is nothing to fill, and PyTorch imports its compiler
+            return
         nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
-from franca_fast.processor import fast_bfloat16, instructions
+from franca_fast.processor import fast_bfloat16
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -89,13 +89,12 @@ def describe_choice() -> str:
     """What "auto" chooses on this machine and why, in one line."""
     device = choose_device("auto")
     name = _fastest(device)
-    units = "matrix units for bf16" + (" (AMX)" if device.type == "cpu" else "")
+    units = "matrix units" if device.type == "cuda" else "instructions (AMX, AVX512_BF16)"
     has = "has" if name == "bf16" else "has no"
-    return f"compute_precision.autocast=auto trains in {name}, as {device} {has} {units}"
+    return f"compute_precision.autocast=auto trains in {name}, as {device} {has} {units} for bf16"
 
 
 def _fastest(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if fast_bfloat16(device) else "fp16"
-    # With AVX512_BF16 alone products are faster too, but a step is more than its products.
-    return "bf16" if "amx_bf16" in instructions() else "fp32"
+    return "bf16" if fast_bfloat16(device) else "fp32"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from franca_fast import processor
 from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.training import precision as module
@@ -33,12 +34,12 @@ def config(autocast: str) -> Config:
         ("cuda", False, "fp16"),
     ],
 )
-def test_auto_is_bf16_only_with_matrix_units(
+def test_auto_is_bf16_only_where_products_gain_by_it(
     monkeypatch: pytest.MonkeyPatch, device: str, has_units: bool, name: str
 ) -> None:
     chosen = torch.device(device)
-    flags = {"avx512_bf16", "amx_bf16"} if has_units else {"avx512_bf16"}
-    monkeypatch.setattr(module, "instructions", lambda: flags)
+    flags = {"avx512f", "avx512_bf16"} if has_units else {"avx512f"}
+    monkeypatch.setattr(processor, "instructions", lambda: flags)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_units)
     assert choose_precision(config("auto"), chosen).dtype == DTYPES[name]
     monkeypatch.setattr(module, "choose_device", lambda asked: chosen)
