@@ -150,7 +150,8 @@ inline void softmax(Panel scores, int64_t keys, float* lse) {
       V::store(scores.row(i) + c, p);
       sum = V::add(sum, p);
     }
-    V::store(lse + c, V::add(largest, log(sum)));
+    // The logarithm makes a number of NaN, of which the backward must know.
+    V::store(lse + c, V::add(V::add(largest, log(sum)), V::sub(sum, sum)));
     const V factor = V::div(V::set(1.0f), sum);
     for (int64_t i = 0; i < keys; ++i) {
       V::store(scores.row(i) + c, V::mul(V::load(scores.row(i) + c), factor));
@@ -158,20 +159,23 @@ inline void softmax(Panel scores, int64_t keys, float* lse) {
   }
 }
 
-// Scores become shares p, and their gradients g become p (g - sum p g).
+// Scores become shares p, and their gradients g become p (g - sum p g / sum p). The shares sum to 1
+// but for the rounding of lse, which large gradients would multiply.
 template <class V>
 inline void softmax_gradient(Panel scores, Panel gradients, int64_t keys, const float* lse) {
   for (int64_t c = 0; c < scores.width; c += V::kWidth) {
     const V shift = V::load(lse + c);
-    V sum = V::set(0.0f);
+    V sum = V::set(0.0f), total = V::set(0.0f);
     for (int64_t i = 0; i < keys; ++i) {
       const V p = V::exp(V::sub(V::load(scores.row(i) + c), shift));
       V::store(scores.row(i) + c, p);
       sum = V::multiply_add(p, V::load(gradients.row(i) + c), sum);
+      total = V::add(total, p);
     }
+    const V mean = V::div(sum, total);
     for (int64_t i = 0; i < keys; ++i) {
       float* g = gradients.row(i) + c;
-      V::store(g, V::mul(V::load(scores.row(i) + c), V::sub(V::load(g), sum)));
+      V::store(g, V::mul(V::load(scores.row(i) + c), V::sub(V::load(g), mean)));
     }
   }
 }

@@ -42,7 +42,8 @@ HeadRows rows_of(const PackedHeads& heads, DType dtype, int64_t token, int64_t h
 }
 
 // Calls body(token, head, what both directions have in common, scratch) for every head of every
-// sequence, which begins with the token. A task is all heads of a sequence: they lie side by side.
+// sequence, which begins with the token. A task is all heads of a sequence, which lie side by side;
+// or one head where there are few sequences.
 template <class Body>
 void for_heads(const AttentionProblem& problem, float* lse, int threads, const Body& body) {
   std::vector<int64_t> starts{0};
@@ -53,16 +54,23 @@ void for_heads(const AttentionProblem& problem, float* lse, int threads, const B
     longest = std::max(longest, run.length);
     n_scores += run.n_sequences * run.length * run.length * problem.n_heads;
   }
-  if (starts.back() == 0) return;
-  const int useful = useful_threads(threads, n_scores * problem.head_dim);
+  const int64_t n_sequences = starts.back(), n_heads = problem.n_heads;
+  const int64_t heads_of_task = n_sequences < 8 * int64_t{threads} ? 1 : n_heads;
+  const int64_t tasks_of_sequence = n_heads / heads_of_task;
+  const int64_t n_tasks = n_sequences * tasks_of_sequence;
+  if (n_tasks == 0) return;
+  const int useful = static_cast<int>(
+      std::min<int64_t>(useful_threads(threads, n_scores * problem.head_dim), n_tasks));
   const int64_t floats = attention_scratch(longest, problem.head_dim);
   const std::unique_ptr<float[]> scratch(new float[useful * floats]);
-  run_on_workers(starts.back(), useful, [&](int64_t sequence, int worker) {
+  run_on_workers(n_tasks, useful, [&](int64_t task, int worker) {
+    const int64_t sequence = task / tasks_of_sequence;
+    const int64_t first_head = task % tasks_of_sequence * heads_of_task;
     const auto next = std::upper_bound(starts.begin(), starts.end(), sequence);
     const int64_t i = next - starts.begin() - 1;
     const SequenceRun& run = problem.runs[i];
     const int64_t token = run.first_token + (sequence - starts[i]) * run.length;
-    for (int64_t h = 0; h < problem.n_heads; ++h) {
+    for (int64_t h = first_head; h < first_head + heads_of_task; ++h) {
       AttentionHead head{};
       head.length = run.length;
       head.dim = problem.head_dim;
@@ -70,8 +78,8 @@ void for_heads(const AttentionProblem& problem, float* lse, int threads, const B
       head.q = rows_of(problem.q, problem.dtype, token, h);
       head.k = rows_of(problem.k, problem.dtype, token, h);
       head.v = rows_of(problem.v, problem.dtype, token, h);
-      head.lse = lse + token * problem.n_heads + h;
-      head.lse_stride = problem.n_heads;
+      head.lse = lse + token * n_heads + h;
+      head.lse_stride = n_heads;
       body(token, h, head, scratch.get() + worker * floats);
     }
   });

@@ -20,6 +20,7 @@ from franca_fast.models.stochastic_depth import (
     take_images,
 )
 from franca_fast.ops import swiglu
+from franca_fast.ops._library import transforming
 
 # Below this rate dropping images from the batch saves less than gathering them costs.
 _SUBSET_THRESHOLD = 0.1
@@ -54,7 +55,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
         h = self.w12(x)
-        if torch.compiler.is_compiling():  # exported programs have PyTorch's operators only
+        if transforming():
             gate, value = h.chunk(2, dim=-1)
             return self.w3(F.silu(gate) * value)
         return self.w3(swiglu(h))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from franca_fast.backends.contracts import Scores
 
@@ -54,7 +55,11 @@ def define(
         return operator
 
     def call(*arguments: Any) -> Any:
-        tensors = None if torch.compiler.is_compiling() else _ordinary(arguments)
+        if torch.compiler.is_compiling():
+            return operator(*arguments)
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, arguments)
+        tensors = _ordinary(arguments)
         if tensors is None:
             return operator(*arguments)
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
@@ -64,6 +69,28 @@ def define(
         return _Direct.apply((implementation, setup_context, formula), arguments, *tensors)
 
     return call
+
+
+def transforming() -> bool:
+    """Whether more is asked of operators than values and gradients, which only PyTorch's can do.
+
+    That is a program of PyTorch's operators (tracing, exporting, compiling), a transform of
+    `torch.func`, or forward-mode derivatives.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _refuse_tangents(name: str, arguments: Sequence[Any]) -> None:
+    # PyTorch would drop them without a word.
+    for argument in arguments:
+        for t in _tensors_in(argument):
+            if forward_ad.unpack_dual(t).tangent is not None:
+                raise RuntimeError(f"franca_fast.ops: {name} has no forward-mode derivative")
 
 
 # Everything else that the dispatcher may be asked to do, it does for keys that are included only
@@ -152,14 +179,19 @@ def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
             results = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
             return results
-        return _refusing(results, message)
+        # What the results depend on, or PyTorch would leave them out where it asks for the gradient
+        # of certain tensors alone.
+        given = [t for x in (*gradients, *ctx.saved_tensors) for t in _tensors_in(x)]
+        return _refusing(results, message, [t for t in given if t.requires_grad])
 
     return guarded
 
 
-def _refusing(results: Any, message: bytes) -> Any:
+def _refusing(results: Any, message: bytes, given: Sequence[Tensor]) -> Any:
     if isinstance(results, (list, tuple)):
-        return type(results)(_refusing(result, message) for result in results)
+        return type(results)(_refusing(result, message, given) for result in results)
     if results is None:
         return None
-    return torch._C._functions.DelayedError(message, 1)(results.detach().requires_grad_())
+    refused = torch._C._functions.DelayedError(message, 1 + len(given))
+    found = refused(results.detach().requires_grad_(), *given)
+    return found[0] if given else found

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 
-# Of malloc.h and mallopt(3); not more than fits into the C integers.
+# Of malloc.h and mallopt(3), in bytes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST = 2**31 - 1
+_TRIM = 2**31 - 1  # the most that fits
+_MMAP = (1 << 30, 32 << 20)  # glibc before 2.35 takes no more than the second
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -26,5 +27,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = (_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, _LARGEST)
-    return all([mallopt(name, ctypes.c_int(value)) == 1 for name, value in settings])
+    # Each call that succeeds ends the thresholds' growing by themselves, so this one comes first.
+    if not any(mallopt(_M_MMAP_THRESHOLD, ctypes.c_int(size)) == 1 for size in _MMAP):
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(_TRIM)) == 1)

@@ -66,3 +66,22 @@ def test_swiglu_is_the_definition_and_exports_as_pytorchs_operators():
         torch.testing.assert_close(result, expected)
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert "aten.silu.default" in targets and not any("franca_fast" in name for name in targets)
+
+
+def test_swiglu_takes_pytorchs_transforms():
+    layer = SwiGLU(8, 24, bias=True)
+    x, direction = torch.randn(2, 5, 8).unbind(0)
+    step = 1e-3
+    _, tangent = torch.func.jvp(layer, (x,), (direction,))
+    expected = (layer(x + step * direction) - layer(x - step * direction)) / (2 * step)
+    torch.testing.assert_close(tangent, expected, rtol=1e-3, atol=1e-4)
+
+    weights = dict(layer.named_parameters())
+    loss = lambda w, row: torch.func.functional_call(layer, w, (row,)).sum()  # noqa: E731
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    layer(x).sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), parameter.grad)
+
+    traced = torch.jit.trace(layer, x)
+    assert "franca_fast::" not in str(traced.inlined_graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import franca_fast as ff
 from python_tests.helpers import DEVICE
@@ -49,5 +50,21 @@ def test_a_gradient_of_a_gradient_is_refused_and_not_wrong(operator):
     (gradient,) = torch.autograd.grad(operator(x).pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"franca_fast.*cannot be differentiated again"):
         gradient.pow(2).sum().backward()
+    y = operator(x)
+    (gradient,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"franca_fast.*cannot be differentiated again"):
+        torch.autograd.grad(y.sum() + gradient.pow(2).sum(), x)
     plain = torch.autograd.grad(operator(x).pow(2).sum(), x)[0]
     assert plain.shape == gradient.shape
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forward_mode_is_refused_and_not_zero(operator):
+    x = torch.randn(6, 8, device=DEVICE)
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        torch.func.jvp(operator, (x,), (torch.ones_like(x),))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+            operator(dual)
+        assert operator(x).isfinite().all()  # what has no tangent is computed

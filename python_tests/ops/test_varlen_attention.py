@@ -161,6 +161,17 @@ def test_same_bits_on_repeated_calls_and_nothing_read_before_it_is_written(backe
         assert torch.equal(a, b) and a.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", backends_of("varlen_attention", torch.float32))
+def test_large_scores_and_values_with_an_offset_cancel(backend):
+    # The shares of a query sum to 1 but for rounding, which the offset multiplies.
+    qkv = problem([256], 1, 64)
+    with torch.no_grad():
+        for x, factor, offset in zip(qkv, (10, 10, 1), (0, 0, 5), strict=True):
+            x.mul_(factor).add_(offset)
+    with ff.use_backend(backend):
+        assert_as_good_as_torch(qkv, [256])
+
+
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
 def test_a_value_that_is_no_number_stays_in_its_sequence_and_head(backend, dtype):
     qkv = [x.detach() for x in problem([17, 5, 5], 2, 16, dtype)]

@@ -82,6 +82,22 @@ void test_case(const AttentionCase& c, uint64_t seed) {
   });
 }
 
+// A key that is no number is known to every query of its sequence, forward and backward.
+void test_no_number() {
+  const AttentionCase c{DType::float32, 16, 1, runs_of({{1, 5}, {1, 3}})};
+  Attention attention(c, 1);
+  store(attention.qkv.view(1).data, 2 * attention.qkv.view(1).token_stride, NAN, c.dtype);
+  for_isas("a key that is no number", [&](int threads) {
+    attention.run(threads);
+    for (int64_t t = 0; t < 8; ++t) {
+      const double dv = attention.gradients.at(t, 2, 0, 0);
+      if (std::isnan(attention.lse[t]) != (t < 5)) fail("lse of token " + std::to_string(t));
+      if (std::isnan(dv) != (t < 5)) fail("gradient of value " + std::to_string(t));
+    }
+    return std::vector<std::vector<float>>{};
+  });
+}
+
 void test_refusals() {
   const AttentionCase c{DType::float32, 4, 1, runs_of({{1, 3}}), 1};
   Attention a(c, 1);
@@ -127,5 +143,6 @@ int main() {
     // Scores far apart.
     test_case({dtype, 16, 1, runs_of({{4, 19}}), 0, 1.0, 8.0}, seed++);
   }
+  test_no_number();
   test_refusals();
 }
