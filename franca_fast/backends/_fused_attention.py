@@ -49,7 +49,7 @@ def runs_on_gpu(problem: AttentionProblem, backend: str) -> tuple[Run, ...]:
 
 
 def own_runs(runs: tuple[Run, ...], like: Tensor, backend: str) -> tuple[Run, ...]:
-    """Those of them that are not faster in PyTorch's on the card.
+    """The runs that PyTorch's kernels are not faster at on the card of `like`.
 
     A backend that was asked for takes all lengths itself.
     """

@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_what_a_step_frees_the_next_one_takes_without_new_pages():
     env = {k: v for k, v in os.environ.items() if k not in freed_memory._SETTINGS}
     taken = {}

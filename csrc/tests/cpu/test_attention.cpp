@@ -7,45 +7,19 @@
 namespace franca::testing {
 namespace {
 
-// A case in memory, with what the kernels make of it.
-class Attention {
- public:
-  Attention(const AttentionCase& c, uint64_t seed)
-      : qkv(c, 3), grad(c, 1), out(c, 1), gradients(c, 3), lse(c.n_tokens() * c.n_heads), c_(c) {
-    for (int64_t part = 0; part < 3; ++part) {
-      qkv.fill(part, 0.0, part < 2 ? c.spread : 1.0, 3 * seed + part);
-    }
-    grad.fill(0, 0.0, 1.0, seed + 100);
-  }
-
-  AttentionProblem problem() const {
-    return {qkv.view(0),
-            qkv.view(1),
-            qkv.view(2),
-            c_.runs.data(),
-            static_cast<int64_t>(c_.runs.size()),
-            c_.n_tokens(),
-            c_.n_heads,
-            c_.head_dim,
-            c_.dtype,
-            c_.scale};
-  }
+struct Attention : AttentionMemory {
+  Attention(const AttentionCase& c, uint64_t seed) : AttentionMemory(c, seed), runs(c.runs) {}
 
   // Forward and backward on memory that holds NaN.
   void run(int threads) {
-    out.poison();
-    lse.poison();
-    gradients.poison();
-    cpu::attention_forward(problem(), out.view(0), lse.data(), threads);
-    cpu::attention_backward(problem(), grad.view(0), lse.data(), gradients.view(0),
-                            gradients.view(1), gradients.view(2), threads);
+    const AttentionProblem given = problem(runs);
+    poison_results();
+    cpu::attention_forward(given, out.view(0), lse.data(), threads);
+    cpu::attention_backward(given, grad.view(0), lse.data(), gradients.view(0), gradients.view(1),
+                            gradients.view(2), threads);
   }
 
-  Projection qkv, grad, out, gradients;
-  Guarded<float> lse;
-
- private:
-  const AttentionCase& c_;
+  const std::vector<SequenceRun>& runs;
 };
 
 std::vector<float> as_floats(const std::vector<char>& bits) {
@@ -66,18 +40,11 @@ void test_case(const AttentionCase& c, uint64_t seed) {
   for_isas(c.name(), [&](int threads) {
     attention.run(threads);
     expect_part("out", c, attention.out, 0, e.out, rounding);
-    std::vector<float> lse;
-    std::vector<double> expected;
-    for (std::size_t i = 0; i < e.lse.size(); ++i) {
-      if (std::isnan(e.lse[i])) continue;
-      lse.push_back(attention.lse[static_cast<int64_t>(i)]);
-      expected.push_back(e.lse[i]);
-    }
-    expect_close("lse", lse, expected, 1e-6, 1e-6 + of_scores);
+    expect_lse(e, attention.lse, 1e-6 + of_scores);
     for (int64_t part = 0; part < 3; ++part) {
       expect_part("a gradient", c, attention.gradients, part, e.gradient[part], rounding);
     }
-    return std::vector<std::vector<float>>{lse, as_floats(attention.out.bits()),
+    return std::vector<std::vector<float>>{attention.lse.values(), as_floats(attention.out.bits()),
                                            as_floats(attention.gradients.bits())};
   });
 }
@@ -102,7 +69,7 @@ void test_refusals() {
   const AttentionCase c{DType::float32, 4, 1, runs_of({{1, 3}}), 1};
   Attention a(c, 1);
   const auto refused = [&](const char* what, auto change) {
-    AttentionProblem problem = a.problem();
+    AttentionProblem problem = a.problem(c.runs);
     SequenceRun run = c.runs[0];
     problem.runs = &run;
     change(problem, run);

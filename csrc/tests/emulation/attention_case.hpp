@@ -192,4 +192,44 @@ inline void expect_part(const char* what, const AttentionCase& c, const Projecti
   expect_close(what, own, wanted, 0, share * largest + 1e-6);
 }
 
+inline void expect_lse(const ExpectedAttention& e, const Guarded<float>& lse, double absolute) {
+  std::vector<float> own;
+  std::vector<double> expected;
+  for (std::size_t i = 0; i < e.lse.size(); ++i) {
+    if (std::isnan(e.lse[i])) continue;
+    own.push_back(lse[static_cast<int64_t>(i)]);
+    expected.push_back(e.lse[i]);
+  }
+  expect_close("lse", own, expected, 1e-6, absolute);
+}
+
+// A case in memory: what the kernels read, and where they write.
+struct AttentionMemory {
+  AttentionMemory(const AttentionCase& c, uint64_t seed)
+      : qkv(c, 3), grad(c, 1), out(c, 1), gradients(c, 3), lse(c.n_tokens() * c.n_heads), c_(c) {
+    for (int64_t part = 0; part < 3; ++part) {
+      const double offset = part == 2 ? 0.0 : part == 0 ? c.offset : -c.offset;
+      qkv.fill(part, offset, part < 2 ? c.spread : 1.0, 3 * seed + part);
+    }
+    grad.fill(0, 0.0, 1.0, seed + 100);
+  }
+
+  AttentionProblem problem(const std::vector<SequenceRun>& runs) const {
+    return {qkv.view(0),   qkv.view(1), qkv.view(2), runs.data(), static_cast<int64_t>(runs.size()),
+            c_.n_tokens(), c_.n_heads,  c_.head_dim, c_.dtype,    c_.scale};
+  }
+
+  void poison_results() {
+    out.poison();
+    lse.poison();
+    gradients.poison();
+  }
+
+  Projection qkv, grad, out, gradients;
+  Guarded<float> lse;
+
+ private:
+  const AttentionCase& c_;
+};
+
 }  // namespace franca::testing

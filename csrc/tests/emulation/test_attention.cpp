@@ -9,39 +9,20 @@
 namespace franca::testing {
 namespace {
 
-// A case in memory, with what the kernels make of it.
-class Device {
- public:
-  Device(const AttentionCase& c, uint64_t seed)
-      : qkv(c, 3), grad(c, 1), out(c, 1), gradients(c, 3), lse(c.n_tokens() * c.n_heads), c_(c) {
-    for (int64_t part = 0; part < 3; ++part) {
-      const double offset = part == 2 ? 0.0 : part == 0 ? c.offset : -c.offset;
-      qkv.fill(part, offset, part < 2 ? c.spread : 1.0, 3 * seed + part);
-    }
-    grad.fill(0, 0.0, 1.0, seed + 100);
-  }
+struct Device : AttentionMemory {
+  using AttentionMemory::AttentionMemory;
 
   // Forward and backward on memory that holds NaN, for the tokens of the case in these runs.
   void run(const std::vector<SequenceRun>& runs) {
-    const AttentionProblem problem{
-        qkv.view(0),   qkv.view(1), qkv.view(2), runs.data(), static_cast<int64_t>(runs.size()),
-        c_.n_tokens(), c_.n_heads,  c_.head_dim, c_.dtype,    c_.scale};
-    Guarded<char> workspace(cuda::attention_backward_workspace(problem));
-    out.poison();
-    lse.poison();
-    gradients.poison();
-    cuda::attention_forward(problem, out.view(0), lse.data(), nullptr);
-    cuda::attention_backward(problem, grad.view(0), out.view(0), lse.data(), gradients.view(0),
+    const AttentionProblem given = problem(runs);
+    Guarded<char> workspace(cuda::attention_backward_workspace(given));
+    poison_results();
+    cuda::attention_forward(given, out.view(0), lse.data(), nullptr);
+    cuda::attention_backward(given, grad.view(0), out.view(0), lse.data(), gradients.view(0),
                              gradients.view(1), gradients.view(2), workspace.data(),
                              workspace.size(), nullptr);
     workspace.values();
   }
-
-  Projection qkv, grad, out, gradients;
-  Guarded<float> lse;
-
- private:
-  const AttentionCase& c_;
 };
 
 void test_attention(const AttentionCase& c, uint64_t seed) {
@@ -61,14 +42,7 @@ void test_attention(const AttentionCase& c, uint64_t seed) {
   // Probabilities and their gradients pass through the 16-bit type once, results a second time.
   const double epsilon = c.dtype == DType::bfloat16 ? 1.0 / 256 : 1.0 / 2048;
   expect_part("out", c, device.out, 0, e.out, 1.1 * epsilon);
-  std::vector<float> own_lse;
-  std::vector<double> expected_lse;
-  for (std::size_t i = 0; i < e.lse.size(); ++i) {
-    if (std::isnan(e.lse[i])) continue;
-    own_lse.push_back(device.lse.values()[i]);
-    expected_lse.push_back(e.lse[i]);
-  }
-  expect_close("lse", own_lse, expected_lse, 1e-6, 1e-5);
+  expect_lse(e, device.lse, 1e-5);
   expect_part("dq", c, device.gradients, 0, e.gradient[0], 3 * epsilon);
   expect_part("dk", c, device.gradients, 1, e.gradient[1], 3 * epsilon);
   expect_part("dv", c, device.gradients, 2, e.gradient[2], 2 * epsilon);
