@@ -1,1 +1,1 @@
-"""Protocols on one feature vector per image: a file for each, which ends with its `PROTOCOL`."""
+"""Protocols that ask of each image what it shows."""
