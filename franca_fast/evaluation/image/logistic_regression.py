@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.class_matching import check_sources, match_classes
+from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.extras import need
 from franca_fast.evaluation.image.accuracy import accuracies, among_best, best_of
 from franca_fast.evaluation.image.embedded import described, embed_roles, protocol_size
-from franca_fast.evaluation.image.inputs import check_labelled
+from franca_fast.evaluation.image.inputs import check_labelled, matched_classes
 from franca_fast.evaluation.protocol import Protocol, Reading, Role, Sources, check_dims
 from franca_fast.evaluation.result import Result
+from franca_fast.spelling import spell
 
 _WHOSE = "logistic regression"
 _Rows = NDArray[np.float64]
@@ -195,7 +196,7 @@ def logistic_regression(
     test: Embeddings,
     settings: LogisticRegressionSettings | None = None,
     *,
-    validation: Embeddings | None = None,
+    val: Embeddings | None = None,
     dims: Sequence[int] | None = None,
 ) -> Result:
     """Accuracy of a logistic regression on frozen features.
@@ -207,7 +208,7 @@ def logistic_regression(
         train: labelled features [n, d].
         test: labelled features [t, d].
         settings: None takes the protocol's.
-        validation: labelled features to choose C on; None holds out a part of train.
+        val: labelled features to choose C on; None holds out a part of train.
         dims: widths m that features are cut to; None means the full width only.
 
     Returns:
@@ -226,19 +227,17 @@ def logistic_regression(
     """
     settings = settings or LogisticRegressionSettings()
     need("sklearn.linear_model", _WHOSE)
-    parts = {"train": train, **({"validation": validation} if validation else {}), "test": test}
+    parts = {"train": train, **({"val": val} if val else {}), "test": test}
     chosen = check_dims(dims, check_labelled(**parts))
-    matched = match_classes(train, test)
+    matched = matched_classes(train, test)
     labels, truth = matched.train, matched.test.numpy()
-    if validation is None:
+    if val is None:
         held, rest = held_out_rows(len(train), settings.validation_share, settings.seed)
         features, refit = train.features, torch.arange(len(train), device="cpu")
     else:
-        features = torch.cat([train.features, validation.features])
-        labels = torch.cat(
-            [labels, match_classes(train, validation, roles=("train", "validation")).test]
-        )
-        rest, held = torch.arange(len(features), device="cpu").split([len(train), len(validation)])
+        features = torch.cat([train.features, val.features])
+        labels = torch.cat([labels, matched_classes(train, val, roles=("train", "val")).test])
+        rest, held = torch.arange(len(features), device="cpu").split([len(train), len(val)])
         refit = torch.arange(len(features), device="cpu")
     n_classes = len(labels.unique())
     result = Result(
@@ -250,6 +249,7 @@ def logistic_regression(
             "answers that the top-5 accuracy accepts": best_of(n_classes),
             "images that C was chosen on": len(held),
             "candidates of C": candidate_cs(settings),
+            "classes without test images": [spell(name) for name in matched.untested],
             "remarks": matched.remarks,
         },
     )
@@ -304,9 +304,8 @@ def _run(
     size = protocol_size(encoder, settings.img_size)
     resize = size if settings.resize is None else settings.resize
     parts = embed_roles(encoder, sources, size, resize, reading)
-    validation = parts.get("validation")
     return logistic_regression(
-        parts["train"], parts["test"], settings, validation=validation, dims=dims
+        parts["train"], parts["test"], settings, val=parts.get("val"), dims=dims
     )
 
 
@@ -318,7 +317,7 @@ PROTOCOL = Protocol(
         Role("train", "labelled images: a folder of class folders, or shards with .cls members"),
         Role("test", "the same; its classes are matched with those of train by name"),
         Role(
-            "validation",
+            "val",
             "labelled images on which C is chosen (a tenth of train), then learned from too",
             required=False,
         ),
