@@ -49,8 +49,8 @@ def read_openood_list(root: str, name: str) -> tuple[str, list[str], list[int]]:
         )
     paths, labels = list[str](), list[int]()
     # Bytes of the disk, also where they are not UTF-8.
-    for number, line in enumerate(os.fsdecode(file.read_bytes()).splitlines(), 1):
-        path, _, label = line.rpartition(" ")
+    for number, line in enumerate(os.fsdecode(file.read_bytes()).split("\n"), 1):
+        path, _, label = line.rstrip().rpartition(" ")
         if not line.strip():
             continue
         if not path or path.startswith("/") or not label.lstrip("-").isdecimal():

@@ -234,7 +234,7 @@ def _scores(
 ) -> tuple[_Scores, dict[str, Any]]:
     """The methods fitted to known images, and what a result says of them."""
     mahalanobis = Mahalanobis(known, labels)
-    dim = _vim_dim(known.shape[1], settings.vim_dim)
+    dim = vim_dim(known.shape[1], settings.vim_dim)
     vim = VirtualLogit(known, linear, dim)
     others: dict[str, Score] = {
         "Mahalanobis": mahalanobis,
@@ -249,8 +249,15 @@ def _scores(
     return _Scores(NearestDistance(known, settings.ks), others), facts
 
 
-def _vim_dim(width: int, asked: int | None) -> int:
-    """Dimensions of the principal space: as asked or OpenOOD's, half the width where it is less."""
+def vim_dim(width: int, asked: int | None = None) -> int:
+    """Dimensions of ViM's principal space: as asked, or OpenOOD's.
+
+    Where that is no less than the width, nothing would lie outside, and it is half the width.
+
+    Example:
+        >>> vim_dim(768), vim_dim(1536), vim_dim(192)
+        (256, 1000, 96)
+    """
     dim = asked
     if dim is None:
         dim = 256 if width < _WIDE else 1000
@@ -297,7 +304,7 @@ def set_name(source: Source) -> str:
     listed = re.search(r":list=([^:]+)", text)
     name = PurePath(listed[1] if listed else text).name
     name = re.sub(r"\.(txt|tar|tar\.gz|tgz)$", "", name)
-    return re.sub(r"^(test|val)_", "", name) if listed else name
+    return spell(re.sub(r"^(test|val)_", "", name) if listed else name)
 
 
 def _run(
@@ -309,14 +316,12 @@ def _run(
 ) -> Result:
     need("sklearn.metrics", _WHOSE)  # before anything is read
     names = [set_name(one) for one in sources["ood"]]
-    twice = sorted({name for name in names if names.count(name) > 1 or name in ("train", "test")})
-    if twice:
-        raise InputError(
-            f"ood: two sets of the name '{spell(twice[0])}'; accepted: names that differ"
-        )
-    check_sources(sources["train"], sources["train"])
+    for i, name in enumerate(names):
+        if name in ("train", "test", *names[:i]):
+            raise InputError(f"ood: another set named '{name}'; accepted: names that differ")
     read: dict[str, Sources] = {role: sources[role] for role in ("train", "test")}
     read |= {name: [one] for name, one in zip(names, sources["ood"], strict=True)}
+    check_sources(read["train"], read["train"])  # that it has labels; those of test are no must
     for given in read.values():
         open_source(given, max_missing_fraction=1)
     parts = embed_roles(encoder, read, settings.img_size, settings.resize, reading)
