@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from franca_fast.data import open_source
 from franca_fast.errors import InputError
 from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.evaluation.embeddings import Embeddings
@@ -318,8 +319,16 @@ PROTOCOL = Protocol(
     "weighted k-nearest-neighbour accuracy of the CLS features",
     KnnSettings,
     (
-        Role("train", "labelled images: a folder of class folders, or shards with .cls members"),
-        Role("test", "the same; its classes are matched with those of train by name"),
+        Role(
+            "train",
+            "labelled images: a folder of class folders, or shards with .cls members",
+            opens=open_source,
+        ),
+        Role(
+            "test",
+            "the same; its classes are matched with those of train by name",
+            opens=open_source,
+        ),
     ),
     _run,
 )
