@@ -196,7 +196,7 @@ def logistic_regression(
     test: Embeddings,
     settings: LogisticRegressionSettings | None = None,
     *,
-    val: Embeddings | None = None,
+    validation: Embeddings | None = None,
     dims: Sequence[int] | None = None,
 ) -> Result:
     """Accuracy of a logistic regression on frozen features.
@@ -208,7 +208,7 @@ def logistic_regression(
         train: labelled features [n, d].
         test: labelled features [t, d].
         settings: None takes the protocol's.
-        val: labelled features to choose C on; None holds out a part of train.
+        validation: labelled features to choose C on; None holds out a part of train.
         dims: widths m that features are cut to; None means the full width only.
 
     Returns:
@@ -227,17 +227,19 @@ def logistic_regression(
     """
     settings = settings or LogisticRegressionSettings()
     need("sklearn.linear_model", _WHOSE)
-    parts = {"train": train, **({"val": val} if val else {}), "test": test}
+    parts = {"train": train, **({"validation": validation} if validation else {}), "test": test}
     chosen = check_dims(dims, check_labelled(**parts))
     matched = matched_classes(train, test)
     labels, truth = matched.train, matched.test.numpy()
-    if val is None:
+    if validation is None:
         held, rest = held_out_rows(len(train), settings.validation_share, settings.seed)
         features, refit = train.features, torch.arange(len(train), device="cpu")
     else:
-        features = torch.cat([train.features, val.features])
-        labels = torch.cat([labels, matched_classes(train, val, roles=("train", "val")).test])
-        rest, held = torch.arange(len(features), device="cpu").split([len(train), len(val)])
+        features = torch.cat([train.features, validation.features])
+        labels = torch.cat(
+            [labels, matched_classes(train, validation, roles=("train", "validation")).test]
+        )
+        rest, held = torch.arange(len(features), device="cpu").split([len(train), len(validation)])
         refit = torch.arange(len(features), device="cpu")
     n_classes = len(labels.unique())
     result = Result(
@@ -305,7 +307,7 @@ def _run(
     resize = size if settings.resize is None else settings.resize
     parts = embed_roles(encoder, sources, size, resize, reading)
     return logistic_regression(
-        parts["train"], parts["test"], settings, val=parts.get("val"), dims=dims
+        parts["train"], parts["test"], settings, validation=parts.get("validation"), dims=dims
     )
 
 
@@ -317,7 +319,7 @@ PROTOCOL = Protocol(
         Role("train", "labelled images: a folder of class folders, or shards with .cls members"),
         Role("test", "the same; its classes are matched with those of train by name"),
         Role(
-            "val",
+            "validation",
             "labelled images on which C is chosen (a tenth of train), then learned from too",
             required=False,
         ),

@@ -131,27 +131,27 @@ def test_a_validation_set_chooses_c_and_is_learned_from() -> None:
     assert train.labels is not None
     half = torch.arange(200) % 2 == 0
     learn = embeddings(train.features[half], train.labels[half])
-    val = embeddings(train.features[~half], train.labels[~half])
-    result = logistic_regression(learn, test, QUICK, val=val)
+    validation = embeddings(train.features[~half], train.labels[~half])
+    result = logistic_regression(learn, test, QUICK, validation=validation)
     shares = []
     for c in candidate_cs(QUICK):
         model = fit_classifier(
             learn.features.double().numpy(), learn.labels.numpy(), c, 1000, 1e-9, Fits()
         )
-        right = model.predict(val.features.double().numpy()) == val.labels.numpy()
+        right = model.predict(validation.features.double().numpy()) == validation.labels.numpy()
         shares.append(100 * right.mean())
     details = result.details["24"]
     assert details["accuracy on the images that C was chosen on"] == pytest.approx(shares)
     c = candidate_cs(QUICK)[int(np.argmax(shares))]
     refit = fit_classifier(
-        np.concatenate([learn.features.double().numpy(), val.features.double().numpy()]),
-        np.concatenate([learn.labels.numpy(), val.labels.numpy()]),
+        np.concatenate([learn.features.double().numpy(), validation.features.double().numpy()]),
+        np.concatenate([learn.labels.numpy(), validation.labels.numpy()]),
         *(c, 1000, 1e-9, Fits()),
     )
     right = refit.predict(test.features.double().numpy()) == test.labels.numpy()
     assert details["C"] == c
     assert result.figures[24]["top-1"] == pytest.approx(100 * right.mean())
-    assert result.data["val"]["images"] == 100
+    assert result.data["validation"]["images"] == 100
 
 
 def test_fits_that_do_not_converge_are_counted_and_nothing_is_spilled() -> None:
@@ -232,9 +232,9 @@ def test_wrong_input_is_named(change: Any, complaint: str) -> None:
 
 
 def test_classes_of_the_validation_set_are_those_of_train() -> None:
-    val = embeddings(golden_set("test").features, torch.full((60,), 9))
-    with pytest.raises(InputError, match="val: images of '9', which train lacks"):
-        logistic_regression(golden_set("train"), golden_set("test"), QUICK, val=val)
+    validation = embeddings(golden_set("test").features, torch.full((60,), 9))
+    with pytest.raises(InputError, match="validation: images of '9', which train lacks"):
+        logistic_regression(golden_set("train"), golden_set("test"), QUICK, validation=validation)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(
 
 def test_the_protocol_runs_on_an_encoder() -> None:
     model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28)
-    data = dict.fromkeys(("train", "val", "test"), "FashionMNIST:split=TEST")
+    data = dict.fromkeys(("train", "validation", "test"), "FashionMNIST:split=TEST")
     settings = {"lowest_exponent": "5", "n_cs": "1", "max_iter": "50"}
     result = evaluate("logistic-regression", model, data, settings, dims=(16,))
     assert list(result.figures[16]) == ["top-1", "top-5", "mean per class"]
