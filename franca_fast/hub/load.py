@@ -66,7 +66,7 @@ def load_model(
 
     Args:
         name_or_path: as above.
-        weights: only with a name: the name of released weights ("IN21K_518"; None takes the first
+        weights: only with a name: the name of released weights ("IN21K_224"; None takes the first
             that `list_models` has), a local file, or "random".
         img_size: side in pixels of the images to use. Other sizes than the weights' own work by
             interpolating the position embedding when the model runs, so this only checks that
