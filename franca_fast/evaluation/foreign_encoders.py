@@ -82,7 +82,7 @@ class ForeignEncoder(nn.Module):
         device = None if parameter is None else parameter.device
         for name, value in zip(("scale", "shift"), _conversion(anatomy), strict=True):
             moved = None if value is None else value.to(device)
-            self.register_buffer(name, moved, persistent=False)
+            self.register_buffer(name, moved)  # among the weights, whose checksum tells features
         self.train(model.training)
 
     def forward(self, images: Tensor) -> Tensor:

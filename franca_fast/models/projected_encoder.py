@@ -31,8 +31,8 @@ class ProjectedEncoder(nn.Module):
     Attributes:
         encoder: as given.
         rasa: the map, see `RemovePositions`.
-        patch_size, embed_dim, depth, config: the encoder's; None (an empty dictionary) where it
-            has none.
+        embed_dim: d.
+        patch_size, depth, config: the encoder's; None (an empty dictionary) where it has none.
 
     Raises:
         InputError: an encoder without `forward_features`, of another width, or one whose positions
@@ -56,15 +56,14 @@ class ProjectedEncoder(nn.Module):
             raise InputError("model: removes positions already; accepted: one that does not")
         if getattr(encoder, "forward_features", None) is None:
             raise InputError("model: no patch tokens; accepted: a module with forward_features")
-        width, directions = getattr(encoder, "embed_dim", None), removal.read.shape[1]
-        if width not in (None, directions):
-            raise InputError(
-                f"rasa: a projector for width {directions}; accepted: the model's, {width}"
-            )
+        width = removal.read.shape[1]
+        own = getattr(encoder, "embed_dim", width)
+        if own != width:
+            raise InputError(f"rasa: a projector for width {width}; accepted: the model's, {own}")
         super().__init__()
         self.encoder = encoder
         self.patch_size: int | None = getattr(encoder, "patch_size", None)
-        self.embed_dim: int | None = width
+        self.embed_dim = width
         self.depth: int | None = getattr(encoder, "depth", None)
         self.config: dict[str, Any] = dict(getattr(encoder, "config", {}))
         is_module = isinstance(encoder, nn.Module)

@@ -104,7 +104,7 @@ def test_an_object_that_is_no_module_will_do() -> None:
     tokens = clean.forward_features(IMAGES)["x_norm_patchtokens"]
     raw = Plain().forward_features(IMAGES)["x_norm_patchtokens"]
     assert torch.equal(tokens, projector.apply(raw))
-    assert clean.embed_dim is None and clean.config == {}
+    assert (clean.embed_dim, clean.depth, clean.config) == (3, None, {})
     with pytest.raises(InputError, match="without get_intermediate_layers"):
         clean.get_intermediate_layers(IMAGES)
     with pytest.raises(InputError, match="without last_keys"):
