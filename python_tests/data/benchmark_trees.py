@@ -35,14 +35,19 @@ def write_davis(root: Path, videos: dict[str, list[np.ndarray]], split: str = "v
 
     Args:
         root: where.
-        videos: name -> masks [H, W] of its frames; objects have their own colours.
+        videos: name -> masks [H, W] of its frames; objects have their own colours, and noise.
         split: whose list names all videos.
     """
+    generator = np.random.default_rng(0)
     for name, masks in videos.items():
         for t, mask in enumerate(masks):
             colours = np.array([[90, 90, 90], [220, 40, 30], [30, 60, 220], [40, 200, 60]])
-            shown = colours[np.where(mask == 255, 0, mask)].astype(np.uint8)
-            save_jpeg(Image.fromarray(shown), root / f"JPEGImages/480p/{name}/{t:05d}.jpg")
+            shown = colours[np.where(mask == 255, 0, mask)]
+            shown = np.clip(shown + generator.integers(-30, 31, shown.shape), 0, 255)
+            save_jpeg(
+                Image.fromarray(shown.astype(np.uint8)),
+                root / f"JPEGImages/480p/{name}/{t:05d}.jpg",
+            )
             save_palette(mask, root / f"Annotations/480p/{name}/{t:05d}.png")
     listed = root / f"ImageSets/2017/{split}.txt"
     listed.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +87,10 @@ def write_spair(root: Path, classes: dict[str, int], split: str = "test") -> Pat
         for i, j in pairs:
             number += 1
             n = int(generator.integers(2, 6))
-            facts: dict[str, object] = {"category": class_name, "kps_ids": [str(k) for k in range(n)]}
+            facts: dict[str, object] = {
+                "category": class_name,
+                "kps_ids": [str(k) for k in range(n)],
+            }
             for side, which in (("src", i), ("trg", j)):
                 width, height = sizes[which]
                 facts[f"{side}_imname"] = f"{names[which]}.jpg"

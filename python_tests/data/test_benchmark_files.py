@@ -43,7 +43,7 @@ def test_a_tree_is_found_below_and_what_it_lacks_is_named(tmp_path: Path) -> Non
     needed = ["JPEGImages", "ImageSets/val.txt"]
     for folder in ("A/JPEGImages", "A/ImageSets"):
         (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(InputError, match="without ImageSets/val.txt; accepted: a folder with"):
+    with pytest.raises(InputError, match=r"without ImageSets/val\.txt; accepted: a folder with"):
         benchmark_tree(tmp_path, "DAVIS", needed, ["A"])
     (tmp_path / "A/ImageSets/val.txt").touch()
     assert benchmark_tree(tmp_path, "DAVIS", needed, ["A"]) == tmp_path / "A"

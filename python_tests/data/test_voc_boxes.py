@@ -54,7 +54,7 @@ def test_missing_files_are_counted(tree: Path) -> None:
 
 def test_an_annotation_of_another_size_is_refused(tree: Path) -> None:
     (tree / "Annotations/000005.xml").write_text(voc_annotation((20, 35), [(1, 1, 2, 2)]))
-    with pytest.raises(InputError, match="of an image of 20 x 35 pixels; accepted: .*20 x 36"):
+    with pytest.raises(InputError, match=r"of an image of 20 x 35 pixels; accepted: .*20 x 36"):
         VocBoxes(tree).load(0)
 
 

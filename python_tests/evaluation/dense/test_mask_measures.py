@@ -33,9 +33,7 @@ def plain_accuracy(truth: Mask, predicted: Mask, tolerance: float = 0.008) -> fl
         return float(not ours and not theirs)
 
     def share(points: set[tuple[int, int]], others: set[tuple[int, int]]) -> float:
-        near = [
-            any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in others) for y, x in points
-        ]
+        near = [any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in others) for y, x in points]
         return sum(near) / len(near)
 
     precision, recall = share(theirs, ours), share(ours, theirs)
