@@ -143,10 +143,10 @@ def check_files(name: str, files: Iterable[Path]) -> None:
         InputError: names some that are missing, and counts all.
 
     Example:
-        >>> check_files("VOC2007", [Path("000005.jpg")])
+        >>> check_files("VOC", [Path("a.jpg")])
         Traceback (most recent call last):
         ...
-        franca_fast.errors.InputError: VOC2007: 1 file is missing: '000005.jpg'; accepted: all that it lists
+        franca_fast.errors.InputError: VOC: 1 file is missing: 'a.jpg'; accepted: all that it lists
     """
     missing = [file for file in files if not file.is_file()]
     if missing:

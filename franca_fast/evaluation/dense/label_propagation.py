@@ -8,7 +8,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 
-_COSINES_AT_ONCE = 2**24  # targets x sources held in memory, 64 MiB of float32
+_COSINES_AT_ONCE = 2**22  # targets x sources held in memory, 16 MiB of float32
 
 
 def neighbourhood(targets: range, sources: range, width: int, radius: int | None) -> Tensor:
