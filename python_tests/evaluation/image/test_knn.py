@@ -13,7 +13,7 @@ from torch import Tensor
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings
-from franca_fast.evaluation.knn import knn, knn_predict
+from franca_fast.evaluation.image.knn import knn, knn_predict
 
 
 def embeddings(features: Tensor, labels: Tensor | None) -> Embeddings:
@@ -77,7 +77,7 @@ def test_chunks_change_nothing(
     data: tuple[Embeddings, Embeddings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = knn(*data, ks=(3, 10))
-    module = importlib.import_module("franca_fast.evaluation.knn")
+    module = importlib.import_module("franca_fast.evaluation.image.cosine")
     monkeypatch.setattr(module, "_SIMILARITIES_AT_ONCE", 60 * 7)
     assert knn(*data, ks=(3, 10)) == whole
 
@@ -136,7 +136,7 @@ def test_wrong_input_is_named(data: tuple[Embeddings, Embeddings], change, compl
 
 
 def _predict_on_the_gpu() -> None:
-    module = importlib.import_module("franca_fast.evaluation.knn")
+    module = importlib.import_module("franca_fast.evaluation.image.cosine")
     five_batches = mock.patch.object(module, "_SIMILARITIES_AT_ONCE", 60 * 7)
     with five_batches, torch.device("cuda"):
         labels = torch.zeros(60, dtype=torch.int64)
@@ -146,4 +146,4 @@ def _predict_on_the_gpu() -> None:
 
 
 def test_a_gpu_predicts_without_a_wait_for_each_batch(fake_gpu: Callable[..., Any]) -> None:
-    assert fake_gpu(_predict_on_the_gpu) == {"evaluation/knn.py: knn_predict": 1}
+    assert fake_gpu(_predict_on_the_gpu) == {"evaluation/image/knn.py: knn_predict": 1}
