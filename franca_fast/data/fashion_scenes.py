@@ -14,6 +14,7 @@ from PIL import Image
 
 from franca_fast.data.images import open_images
 from franca_fast.data.randomness import Purpose, uniforms
+from franca_fast.data.segmented_images import Mask, SegmentedImages
 from franca_fast.errors import InputError, did_you_mean
 
 SIDE = 112  # pixels
@@ -42,7 +43,7 @@ _ENLARGED = 8  # times; a garment's image, before it is turned
 _NOISE = (((3, 4), 3), ((7, 9), 2), ((23, 29), 1))  # cells of the ground's noise, and its weight
 
 
-class FashionScenes:
+class FashionScenes(SegmentedImages):
     """Garments of Fashion-MNIST on textured grounds, with the mask of their classes.
 
     2 to 5 garments of random places, sizes, turns and tints, the later ones in front of the
@@ -71,34 +72,29 @@ class FashionScenes:
         self.ignore: int | None = None
         self.names = [f"{self.split}-{i:03d}" for i in range(_SCENES[self.split])]
 
-    @property
-    def n_classes(self) -> int:
-        """How many labels there are."""
-        return len(self.class_names)
+    def __repr__(self) -> str:
+        return f"FashionScenes:split={self.split}:seed={self.seed}"
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def load(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
+    def load(self, i: int) -> tuple[Image.Image, Mask]:
         """Makes a scene; may be called from several threads.
 
         Args:
-            index: its number, from 0.
+            i: its number, from 0.
 
         Returns:
-            the RGB image of 112 x 112 pixels, and the mask, uint8 [112, 112].
+            the RGB image of 112 x 112 pixels, and the mask, int64 [112, 112].
 
         Raises:
             IndexError: there is no such scene.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
+        if not 0 <= i < len(self):
+            raise IndexError(f"scene {i} of {len(self)}")
         images, labels = _garments(self.split)
-        count, *cells = self._numbers(index, 0, 1 + sum(3 * h * w for (h, w), _ in _NOISE))
-        scene, mask = _ground(np.array(cells)), np.zeros((SIDE, SIDE), np.uint8)
+        count, *cells = self._numbers(i, 0, 1 + sum(3 * h * w for (h, w), _ in _NOISE))
+        scene, mask = _ground(np.array(cells)), np.zeros((SIDE, SIDE), np.int64)
         places = list[NDArray[np.float64]]()
         for part in range(1, 1 + _between(_GARMENTS, count)):
-            numbers = self._numbers(index, part, 7 + 2 * _PLACES)
+            numbers = self._numbers(i, part, 7 + 2 * _PLACES)
             chosen = int(numbers[0] * len(images))
             places.append(_place(numbers[7:], places))
             shade, cover = _warped(images[chosen], places[-1], numbers[1:4])
