@@ -97,26 +97,26 @@ class MemoryImages(SegmentedImages):
         return f"{self._images.fingerprint()}\n{drawn}"
 
 
-class Tail(SegmentedImages):
-    """A set from one of its images on.
+class Part(SegmentedImages):
+    """Some consecutive images of a set.
 
     Args:
         images: the set.
-        first: how many are left out.
+        rows: which.
     """
 
-    def __init__(self, images: SegmentedImages, first: int) -> None:
-        self._images, self._first = images, first
-        self.names = images.names[first:]
+    def __init__(self, images: SegmentedImages, rows: range) -> None:
+        self._images, self._rows = images, rows
+        self.names = images.names[rows.start : rows.stop]
         self.class_names, self.ignore = images.class_names, images.ignore
 
     def load(self, i: int) -> tuple[Image.Image, Mask]:
         """See `SegmentedImages.load`."""
-        return self._images.load(self._first + i)
+        return self._images.load(self._rows[i])
 
     def fingerprint(self) -> str:
         """See `SegmentedImages.fingerprint`."""
-        return f"{self._images.fingerprint()}\nfrom {self._first}"
+        return f"{self._images.fingerprint()}\n{self._rows}"
 
 
 def crop_box(
@@ -138,7 +138,7 @@ def crop_box(
 
     Example:
         >>> crop_box((40, 30), (0.25, 0.25), np.full(40, 0.5))
-        (10, 8, 30, 23)
+        (12, 7, 29, 24)
     """
     width, height = size
     areas, aspects, across, down = drawn.reshape(4, _ATTEMPTS)

@@ -8,7 +8,7 @@ fit float64. Nothing therefore depends on the sizes of blocks, on their order, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -99,6 +99,15 @@ class Neighbours:
                 numbers = numbers[len(rows) :]
                 for first in range(0, len(self.queries), _TILE):
                     self._add_tile(first, tile, names)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was found so far, to be kept in a file."""
+        return {"similarity": self.similarity, "numbers": self.numbers}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state` gave for the same queries."""
+        self.similarity.copy_(state["similarity"])
+        self.numbers.copy_(state["numbers"])
 
     def _add_tile(self, first: int, tile: Tensor, names: Tensor) -> None:
         queries = self.queries[first : first + _TILE]

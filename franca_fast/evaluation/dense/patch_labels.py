@@ -137,7 +137,8 @@ class PatchLabels:
         before = np.cumsum(lengths) - lengths
         entries = np.repeat(begins[chosen] - before, lengths) + np.arange(lengths.sum())
         patch_pixels = np.add.reduceat(pixels[entries], before) if len(before) else before
-        shares = np.repeat(weights.numpy()[used] / patch_pixels, lengths) * pixels[entries]
+        frequencies = pixels[entries] / np.repeat(patch_pixels, lengths)
+        shares = np.repeat(weights.numpy()[used], lengths) * frequencies
         targets = np.repeat(rows, lengths) * self._n_classes + classes[entries]
         sums = np.bincount(targets, shares, len(weights) * self._n_classes)
         return torch.from_numpy(sums.reshape(len(weights), self._n_classes))
@@ -148,6 +149,7 @@ class PatchLabels:
             ends = np.cumsum(self._lengths.ravel(), dtype=np.int64)
             begins = np.concatenate([np.zeros(1, np.int64), ends])
             self._flat = begins, np.concatenate(self._classes), np.concatenate(self._pixels)
+            self._split()  # so that nothing is there twice
         return self._flat
 
     def state(self) -> dict[str, Tensor]:
@@ -162,10 +164,16 @@ class PatchLabels:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes what `state` gave of labels of the same shape."""
         self._lengths[:] = state["lengths"].numpy()
-        ends = np.cumsum(self._lengths.sum(1, dtype=np.int64))[:-1]
-        self._classes = np.split(state["classes"].numpy(), ends)
-        self._pixels = np.split(state["pixels"].numpy(), ends)
-        self._flat = None
+        ends = np.cumsum(self._lengths.ravel(), dtype=np.int64)
+        begins = np.concatenate([np.zeros(1, np.int64), ends])
+        self._flat = begins, state["classes"].numpy(), state["pixels"].numpy()
+        self._split()
+
+    def _split(self) -> None:
+        """Makes the entries of each image a part of those of all."""
+        begins, classes, pixels = self._joined()
+        ends = begins[self._patches : -1 : self._patches]
+        self._classes, self._pixels = np.split(classes, ends), np.split(pixels, ends)
 
 
 def class_map(soft: Tensor, size: tuple[int, int]) -> Tensor:
