@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from franca_fast.evaluation.feature_cache import FeatureCache
-from franca_fast.files import atomic_path, save_safetensors
+from franca_fast.files import atomic_path, save_safetensors, temporary_prefix
 
 SECONDS_BETWEEN_SAVES = 300.0
 
@@ -44,7 +44,11 @@ class SearchProgress:
 
     def load(self) -> dict[str, Tensor] | None:
         """What was saved last; None where nothing was, or a damaged disk lost it."""
-        if self._file is None or not self._file.is_file():
+        if self._file is None:
+            return None
+        for unfinished in self._file.parent.glob(f"{temporary_prefix(self._file)}*"):
+            unfinished.unlink(missing_ok=True)  # of a process that was killed as it saved
+        if not self._file.is_file():
             return None
         try:
             return load_file(self._file)

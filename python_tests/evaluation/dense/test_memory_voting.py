@@ -116,10 +116,11 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", range(1, 13, 2))
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("grouped", "after"), [*((False, n) for n in (1, 4, 5, 8)), *((True, n) for n in (3, 9, 14))]
+)
 def test_an_interrupted_search_goes_on_with_the_same_result(
-    after: int, grouped: bool, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grouped: bool, after: int, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_progress, "SECONDS_BETWEEN_SAVES", 0)
     if grouped:
@@ -134,15 +135,14 @@ def test_an_interrupted_search_goes_on_with_the_same_result(
         add(self, memory, numbers)
 
     monkeypatch.setattr(Neighbours, "add", counted)
-    total = (2 if grouped else 1) * 2 * 2 * 2  # groups x seeds x blocks x widths
-    if after <= total:
-        with pytest.raises(Interrupted):
-            evaluated(features_cache=tmp_path)
-    done, calls, after = calls, 0, 0
+    with pytest.raises(Interrupted):
+        evaluated(features_cache=tmp_path)
+    searched, calls, after = (after - 1) // 2, 0, 0  # blocks, each at two widths
     # With other batches: what was found does not depend on them.
-    resumed = evaluated(features_cache=tmp_path, batch_size=2 if grouped else 3)
-    assert same(resumed, whole)
-    assert calls < total or done <= 2  # nothing that was saved is searched again
+    assert same(evaluated(features_cache=tmp_path, batch_size=1), whole)
+    blocks = (2 if grouped else 1) * 2 * 2  # groups x seeds x blocks, of 2 images and of 1
+    images = sum(2 - i % 2 for i in range(searched, blocks))
+    assert calls == 2 * images  # what was saved is not searched again
     assert [file for file in tmp_path.glob("progress/*") if file.is_file()] == []
 
 
@@ -177,18 +177,23 @@ tests.evaluated(features_cache=sys.argv[1])
 """
 
 
-def test_a_killed_search_goes_on_with_the_same_result(whole: Result, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_with_the_same_result(
+    whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process of its own, which takes some seconds to start."""
     root = str(Path(memory_stream.__file__).parents[3])
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path)], env={**os.environ, "PYTHONPATH": root}
     )
     try:
-        while not list(tmp_path.glob("progress/*.safetensors")):
+        while not list(tmp_path.glob("progress/[!.]*.safetensors")):
             assert child.poll() is None
             time.sleep(0.01)
     finally:
         child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
+    add, calls = Neighbours.add, list[None]()
+    monkeypatch.setattr(Neighbours, "add", lambda *args: calls.append(add(*args)))
     assert same(evaluated(features_cache=tmp_path), whole)
-    assert list(tmp_path.glob("progress/*.safetensors")) == []
+    assert 0 < len(calls) <= 6  # of 8
+    assert list(tmp_path.glob("progress/*")) == []

@@ -46,6 +46,17 @@ def test_it_saves_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert made == [400.0, 700.0]
 
 
+def test_what_a_killed_process_was_writing_is_taken_away(tmp_path: Path) -> None:
+    progress = SearchProgress(tmp_path, FACTS)
+    progress.save(STATE)
+    (file,) = tmp_path.glob("progress/*.safetensors")
+    (file.parent / f".{file.stem}-abc.safetensors").write_bytes(b"half of it")
+    other = file.parent / ".another-abc.safetensors"
+    other.write_bytes(b"")
+    assert progress.load() is not None
+    assert set(file.parent.iterdir()) == {file, other}
+
+
 def test_a_damaged_file_is_as_none(tmp_path: Path) -> None:
     progress = SearchProgress(tmp_path, FACTS)
     progress.save(STATE)
