@@ -93,8 +93,7 @@ class Voting:
         self._encoder, self._stream, self._test = encoder, stream, test
         self._plan, self._reading = plan, reading
         per_image = stream.patches * sum(bytes_per_query(m, plan.k) for m in plan.dims)
-        block = _COPIES * 4 * width * stream.patches * reading.batch_size
-        fixed = _TILES + block + _LABELS * stream.patches * stream.n_views
+        fixed = fixed_bytes(width, stream.patches, stream.n_views, reading.batch_size)
         self.groups = query_groups(len(test), per_image, fixed, plan.memory_gb)
         self._progress = SearchProgress(
             reading.features_cache,
@@ -195,6 +194,22 @@ class Voting:
         workers = self._reading.num_workers
         masks = in_order(lambda i: self._test.load(i)[1], rows, workers, 2 * workers)
         return map(torch.from_numpy, masks)
+
+
+def fixed_bytes(width: int, patches: int, n_views: int, batch_size: int) -> int:
+    """What a search takes besides queries and their neighbours.
+
+    Args:
+        width: of the features.
+        patches: of a view.
+        n_views: of the memory.
+        batch_size: views at once.
+
+    Example:
+        >>> fixed_bytes(768, 1369, 10582, 64) // 10**6
+        1771
+    """
+    return _TILES + patches * (_COPIES * 4 * width * batch_size + _LABELS * n_views)
 
 
 def query_groups(n_images: int, per_image: int, fixed: int, memory_gb: float) -> list[range]:
