@@ -20,7 +20,7 @@ _STEP = 2.0**-26
 _TILE = 4096  # rows of the memory and of the queries whose products are held at a time
 _FEW = 32  # with more than 1 / 32 of the pairs to look at, all are computed exactly
 _PAIRS_EXACT = 2**21  # held at a time in float64
-_NUMBERS_EXACT = 2**22  # numbers of the vectors of pairs that are looked at, at a time
+_NUMBERS = 2**18  # of vectors in float64 at a time: few enough to stay in the processor's cache
 NOTHING = torch.iinfo(torch.int64).max  # stands for a neighbour that there is not
 
 
@@ -42,14 +42,15 @@ def unit_rows(features: Tensor, width: int | None = None) -> Tensor:
         tensor([[0.6000, 0.8000]])
     """
     parts = []
-    for rows in features[:, :width].split(_TILE):
+    features = features[:, :width]
+    for rows in features.split(max(1, _NUMBERS // features.shape[1])):
         long = rows.double()
         length = torch.linalg.vector_norm(long, dim=1, keepdim=True)
         if not bool(torch.isfinite(length).all()):
             raise InputError("features: not all finite; accepted: a model whose features are")
         long = long / length.clamp(min=torch.finfo(torch.float64).tiny)
         parts.append(long.div_(_STEP).round_().mul_(_STEP).float())
-    return torch.cat(parts) if parts else features[:, :width].float()
+    return torch.cat(parts) if parts else features.float()
 
 
 class Neighbours:
@@ -95,7 +96,7 @@ class Neighbours:
         numbers, order = numbers.to(self.queries.device).sort()
         with _plain_float32(self.queries.device):
             for rows in order.split(_TILE):
-                tile, names = memory[rows], numbers[: len(rows)]
+                tile, names = memory.index_select(0, rows), numbers[: len(rows)]
                 numbers = numbers[len(rows) :]
                 for first in range(0, len(self.queries), _TILE):
                     self._add_tile(first, tile, names)
@@ -115,14 +116,14 @@ class Neighbours:
         bound = (worst - self._margin).float()[:, None]
         similarity = queries @ tile.T
         rows = (similarity.amax(1, keepdim=True) >= bound).flatten().nonzero().flatten()
-        places, columns = (similarity[rows] >= bound[rows]).nonzero(as_tuple=True)
+        places, columns = (similarity.index_select(0, rows) >= bound[rows]).nonzero(as_tuple=True)
         if len(places) * _FEW > similarity.numel():
             self._add_all(first, tile, names)
             return
         rows = rows[places]
-        pieces = max(1, _NUMBERS_EXACT // tile.shape[1])
+        pieces = max(1, _NUMBERS // tile.shape[1])
         exact = [
-            (queries[i].double() * tile[j].double()).sum(1)
+            (queries.index_select(0, i).double() * tile.index_select(0, j).double()).sum(1)
             for i, j in zip(rows.split(pieces), columns.split(pieces), strict=True)
         ]
         if exact:
@@ -148,10 +149,11 @@ class Neighbours:
         worst, last = self.similarity[rows, -1], self.numbers[rows, -1]
         better = (similarity > worst) | ((similarity == worst) & (numbers < last))
         rows, places = rows[better].unique(return_inverse=True)
-        similarity = torch.cat([self.similarity[rows].flatten(), similarity[better]])
-        numbers = torch.cat([self.numbers[rows].flatten(), numbers[better]])
-        own = torch.arange(len(rows), device=rows.device).repeat_interleave(self.k)
-        places = torch.cat([own, places])
+        own = self.similarity.index_select(0, rows), self.numbers.index_select(0, rows)
+        similarity = torch.cat([own[0].flatten(), similarity[better]])
+        numbers = torch.cat([own[1].flatten(), numbers[better]])
+        order = torch.arange(len(rows), device=rows.device)
+        places = torch.cat([order.repeat_interleave(self.k), places])
         # Sorted by query, then by similarity, then by number.
         order = numbers.argsort(stable=True)
         order = order[similarity[order].argsort(descending=True, stable=True)]
@@ -159,7 +161,8 @@ class Neighbours:
         lengths = torch.bincount(places, minlength=len(rows))
         begins = lengths.cumsum(0) - lengths
         chosen = order[begins[:, None] + torch.arange(self.k, device=rows.device)]
-        self.similarity[rows], self.numbers[rows] = similarity[chosen], numbers[chosen]
+        self.similarity.index_copy_(0, rows, similarity[chosen])
+        self.numbers.index_copy_(0, rows, numbers[chosen])
 
 
 @contextmanager

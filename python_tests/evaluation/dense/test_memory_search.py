@@ -68,7 +68,7 @@ def test_blocks_tiles_and_order_change_nothing(
     whole = searched(queries, memory, k, [torch.arange(n)])
     monkeypatch.setattr(MODULE, "_TILE", 5)
     monkeypatch.setattr(MODULE, "_PAIRS_EXACT", 3)
-    monkeypatch.setattr(MODULE, "_NUMBERS_EXACT", 2 * d)
+    monkeypatch.setattr(MODULE, "_NUMBERS", 2 * d)
     monkeypatch.setattr(MODULE, "_FEW", few)  # so that either way finds everything
     for size in (1, 4, n):
         assert same(searched(queries, memory, k, torch.randperm(n).split(size)), whole), size
