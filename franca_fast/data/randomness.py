@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     PACKING = 9
     PIPELINE = 10
     SCENES = 11
+    MEMORY_IMAGES = 13
+    MEMORY_PATCHES = 14
 
 
 def uniforms(
