@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     MASK_SHAPES = 8
     PACKING = 9
     PIPELINE = 10
+    HEADS = 11
 
 
 def uniforms(
