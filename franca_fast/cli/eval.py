@@ -1,15 +1,17 @@
-"""Measure a model: `eval knn` classifies images by their nearest neighbours.
+"""Measure a model: `eval PROTOCOL MODEL` runs one of the published evaluations.
 
 For instance: franca-fast eval knn franca_demo --train train/ --test val/ --nested
+All protocols, with what they read: franca-fast eval --list
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from franca_fast.cli.common import (
-    Parser,
     add_decoding_arguments,
     add_model_arguments,
     add_overwrite_argument,
@@ -22,110 +24,164 @@ from franca_fast.cli.common import (
     table,
     warnings_at_the_end,
 )
-from franca_fast.spelling import spell
+from franca_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from franca_fast.evaluation import Embeddings
-    from franca_fast.models import VisionTransformer
+    from franca_fast.evaluation import Result
+    from franca_fast.evaluation.protocol import Protocol, Reading
 
 GROUP = "use"
-_UNNAMED = "classes are numbers without names"
+# What protocols read. Which of them reads what, `--list` says.
+_ROLES = {
+    "train": "images to learn from: the memory of kNN and in-context, the probes' training set",
+    "test": "images to measure on",
+    "val": "images on which settings are chosen",
+    "index": "images to search in",
+    "query": "images to search with",
+    "ood": "images of other kinds; each source is a set of its own",
+    "data": "a data set that the protocol reads whole",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser)
-    knn = kinds.add_parser(
-        "knn",
-        help="weighted k-nearest-neighbour accuracy of the CLS features",
-        description="Weighted kNN on frozen CLS features, as DINO and DINOv2 report it.",
+    parser.add_argument("--list", action=_List, help="print the protocols, and exit")
+    parser.add_argument("protocol", metavar="PROTOCOL", help="see --list")
+    add_model_arguments(parser)
+    for role, what in _ROLES.items():
+        parser.add_argument(f"--{role}", nargs="+", metavar="SOURCE", help=what)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the protocol; with 'help' for NAME=VALUE they are printed",
     )
-    add_model_arguments(knn)
-    for role in ("train", "test"):
-        knn.add_argument(
-            f"--{role}",
-            required=True,
-            nargs="+",
-            metavar="SOURCE",
-            help=f"labelled {role} images: a folder of class folders, or shards with .cls members",
-        )
-    knn.add_argument(
-        "--k",
-        type=positive,
-        nargs="+",
-        default=[10, 20, 100, 200],
-        help="numbers of neighbours (default: 10 20 100 200)",
+    parser.add_argument(
+        "--k", type=positive, nargs="+", help="of knn: numbers of neighbours (10 20 100 200)"
     )
-    knn.add_argument(
-        "--temperature",
-        type=positive_number,
-        default=0.07,
-        metavar="T",
-        help="of the votes (default: 0.07)",
+    parser.add_argument(
+        "--temperature", type=positive_number, metavar="T", help="of the votes of knn (0.07)"
     )
-    knn.add_argument(
+    widths = parser.add_mutually_exclusive_group()
+    widths.add_argument(
         "--nested", action="store_true", help="also with features cut to d/16, d/8, d/4 and d/2"
     )
-    knn.add_argument("--output", metavar="FILE", help="also write the accuracies as JSON")
-    add_overwrite_argument(knn)
-    add_reading_arguments(knn)
-    add_precision_argument(knn)
-    add_decoding_arguments(knn)
+    widths.add_argument("--dims", metavar="M,...", help="with features cut to these widths")
+    parser.add_argument("--output", metavar="FILE", help="also write the result, .json or .md")
+    add_overwrite_argument(parser)
+    parser.add_argument(
+        "--features-cache",
+        metavar="DIR",
+        help="keep features there; an interrupted evaluation goes on from them",
+    )
+    add_reading_arguments(parser)
+    add_precision_argument(parser)
+    add_decoding_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from franca_fast.evaluation import knn
-    from franca_fast.evaluation.class_matching import check_sources, match_classes
-    from franca_fast.files import check_file, save_or_keep, write_json
+    from franca_fast.evaluation.evaluate import evaluate, find_protocol
+    from franca_fast.evaluation.protocol import check_roles, parse_settings
+    from franca_fast.evaluation.requests import parse_dims
+    from franca_fast.evaluation.result import check_result_file
+    from franca_fast.files import save_or_keep
     from franca_fast.models import default_nesting_dims
 
+    protocol = find_protocol(args.protocol)
+    if args.set == ["help"]:
+        print(_settings_table(protocol))
+        return 0
     if args.output is not None:
-        check_file(args.output, overwrite=args.overwrite)
-    decoding = decoding_options(args)  # refused before the model is loaded
-    check_sources(args.train, args.test)
+        check_result_file(args.output, overwrite=args.overwrite)
+    # What is wrong is refused before the model is loaded.
+    reading = _reading(args)
+    settings = _settings(args)
+    parse_settings(protocol.settings, settings)
+    sources = {role: getattr(args, role) for role in _ROLES if getattr(args, role) is not None}
+    check_roles(protocol, sources)
+    dims = None if args.dims is None else parse_dims(args.dims)
     model = load_model(args)
-    dims = default_nesting_dims(model.embed_dim) if args.nested else (model.embed_dim,)
+    if args.nested:
+        dims = default_nesting_dims(model.embed_dim)
+    named = args.model if args.weights is None else f"{args.model} {args.weights}"
     with warnings_at_the_end():
-        test, train = (_embed(model, source, args, decoding) for source in (args.test, args.train))
-        accuracies = knn(train, test, args.k, args.temperature, dims)
-    matched = match_classes(train, test)
-    named = f"{len(matched.class_names)} classes" if matched.class_names else _UNNAMED
-    print(
-        f"kNN accuracy in per cent: {len(train)} training images, {len(test)} test images, "
-        f"{named}, features computed in {train.facts['precision']}"
-    )
-    rows = [[m, *(f"{at_k[k]:.1f}" for k in args.k)] for m, at_k in accuracies.items()]
-    print(table(["dimensions", *(f"k={k}" for k in args.k)], rows, numeric=1 + len(args.k)))
-    for role, part in (("train", train), ("test", test)):
-        print("\n".join(f"{role}: {line}" for line in part.account.lines()))
+        result = evaluate(
+            protocol.name, model, sources, settings, dims=dims, reading=reading, name=named
+        )
+    print("\n".join(_lines(result)))
     if args.output is not None:
-        result = {
-            "protocol": "knn",
-            "accuracy": accuracies,
-            "settings": {"k": args.k, "temperature": args.temperature},
-            "class_names": [spell(name) for name in matched.class_names],
-            "classes_without_test_images": [spell(name) for name in matched.untested],
-            "train": train.facts,
-            "test": test.facts,
-        }
-        save_or_keep(args.output, lambda file: write_json(file, result))
+        save_or_keep(args.output, lambda file: result.save(file, overwrite=args.overwrite))
         print(f"written to {args.output}")
     return 0
 
 
-def _embed(
-    model: VisionTransformer,
-    source: list[str],
-    args: argparse.Namespace,
-    decoding: dict[str, Any],
-) -> Embeddings:
-    from franca_fast.evaluation import embed
+def _reading(args: argparse.Namespace) -> Reading:
+    from franca_fast.evaluation.protocol import Reading
 
-    return embed(
-        model,
-        source,
-        img_size=args.img_size,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        precision=args.precision,
-        **decoding,
+    return Reading(
+        args.batch_size,
+        args.num_workers,
+        args.precision,
+        progress=True,
+        features_cache=args.features_cache,
+        decoding=decoding_options(args),
     )
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    settings = dict[str, Any]()
+    for given in args.set:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise InputError(f"--set: '{given}'; accepted: NAME=VALUE")
+        settings[name] = value
+    for name, value in (
+        ("img_size", args.img_size),
+        ("ks", args.k and tuple(args.k)),
+        ("temperature", args.temperature),
+    ):
+        if value is not None:
+            settings[name] = value
+    return settings
+
+
+def _lines(result: Result) -> list[str]:
+    """What is printed of a result."""
+    from franca_fast.data.accounting import ImageAccount
+
+    counts = ", ".join(f"{facts.get('images', '?')} {role}" for role, facts in result.data.items())
+    lines = [
+        f"{result.protocol}, per cent: {counts} images; features computed in "
+        f"{result.encoder['precision']}",
+        result.table(),
+    ]
+    if result.changed:
+        changed = ", ".join(f"{name} {value}" for name, value in result.changed.items())
+        lines.append(f"settings that differ from the protocol's: {changed}")
+    for role, facts in result.data.items():
+        if "account" in facts:
+            account = ImageAccount.from_dict(facts["account"])
+            lines += [f"{role}: {line}" for line in account.lines()]
+    return lines
+
+
+def _settings_table(protocol: Protocol) -> str:
+    rows = [[entry.name, entry.default] for entry in dataclasses.fields(protocol.settings)]
+    return table(["setting", "default"], rows)
+
+
+class _List(argparse.Action):
+    """Prints the protocols; works without the arguments that are otherwise required."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> NoReturn:
+        from franca_fast.evaluation.evaluate import protocols
+
+        rows = []
+        for name, protocol in protocols().items():
+            reads = [f"--{r.name}" if r.required else f"[--{r.name}]" for r in protocol.roles]
+            rows.append([name, " ".join(reads), protocol.summary])
+        print(table(["protocol", "reads", "what it measures"], rows))
+        parser.exit()

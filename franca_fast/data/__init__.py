@@ -17,6 +17,8 @@ from franca_fast.data.masking import BlockMask, CyclicMask, InverseBlockMask, Ra
 from franca_fast.data.pack_settings import PackSettings
 from franca_fast.data.packing import PackedShards, pack_shards
 from franca_fast.data.pipeline import multi_crop
+from franca_fast.data.segmentation import open_segmentation
+from franca_fast.data.segmented_images import SegmentedImages, matched_masks
 from franca_fast.data.settings import CropSettings, MaskSettings
 from franca_fast.data.sources import Source, fashion_mnist_shards, open_source
 from franca_fast.data.transform import eval_transform
@@ -33,6 +35,7 @@ __all__ = [
     "PackSettings",
     "PackedShards",
     "RandomMask",
+    "SegmentedImages",
     "ShardStatistics",
     "SkipCounter",
     "Source",
@@ -42,8 +45,10 @@ __all__ = [
     "decode_rgb",
     "eval_transform",
     "fashion_mnist_shards",
+    "matched_masks",
     "multi_crop",
     "open_images",
+    "open_segmentation",
     "open_source",
     "pack_shards",
     "shard_statistics",

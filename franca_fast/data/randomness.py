@@ -30,7 +30,8 @@ class Purpose(IntEnum):
     MASK_SHAPES = 8
     PACKING = 9
     PIPELINE = 10
-    HEADS = 11
+    SCENES = 11
+    HEADS = 12
 
 
 def uniforms(

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 from franca_fast.data.accounting import INNER_TAR
 from franca_fast.data.classes import class_key, class_order
+from franca_fast.data.dataset_strings import check_choice, expanded, split_dataset_string
 from franca_fast.data.decoding import IMAGE_EXTENSIONS, is_image_name
 from franca_fast.data.folders import list_folder
 from franca_fast.data.remote import RemoteShard, is_remote
@@ -119,17 +120,18 @@ def fashion_mnist_shards(split: str) -> list[str]:
         >>> [PurePath(path).name for path in fashion_mnist_shards("test")]
         ['test-000000.tar.gz']
     """
-    _check_choice("split", split.lower(), ("train", "test"))
+    check_choice("split", split.lower(), ("train", "test"))
     return sorted(str(path) for path in _BUNDLED.glob(f"{split.lower()}-*.tar.gz"))
 
 
 def _open_one(spec: str, allow_pipe: bool, max_missing_fraction: float) -> Source:
-    name, _, rest = spec.partition(":")
-    if name in _DATASETS:
-        return _open_dataset(spec, name, rest)
-    if not is_remote(spec) and re.fullmatch(r"[A-Za-z0-9_-]+(:\w+=.*)+", spec):
-        _check_choice("dataset", name, tuple(_DATASETS))
-    return _open_path(spec, max_missing_fraction, allow_pipe)
+    options = {name: known for name, (_, known) in _DATASETS.items()}
+    named = None if is_remote(spec) else split_dataset_string(spec, options)
+    if named is None:
+        return _open_path(spec, max_missing_fraction, allow_pipe)
+    source = _DATASETS[named[0]][0](named[1])
+    source.description = spec
+    return source
 
 
 def _open_path(spec: str, max_missing_fraction: float = 0.1, allow_pipe: bool = False) -> Source:
@@ -197,29 +199,9 @@ def _open_shards(spec: str, shards: list[Shard]) -> Source:
     return Source(spec, shards, class_names=names, all_classes_known=all(lists))
 
 
-def _open_dataset(spec: str, name: str, rest: str) -> Source:
-    """A dataset string: `NAME:key=value:key=value`; values may contain colons."""
-    opener, known = _DATASETS[name]
-    options: dict[str, str] = {}
-    for item in re.split(r":(?=\w+=)", rest) if rest else []:
-        key, equals, value = item.partition("=")
-        if not equals or key not in known:
-            raise InputError(
-                f"option of {name}: {key}{did_you_mean(key, known)}; accepted: {', '.join(known)}"
-            )
-        if key in options:
-            raise InputError(f"source: '{spec}'; accepted: one dataset, each option once")
-        options[key] = value
-    if "root" in known and not options.get("root"):
-        raise InputError(f"source: '{spec}' needs root=PATH; accepted: {name}:root=PATH")
-    source = opener(options)
-    source.description = spec
-    return source
-
-
 def _open_imagenet(options: dict[str, str]) -> Source:
     split = options.get("split", "TRAIN").lower()
-    _check_choice("split", split, ("train", "val", "test"))
+    check_choice("split", split, ("train", "val", "test"))
     return _open_path(os.path.join(_existing_folder(options["root"]), split))
 
 
@@ -256,7 +238,7 @@ def _expand_path(spec: str) -> tuple[list[str], list[str]]:
     """
     path = spec
     if not spec.startswith("pipe:"):  # in a command the shell does it
-        path = os.path.expanduser(os.path.expandvars(spec))
+        path = expanded(spec)
     if os.path.exists(path):
         return [path], [path]
     found, named = list[str](), list[str]()
@@ -305,7 +287,7 @@ def _expand_list(text: str) -> list[str]:
 
 
 def _existing_folder(path: str) -> str:
-    folder = os.path.expanduser(os.path.expandvars(path))
+    folder = expanded(path)
     if not os.path.isdir(folder):
         raise _unreadable(path, [folder])
     return folder
@@ -324,12 +306,6 @@ def _check_missing(spec: str, shards: list[str], max_missing_fraction: float) ->
         logger.warning(
             "%d of %d shards are missing, '%s' first", len(missing), len(shards), missing[0]
         )
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        accepted = ", ".join(choices)
-        raise InputError(f"{name}: {value}{did_you_mean(value, choices)}; accepted: {accepted}")
 
 
 def _check_images(source: Source) -> None:

@@ -140,11 +140,11 @@ def precision_of(encoder: Encoder, precision: str) -> str:
             f"{', '.join(PRECISIONS)}"
         )
     if precision == "auto":
-        return "bf16" if fast_bfloat16(_device_of(encoder)) else "fp32"
+        return "bf16" if fast_bfloat16(device_of(encoder)) else "fp32"
     return precision
 
 
-def _device_of(encoder: Encoder) -> torch.device:
+def device_of(encoder: Encoder) -> torch.device:
     """The device of the encoder's parameters; the CPU when it has none."""
     parameter = next(encoder.parameters(), None) if isinstance(encoder, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
@@ -163,7 +163,7 @@ def inference(encoder: Encoder, precision: str = "fp32") -> Iterator[torch.devic
     """
     module = encoder if isinstance(encoder, nn.Module) else None
     was_training = module is not None and module.training
-    device = _device_of(encoder)
+    device = device_of(encoder)
     autocast: AbstractContextManager[object] = nullcontext()
     if precision_of(encoder, precision) == "bf16":  # one context, which casts weights once
         autocast = torch.autocast(device.type, torch.bfloat16)

@@ -36,6 +36,7 @@ def embed(
     *,
     output: str | os.PathLike[str] | None = None,
     img_size: int | None = None,
+    resize: int | None = None,
     batch_size: int = 64,
     pooling: str = "cls",
     num_workers: int = 2,
@@ -55,6 +56,8 @@ def embed(
         source: image files, folders (their sub-folders are classes) or shards; or several.
         output: also write `.npz`, `.parquet` or `.safetensors` (see `Embeddings.save`).
         img_size: side in pixels; None takes the model's own.
+        resize: pixels that the shorter side gets before the middle is cut out; None takes
+            `img_size`. DINOv2's classification protocols use 256 for 224.
         batch_size: images at once; changes nothing but speed.
         pooling: "cls", "patch_mean" or "cls_patch_mean".
         num_workers: threads that prepare images.
@@ -92,7 +95,7 @@ def embed(
     size = image_size_of(encoder, img_size)
     opened = open_images(source, max_image_pixels=max_image_pixels, levels=levels)
     # The next batch is prepared while the network is at work on this one.
-    prepared = opened.prepared(eval_transform(size), num_workers, batch_size + num_workers)
+    prepared = opened.prepared(eval_transform(size, resize), num_workers, batch_size + num_workers)
     names: list[str] = []
     labels: list[Label | None] = []
     parts: list[Tensor] = []
@@ -117,6 +120,7 @@ def embed(
             "images": opened.account.as_dict(),
             "source": [spell(os.fspath(one)) for one in _sources(source)],
             "img_size": size,
+            "resize": size if resize is None else resize,
             "pooling": pooling,
             "precision": precision,
             "levels": levels,

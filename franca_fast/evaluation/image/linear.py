@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,12 +26,17 @@ from franca_fast.data.numbered_images import (
 from franca_fast.errors import InputError
 from franca_fast.evaluation.class_matching import match_classes, no_label
 from franca_fast.evaluation.embeddings import Embeddings
-from franca_fast.evaluation.encoders import Encoder, image_size_of, inference
+from franca_fast.evaluation.encoders import Encoder, inference
 from franca_fast.evaluation.image.block_features import (
     BlockFeatures,
     InputKind,
     block_features,
     kinds_of,
+)
+from franca_fast.evaluation.image.embedded import (
+    PROTOCOL_RESIZE,
+    PROTOCOL_SIZE,
+    protocol_size,
 )
 from franca_fast.evaluation.image.linear_heads import HeadGrid, cosine
 from franca_fast.evaluation.protocol import Protocol, Reading, Role, Sources, check_dims
@@ -58,8 +64,8 @@ class LinearSettings:
     patch_mean: str = "both"  # inputs with the mean of the patches: "no", "yes" or "both"
     momentum: float = 0.9  # of SGD; there is no weight decay
     crop_scale: tuple[float, ...] = (0.08, 1.0)  # share of the image in a training crop
-    resize: int = 256  # shorter side of a test image, pixels
-    img_size: int = 224  # side of the crops, pixels
+    img_size: int | None = None  # side, pixels; None is 224, or the encoder's own if smaller
+    resize: int | None = None  # shorter side of a test image; None is 256 for 224 pixels
     seed: int = 0  # of the weights, the order of the images and the crops
 
     def __post_init__(self) -> None:
@@ -77,11 +83,6 @@ class LinearSettings:
         scale = self.crop_scale
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise InputError(f"crop_scale: {scale}; accepted: two shares, 0 < least <= most <= 1")
-        if not 1 <= self.img_size <= self.resize:
-            raise InputError(
-                f"img_size: {self.img_size} with resize {self.resize}; accepted: 1 <= img_size <= "
-                "resize"
-            )
 
 
 class _Set(NamedTuple):
@@ -150,7 +151,7 @@ def linear(
     Example:
         >>> from franca_fast.models import build_backbone
         >>> model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28)
-        >>> small = LinearSettings(epochs=1, epoch_length=2, batch_size=8, resize=28, img_size=28)
+        >>> small = LinearSettings(epochs=1, epoch_length=2, batch_size=8)
         >>> shard = "FashionMNIST:split=TEST"
         >>> sorted(linear(model, shard, shard, small).figures[128])
         ['top-1', 'top-5']
@@ -171,14 +172,18 @@ def _run(
     dims: Sequence[int] | None,
     reading: Reading,
 ) -> Result:
-    image_size_of(encoder, settings.img_size)
+    size = protocol_size(encoder, settings.img_size)
+    resize = settings.resize
+    if resize is None and size == PROTOCOL_SIZE:
+        resize = PROTOCOL_RESIZE
+    transform = eval_transform(size, resize)  # refuses sizes that do not fit, before the work
     kinds, remarks = kinds_of(encoder, settings.blocks, _PATCH_MEANS[settings.patch_mean])
     if not kinds:
         raise InputError(f"encoder: {'; '.join(remarks)}; accepted: one that gives such tokens")
     train, tests, n_classes = _open_sets(sources, reading)
-    heads = _train(encoder, train, n_classes, kinds, dims, settings, reading)
+    heads = _train(encoder, train, n_classes, kinds, dims, settings, size, reading)
     found = {
-        name: _accuracies(encoder, one, heads, settings, reading, name)
+        name: _accuracies(encoder, one, heads, transform, reading, name)
         for name, one in tests.items()
     }
     chooser = "val" if "val" in tests else "test"
@@ -196,6 +201,7 @@ def _run(
     facts = {name: {**one.facts, **one.images.account.as_dict()} for name, one in tests.items()}
     facts["train"] = {**train.facts, **train.images.account.as_dict()}
     details |= {"chosen on": chosen_on, "classes": n_classes, "remarks": remarks}
+    details |= {"img_size": size, "resize": resize}
     return Result("linear", figures, settings, facts, details=details)
 
 
@@ -291,17 +297,18 @@ def _train(
     kinds: list[InputKind],
     dims: Sequence[int] | None,
     settings: LinearSettings,
+    size: int,
     reading: Reading,
 ) -> HeadGrid:
     scale = (settings.crop_scale[0], settings.crop_scale[1])
-    crop = random_resized_crop(settings.img_size, scale, settings.seed)
+    crop = random_resized_crop(size, scale, settings.seed)
     numbers = shuffled_without_end(len(train.images), settings.seed)
     ahead = settings.batch_size + reading.num_workers
     steps, heads = settings.epochs * settings.epoch_length, None
     with (
         closing(train.images.prepared(numbers, crop, reading.num_workers, ahead)) as stream,
         inference(encoder, reading.precision) as device,
-        tqdm(total=steps, desc="linear", disable=not reading.progress) as bar,
+        tqdm(total=steps, desc="linear", disable=None if reading.progress else True) as bar,
     ):
         for step in range(steps):
             batch = list(islice(stream, settings.batch_size))
@@ -354,12 +361,11 @@ def _accuracies(
     encoder: Encoder,
     one: _Set,
     heads: HeadGrid,
-    settings: LinearSettings,
+    transform: Callable[[Image.Image], Tensor],
     reading: Reading,
     name: str,
 ) -> dict[int, _Accuracies]:
     """Accuracies of all heads on a set."""
-    transform = eval_transform(settings.img_size, settings.resize)
     stream = one.images.prepared(
         range(len(one.images)),
         lambda _, lazy: transform(rgb(lazy.load())),
@@ -371,7 +377,7 @@ def _accuracies(
     with (
         closing(stream),
         inference(encoder, reading.precision) as device,
-        tqdm(total=len(one.images), desc=name, disable=not reading.progress) as bar,
+        tqdm(total=len(one.images), desc=name, disable=None if reading.progress else True) as bar,
     ):
         while batch := list(islice(stream, reading.batch_size)):
             features = _features(

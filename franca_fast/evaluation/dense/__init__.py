@@ -1,0 +1,1 @@
+"""Protocols that ask of each patch or pixel what it shows."""

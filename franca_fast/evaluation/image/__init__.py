@@ -1,0 +1,1 @@
+"""Protocols that ask of each image what it shows."""
