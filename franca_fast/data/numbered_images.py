@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import count
 from typing import TypeVar
 
@@ -94,7 +94,7 @@ class NumberedImages:
         prepare: Callable[[int, LazyImage], _Prepared],
         num_workers: int = 0,
         ahead: int = 0,
-    ) -> Iterator[tuple[int, _Prepared]]:
+    ) -> Generator[tuple[int, _Prepared], None, None]:
         """What a function makes of images, in the order wanted.
 
         Images that cannot be used are left out, and counted when they are first met.

@@ -16,16 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from franca_fast.data import eval_transform
-from franca_fast.data.decoding import MAX_IMAGE_PIXELS, DecodeSettings
 from franca_fast.data.numbered_images import (
-    NumberedImages,
     random_resized_crop,
     rgb,
     shuffled_without_end,
 )
 from franca_fast.errors import InputError
-from franca_fast.evaluation.class_matching import match_classes, no_label
-from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import Encoder, inference
 from franca_fast.evaluation.image.block_features import (
     BlockFeatures,
@@ -38,10 +34,10 @@ from franca_fast.evaluation.image.embedded import (
     PROTOCOL_SIZE,
     protocol_size,
 )
+from franca_fast.evaluation.image.labelled_sets import LabelledSet, open_sets
 from franca_fast.evaluation.image.linear_heads import HeadGrid, cosine
 from franca_fast.evaluation.protocol import Protocol, Reading, Role, Sources, check_dims
 from franca_fast.evaluation.result import Result
-from franca_fast.spelling import spell
 
 _RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 _PATCH_MEANS = {"no": (False,), "yes": (True,), "both": (False, True)}
@@ -66,6 +62,7 @@ class LinearSettings:
     crop_scale: tuple[float, ...] = (0.08, 1.0)  # share of the image in a training crop
     img_size: int | None = None  # side, pixels; None is 224, or the encoder's own if smaller
     resize: int | None = None  # shorter side of a test image; None is 256 for 224 pixels
+    class_list: str | None = None  # a file with a name a line: classes that tests number 0, 1, ...
     seed: int = 0  # of the weights, the order of the images and the crops
 
     def __post_init__(self) -> None:
@@ -83,22 +80,6 @@ class LinearSettings:
         scale = self.crop_scale
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise InputError(f"crop_scale: {scale}; accepted: two shares, 0 < least <= most <= 1")
-
-
-class _Set(NamedTuple):
-    """One set of images.
-
-    Attributes:
-        images: the images.
-        labels: int64 [n], numbered as in training.
-        classes: int64, those that occur.
-        facts: what a result says of it.
-    """
-
-    images: NumberedImages
-    labels: Tensor
-    classes: Tensor
-    facts: dict[str, Any]
 
 
 class _Accuracies(NamedTuple):
@@ -180,7 +161,8 @@ def _run(
     kinds, remarks = kinds_of(encoder, settings.blocks, _PATCH_MEANS[settings.patch_mean])
     if not kinds:
         raise InputError(f"encoder: {'; '.join(remarks)}; accepted: one that gives such tokens")
-    train, tests, n_classes = _open_sets(sources, reading)
+    train, tests = open_sets(sources, reading.decoding, settings.class_list)
+    n_classes = len(train.classes)
     heads = _train(encoder, train, n_classes, kinds, dims, settings, size, reading)
     found = {
         name: _accuracies(encoder, one, heads, transform, reading, name)
@@ -198,15 +180,14 @@ def _run(
         }
         details[str(width)] = _described(heads, width, found[chooser][width].top_1, best, settings)
     chosen_on = "test, as no val was given" if chooser == "test" else "val"
-    facts = {name: {**one.facts, **one.images.account.as_dict()} for name, one in tests.items()}
-    facts["train"] = {**train.facts, **train.images.account.as_dict()}
+    facts = {name: one.described() for name, one in {"train": train, **tests}.items()}
     details |= {"chosen on": chosen_on, "classes": n_classes, "remarks": remarks}
     details |= {"img_size": size, "resize": resize}
     return Result("linear", figures, settings, facts, details=details)
 
 
 def _figures(
-    name: str, one: _Set, found: _Accuracies, best: int, n_classes: int
+    name: str, one: LabelledSet, found: _Accuracies, best: int, n_classes: int
 ) -> list[tuple[str, Tensor]]:
     before = "" if name == "test" else f"{name} "
     figures = [(f"{before}top-1", found.top_1[best]), (f"{before}top-5", found.top_5[best])]
@@ -244,55 +225,9 @@ def _best(top_1: Tensor) -> int:
     return int(top_1.nan_to_num(-1.0).argmax())
 
 
-def _open_sets(
-    sources: Mapping[str, Sources], reading: Reading
-) -> tuple[_Set, dict[str, _Set], int]:
-    """The training set, the others by name, and how many classes there are."""
-    decoding = DecodeSettings(
-        reading.decoding.get("max_image_pixels", MAX_IMAGE_PIXELS),
-        reading.decoding.get("levels", "full"),
-    )
-    given: dict[str, Any] = {role: sources[role] for role in ("val", "test") if role in sources}
-    for one in sources.get("further", ()):
-        name = os.path.basename(os.path.normpath(os.fspath(one)))
-        taken = name in given or name == "train"
-        given[spell(os.fspath(one) if taken else name)] = one
-    images = NumberedImages(list(sources["train"]), decoding)
-    train = _labelled("train", images)
-    occurring = torch.empty(0, dtype=torch.int64)
-    tests = dict[str, _Set]()
-    for name, source in given.items():
-        images_of = NumberedImages(source, decoding)
-        matched = match_classes(train, _labelled(name, images_of))
-        occurring, train_labels = matched.train.unique(return_inverse=True)
-        labels = torch.searchsorted(occurring, matched.test)
-        tests[name] = _set(images_of, labels, matched.remarks)
-    return _set(images, train_labels, []), tests, len(occurring)
-
-
-def _set(images: NumberedImages, labels: Tensor, remarks: list[str]) -> _Set:
-    classes = labels.unique()
-    facts = {"images": len(images), "classes": len(classes), "remarks": remarks}
-    return _Set(images, labels, classes, facts)
-
-
-def _labelled(role: str, images: NumberedImages) -> Embeddings:
-    """The names, labels and classes of a set, with features of no width.
-
-    Raises:
-        InputError: an image has no label.
-    """
-    labels = torch.from_numpy(images.labels)
-    if bool((labels < 0).any()):
-        raise no_label(role, images.ref(int((labels < 0).nonzero()[0])).location)
-    names = [""] * len(images)
-    empty = torch.empty(len(images), 0)
-    return Embeddings(names, empty, labels, class_names=images.class_names)
-
-
 def _train(
     encoder: Encoder,
-    train: _Set,
+    train: LabelledSet,
     n_classes: int,
     kinds: list[InputKind],
     dims: Sequence[int] | None,
@@ -335,7 +270,7 @@ def _train(
 def _features(
     encoder: Encoder,
     images: list[Tensor],
-    kinds: list[InputKind],
+    kinds: Sequence[InputKind],
     device: torch.device,
     reading: Reading,
 ) -> BlockFeatures:
@@ -359,7 +294,7 @@ def _features(
 @torch.no_grad()
 def _accuracies(
     encoder: Encoder,
-    one: _Set,
+    one: LabelledSet,
     heads: HeadGrid,
     transform: Callable[[Image.Image], Tensor],
     reading: Reading,
