@@ -53,7 +53,8 @@ def open_sets(
 
     Args:
         sources: what there is for "train", "test", maybe "val", and "further", of which each source
-            is a set of its own with the name of its file or folder.
+            is a set of its own, with the name of its file or folder, or its path where another set
+            has that name.
         decoding: `max_image_pixels` and `levels`, as `Reading` has them.
         class_list: a file with the name of a class on each line. In test sets whose classes are
             numbers, such as the folders 0 to 999 of ImageNet-V2, they are places in this list.
@@ -92,7 +93,7 @@ def _named(sources: Mapping[str, Sources]) -> dict[str, Source | list[Source]]:
     }
     for one in sources.get("further", ()):
         name = os.path.basename(os.path.normpath(os.fspath(one)))
-        if name == "train" or name in given:  # two folders `val`, for instance
+        if name in ("train", "val", "test") or name in given:
             name = os.fspath(one)
         if name in given:
             raise InputError(f"further: '{spell(name)}' twice; accepted: each set once")
