@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from franca_fast.data.randomness import Purpose, derived_seed
 from franca_fast.evaluation.dense.segmentation_crops import NOT_COUNTED
+from franca_fast.evaluation.dense.upsampled_loss import UpsampledLoss
 
 _INITIAL_STD = 0.01
 
@@ -107,7 +107,7 @@ def train_step(
     """One step of all heads.
 
     The loss is the mean cross entropy of the logits, upsampled bilinearly to the pixels, over the
-    pixels that count. Upsampled logits are in memory for one image of one width at a time.
+    pixels that count.
 
     Args:
         heads: in training mode.
@@ -120,20 +120,14 @@ def train_step(
         the loss of each width.
     """
     counted = (targets != NOT_COUNTED).sum().clamp(min=1)
+    height, width = targets.shape[1:]
+    loss_of = UpsampledLoss((tokens.shape[1], tokens.shape[2]), (height, width), tokens)
     losses = []
     with torch.enable_grad():
         optimizer.zero_grad()
         for logits in heads(tokens, kept):
-            reached = logits.detach().requires_grad_()
-            total = torch.zeros_like(counted, dtype=logits.dtype)
-            for one, target in zip(reached.split(1), targets.split(1), strict=True):
-                shape = (target.shape[1], target.shape[2])
-                pixels = F.interpolate(one, shape, mode="bilinear", align_corners=False)
-                loss = F.cross_entropy(pixels, target, ignore_index=NOT_COUNTED, reduction="sum")
-                loss = loss / counted
-                loss.backward()
-                total += loss.detach()
-            logits.backward(reached.grad)
-            losses.append(total)
+            parts = [loss_of(*one) for one in zip(logits.detach(), targets, strict=True)]
+            losses.append(torch.stack([loss for loss, _ in parts]).sum() / counted)
+            logits.backward(torch.stack([gradient for _, gradient in parts]) / counted)
         optimizer.step()
     return torch.stack(losses)

@@ -103,9 +103,10 @@ def upsampled_argmax(logits: Tensor, shape: tuple[int, int]) -> Tensor:
         >>> upsampled_argmax(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), (1, 4)).tolist()
         [[0, 0, 1, 1]]
     """
+    sides = [neighbours(*one) for one in zip(logits.shape[1:], shape, strict=True)]
     (above, below, down), (left, right, across) = (
-        _neighbours(length, pixels, logits)
-        for length, pixels in zip(logits.shape[1:], shape, strict=True)
+        (first.to(logits.device), second.to(logits.device), near.to(logits))
+        for first, second, near in sides
     )
     rows = max(1, _AT_ONCE // (logits.shape[0] * max(shape[1], logits.shape[2])))
     parts = []
@@ -116,14 +117,19 @@ def upsampled_argmax(logits: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.cat(parts)
 
 
-def _neighbours(length: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pixel the two values that it lies between, and how near it is to the second."""
+def neighbours(length: int, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What each pixel of a resized side is made of, bilinearly and without aligned corners.
+
+    Returns:
+        the two values that it lies between, int64 [pixels] each; and how near it is to the second,
+        float64 from 0 to 1.
+
+    Example:
+        >>> first, second, near = neighbours(2, 4)
+        >>> first.tolist(), second.tolist(), near.tolist()
+        ([0, 0, 0, 1], [1, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
+    """
     centres = (torch.arange(pixels, dtype=torch.float64) + 0.5) * (length / pixels) - 0.5
     centres = centres.clamp(0, length - 1)
     first = centres.floor().long()
-    second = (first + 1).clamp(max=length - 1)
-    return (
-        first.to(like.device),
-        second.to(like.device),
-        (centres - first).to(like.device, like.dtype),
-    )
+    return first, (first + 1).clamp(max=length - 1), centres - first

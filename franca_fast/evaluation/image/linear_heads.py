@@ -97,9 +97,9 @@ class LinearHeads:
         self.n_not_finite += losses.isfinite().logical_not_()
         gradient = log_p.exp_()
         gradient.scatter_add_(2, own, gradient.new_full((), -1.0).expand(own.shape))
-        gradient = gradient.div_(len(x)).flatten(1)
-        self._of_weight.addmm_(gradient.T, x, beta=self._momentum)
-        self._of_bias.mul_(self._momentum).add_(gradient.sum(0))
+        gradient, share = gradient.flatten(1), 1 / len(x)  # of the mean over the batch
+        self._of_weight.addmm_(gradient.T, x, beta=self._momentum, alpha=share)
+        self._of_bias.mul_(self._momentum).add_(gradient.sum(0), alpha=share)
         down = (self.rates * -factor)[:, None]
         self.bias.view(h, classes).addcmul_(self._of_bias.view(h, classes), down)
         self.weight.view(h, classes, -1).addcmul_(
