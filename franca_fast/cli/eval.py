@@ -35,7 +35,7 @@ GROUP = "use"
 _ROLES = {
     "train": "images to learn from: the memory of kNN and in-context, the probes' training set",
     "test": "images to measure on",
-    "val": "images on which settings are chosen",
+    "validation": "images on which settings are chosen",
     "index": "images to search in",
     "query": "images to search with",
     "ood": "images of other kinds; each source is a set of its own",
@@ -66,9 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     widths.add_argument(
         "--nested", action="store_true", help="also with features cut to d/16, d/8, d/4 and d/2"
     )
-    widths.add_argument(
-        "--dims", type=_dims, metavar="M,...", help="with features cut to these widths"
-    )
+    widths.add_argument("--dims", metavar="M,...", help="with features cut to these widths")
     parser.add_argument("--output", metavar="FILE", help="also write the result, .json or .md")
     add_overwrite_argument(parser)
     parser.add_argument(
@@ -83,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from franca_fast.evaluation.evaluate import evaluate, find_protocol
-    from franca_fast.evaluation.protocol import check_roles, parse_settings
+    from franca_fast.evaluation.protocol import check_data, check_roles, parse_settings
+    from franca_fast.evaluation.requests import parse_dims
     from franca_fast.evaluation.result import check_result_file
     from franca_fast.files import save_or_keep
     from franca_fast.models import default_nesting_dims
@@ -99,9 +98,11 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     parse_settings(protocol.settings, settings)
     sources = {role: getattr(args, role) for role in _ROLES if getattr(args, role) is not None}
-    check_roles(protocol, sources)
+    check_data(protocol, check_roles(protocol, sources))
+    dims = None if args.dims is None else parse_dims(args.dims)
     model = load_model(args)
-    dims = default_nesting_dims(model.embed_dim) if args.nested else args.dims
+    if args.nested:
+        dims = default_nesting_dims(model.embed_dim)
     named = args.model if args.weights is None else f"{args.model} {args.weights}"
     with warnings_at_the_end():
         result = evaluate(
@@ -167,10 +168,6 @@ def _lines(result: Result) -> list[str]:
 def _settings_table(protocol: Protocol) -> str:
     rows = [[entry.name, entry.default] for entry in dataclasses.fields(protocol.settings)]
     return table(["setting", "default"], rows)
-
-
-def _dims(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
 
 
 class _List(argparse.Action):

@@ -2,11 +2,7 @@
 
 The names are those that users of DINOv2 and Franca already write, so their YAML files load
 unchanged; keys that are ours say so. What a key accepts stands beside it (see `setting`), what
-must fit together in `config/checks.py`. Values are plain, so a configuration is also easily built
-in Python:
-
-    >>> config = Config()
-    >>> config.student.arch = "vit_small"
+must fit together in `config/checks.py`. Values are plain.
 """
 
 from __future__ import annotations
@@ -360,6 +356,9 @@ class EvaluationConfig:
     # classify. Empty evaluates nothing.
     knn_train: str = setting("", resumable=True)
     knn_test: str = setting("", resumable=True)
+    # Ours: further protocols by which the teacher is evaluated then, one text each: the name, its
+    # data and its settings, such as "in-context train=voc/train test=voc/val k=30".
+    protocols: list[str] | None = setting(None, resumable=True)
 
 
 @dataclass

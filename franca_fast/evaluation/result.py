@@ -146,9 +146,10 @@ def check_result_file(path: str | os.PathLike[str], *, overwrite: bool = False) 
     Raises:
         InputError: another suffix than .json and .md, or a file that exists.
     """
-    if Path(path).suffix not in _SUFFIXES:
+    file = check_file(path, overwrite=overwrite)
+    if file.suffix not in _SUFFIXES:
         raise InputError(f"output: '{path}'; accepted: a suffix of {', '.join(_SUFFIXES)}")
-    return check_file(path, overwrite=overwrite)
+    return file
 
 
 def _with_text_keys(figures: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:

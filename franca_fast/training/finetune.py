@@ -9,7 +9,8 @@ from typing import Any
 
 from franca_fast.config.files import load_config
 from franca_fast.config.schema import Config
-from franca_fast.training.loop import Evaluate, PretrainResult, pretrain
+from franca_fast.training.evaluations import Evaluate
+from franca_fast.training.loop import PretrainResult, pretrain
 
 
 def finetune(

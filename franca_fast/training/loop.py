@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,15 @@ import torch
 from franca_fast.config.files import load_config, to_yaml
 from franca_fast.config.schema import Config
 from franca_fast.errors import FrancaError
-from franca_fast.evaluation import embed, knn
-from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.hub.checkpoint_files import load_newest
-from franca_fast.models import VisionTransformer
 from franca_fast.training.checkpoints.writer import CheckpointWriter, remove_leftovers
 from franca_fast.training.distributed.world import World
+from franca_fast.training.evaluations import Evaluate, configured_evaluation
 from franca_fast.training.reporting.progress import Progress, run_log
 from franca_fast.training.reporting.recorder import Recorder
 from franca_fast.training.run import Run
 from franca_fast.training.run_directory import RunDirectory
 from franca_fast.training.signals import StopSignals
-
-Evaluate = Callable[[int, VisionTransformer], Mapping[str, float]]
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +120,7 @@ def _open(
     """Checks everything, makes the run's folder and runs; one folder for all ranks."""
     path = output_dir or config.train.output_dir
     with world.together():
-        if config.evaluation.knn_train:
-            evaluate = _both(_knn(config), evaluate)
+        evaluate = configured_evaluation(config, evaluate)
         directory = RunDirectory(path, config, resume=resume, rank=world.rank)
     try:
         fresh = not world.all_gather_object(directory.resumes)[0]
@@ -252,34 +247,6 @@ def _finish_checkpoint(run: Run, writer: CheckpointWriter) -> None:
         writer.give_up()
     with run.world.together():
         writer.wait()
-
-
-def _knn(config: Config) -> Evaluate:
-    """KNN accuracy of the teacher in per cent, "knn/<dimension>/<k>", on the images configured.
-
-    Raises:
-        InputError: images or labels that are missing, or classes that do not match.
-    """
-    sources = (config.evaluation.knn_train, config.evaluation.knn_test)
-    decoding: Any = {name: getattr(config.train, name) for name in ("max_image_pixels", "levels")}
-    check_sources(*sources)
-
-    def evaluate(step: int, backbone: VisionTransformer) -> dict[str, float]:
-        train, test = (embed(backbone, source, **decoding) for source in sources)
-        return {
-            f"knn/{m}/{k}": accuracy
-            for m, at_k in knn(train, test, nesting_dims=config.nesting_dims).items()
-            for k, accuracy in at_k.items()
-        }
-
-    return evaluate
-
-
-def _both(first: Evaluate, second: Evaluate | None) -> Evaluate:
-    """Does two evaluations one after the other."""
-    if second is None:
-        return first
-    return lambda step, backbone: {**first(step, backbone), **second(step, backbone)}
 
 
 def _evaluate(run: Run, recorder: Recorder, evaluate: Evaluate | None) -> None:
