@@ -23,6 +23,7 @@ from franca_fast.evaluation.dense.patch_labels import class_map
 from franca_fast.evaluation.dense.segmentation_score import Confusion
 from franca_fast.evaluation.evaluate import evaluate
 from franca_fast.evaluation.protocol import Reading
+from franca_fast.models import build_backbone
 from python_tests.evaluation.dense.in_context_sets import KnownEncoder, KnownImages
 from python_tests.evaluation.golden import arrays, values
 
@@ -93,6 +94,15 @@ def test_their_figure_from_their_counts(case: str) -> None:
     assert miou == pytest.approx(100 * expected["miou_hungarian"], abs=1e-9)
     assert matching == expected["mapping"]
     assert confusion.miou("zero") == pytest.approx(100 * expected["miou_identity"], abs=1e-9)
+
+
+def test_their_matching_is_from_predictions_to_classes() -> None:
+    confusion = Confusion(3)
+    for label, predicted, pixels in ((0, 2, 5), (1, 0, 6), (2, 1, 7), (2, 2, 5)):
+        confusion.matrix[label, predicted] = pixels
+    miou, matching = open_hummingbird_miou(confusion)
+    assert matching == [1, 2, 0]
+    assert miou == pytest.approx(100 * (1 + 7 / 12 + 5 / 10) / 3)
 
 
 def random_set(
@@ -289,9 +299,7 @@ def test_one_seed_where_nothing_is_random() -> None:
     assert "one seed" in result.details["remark"]
 
 
-def test_by_name_with_the_augmentation_of_the_protocol() -> None:
-    from franca_fast.models import build_backbone
-
+def test_by_name() -> None:
     model = build_backbone("vit_nano", depth=1, patch_size=14, img_size=28)
     scenes = "FashionScenes:split=TEST"
     with pytest.raises(InputError, match="train: 2 sources; accepted: one"):

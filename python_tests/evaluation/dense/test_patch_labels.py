@@ -153,6 +153,16 @@ def test_class_map_equals_loops_whatever_is_held_at_a_time(
     assert class_map(soft, (height, width)).tolist() == plain_map(soft, height, width)
 
 
+@pytest.mark.parametrize("at_once", [1, 2**24])
+def test_of_equal_classes_the_first_one_counts(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("franca_fast.evaluation.dense.patch_labels")
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", at_once)
+    soft = torch.tensor([0.1, 0.3, 0.3, 0.3]).expand(2, 2, 4)
+    assert class_map(soft, (3, 3)).unique().tolist() == [1]
+
+
 @pytest.mark.parametrize("memory", ["unbounded", "bounded"])
 @pytest.mark.parametrize("k", [5, 30])
 def test_class_maps_are_those_of_open_hummingbird(memory: str, k: int) -> None:
