@@ -218,6 +218,17 @@ def test_masks_that_do_not_fit_are_refused(tree: Path) -> None:
         video(PatchColours(PATCH), tree, SETTINGS)
 
 
+def test_frames_of_several_sizes_are_refused(tree: Path) -> None:
+    for kind in ("JPEGImages", "Annotations"):
+        for file in (tree / kind / "480p/bear").iterdir():
+            if file.stem == "00002":
+                with Image.open(file) as image:
+                    turned = image.transpose(Image.Transpose.ROTATE_90)
+                turned.save(file)
+    with pytest.raises(InputError, match=r"'bear': a frame of \(10, 8\) patches, and \(8, 10\)"):
+        video(PatchColours(PATCH), tree, SETTINGS)
+
+
 @pytest.mark.parametrize(
     "given",
     [
