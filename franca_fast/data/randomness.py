@@ -31,6 +31,9 @@ class Purpose(IntEnum):
     PACKING = 9
     PIPELINE = 10
     SCENES = 11
+    HEADS = 12
+    MEMORY_IMAGES = 13
+    MEMORY_PATCHES = 14
 
 
 def uniforms(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -46,7 +46,7 @@ def in_threads(
 
 def in_order(
     work: Callable[[_Item], _Result], items: Iterable[_Item], num_workers: int, ahead: int
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Does some work for each item in threads; results come in the order of the items.
 
     Args:

@@ -18,6 +18,9 @@ _BICUBIC = Image.Resampling.BICUBIC
 # Up to this multiple of the crop a side is resampled whole and then cropped, which is exact to the
 # bit; beyond it only the part that the crop shows.
 _WHOLE = 4
+_MEAN, _STD = (
+    np.array(v, np.float32)[:, None, None] for v in (CropSettings.mean, CropSettings.std)
+)
 _REACH = 2  # pixels of the input, or of the result where it is smaller, that a bicubic weight spans
 
 
@@ -49,18 +52,29 @@ def eval_transform(img_size: int, resize: int | None = None) -> Callable[[Image.
         raise InputError(
             f"img_size: {img_size} with resize {resize}; accepted: 1 <= img_size <= resize"
         )
-    channels = (CropSettings.mean, CropSettings.std)
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in channels)
 
     def transform(image: Image.Image) -> Tensor:
-        levels = np.asarray(_central(image, img_size, shorter)).transpose(2, 0, 1)
-        # With numpy: torch would start threads of its own in each thread that prepares images.
-        pixels = np.divide(levels, np.float32(255), order="C", dtype=np.float32)
-        pixels -= mean
-        pixels /= std
-        return torch.from_numpy(pixels)
+        return normalised(_central(image, img_size, shorter))
 
     return transform
+
+
+def normalised(image: Image.Image) -> Tensor:
+    """The pixels of an RGB image with ImageNet's mean and standard deviation taken out.
+
+    Returns:
+        float32 [3, height, width].
+
+    Example:
+        >>> normalised(Image.new("RGB", (2, 1), (124, 116, 104))).abs().max() < 0.01
+        tensor(True)
+    """
+    levels = np.asarray(image).transpose(2, 0, 1)
+    # With numpy: torch would start threads of its own in each thread that prepares images.
+    pixels = np.divide(levels, np.float32(255), order="C", dtype=np.float32)
+    pixels -= _MEAN
+    pixels /= _STD
+    return torch.from_numpy(pixels)
 
 
 def _central(image: Image.Image, img_size: int, shorter: int) -> Image.Image:

@@ -17,9 +17,8 @@ from franca_fast.evaluation.features import Source
 from franca_fast.spelling import spell
 
 Roles = tuple[str, str]  # what messages call the two sets
-
+TRAIN_AND_TEST = ("train", "test")
 _SHOWN = 10
-_ROLES = ("train", "test")
 
 
 class MatchedClasses(NamedTuple):
@@ -39,7 +38,9 @@ class MatchedClasses(NamedTuple):
     remarks: list[str]
 
 
-def match_classes(train: Embeddings, test: Embeddings, roles: Roles = _ROLES) -> MatchedClasses:
+def match_classes(
+    train: Embeddings, test: Embeddings, roles: Roles = TRAIN_AND_TEST
+) -> MatchedClasses:
     """Matches the classes of two sets of labelled images by name.
 
     Numbers without names are matched as they are, also with classes whose name is the number.
@@ -86,7 +87,7 @@ def match_classes(train: Embeddings, test: Embeddings, roles: Roles = _ROLES) ->
     )
 
 
-def check_sources(train: Source, test: Source, roles: Roles = _ROLES) -> None:
+def check_sources(train: Source, test: Source, roles: Roles = TRAIN_AND_TEST) -> None:
     """Refuses sources whose classes do not match, as far as a short look tells.
 
     Args:
@@ -120,7 +121,7 @@ def no_label(role: str, image: str) -> InputError:
 
 
 def check_classes(
-    train: Iterable[str], test: Iterable[str], *, named: bool = True, roles: Roles = _ROLES
+    train: Iterable[str], test: Iterable[str], *, named: bool = True, roles: Roles = TRAIN_AND_TEST
 ) -> None:
     """Refuses a test set with classes that the training set lacks.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SIMILARITIES_AT_ONCE = 2**25  # queries x memory held at once, 128 MiB of float32
+_NUMBERS_AT_ONCE = 2**25  # of features, 256 MiB of float64
 
 
 class CosineMemory:
@@ -29,12 +30,17 @@ class CosineMemory:
     """
 
     def __init__(self, features: Tensor) -> None:
-        unit = _unit(features)
-        self._mean = unit.mean(0)
-        centred = unit - self._mean
-        self._offset = (centred @ self._mean).float()
-        self._centred = centred.T.float().contiguous()
-        self._n = len(unit)
+        self._n, width = features.shape
+        blocks = features.split(max(1, _NUMBERS_AT_ONCE // width))  # those in float64 at once
+        self._mean = torch.stack([_unit(rows).sum(0) for rows in blocks]).sum(0) / self._n
+        self._centred = features.new_empty(width, self._n, dtype=torch.float32)
+        offsets, begin = list[Tensor](), 0
+        for rows in blocks:
+            centred = _unit(rows) - self._mean
+            self._centred[:, begin : begin + len(rows)] = centred.T
+            offsets.append((centred @ self._mean).float())
+            begin += len(rows)
+        self._offset = torch.cat(offsets)
 
     def compared(self, queries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Compares queries with all features, in order.

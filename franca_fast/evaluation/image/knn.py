@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,17 +10,16 @@ from torch import Tensor
 
 from franca_fast.data import open_source
 from franca_fast.errors import InputError
-from franca_fast.evaluation.class_matching import check_sources, match_classes
+from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.image.accuracy import accuracies, among_best, best_of
 from franca_fast.evaluation.image.cosine import CosineMemory
 from franca_fast.evaluation.image.embedded import described, embed_roles
-from franca_fast.evaluation.image.inputs import check_labelled
+from franca_fast.evaluation.image.inputs import beside_encoder, check_labelled, matched_classes
 from franca_fast.evaluation.protocol import Protocol, Reading, Role, Sources, check_dims
 from franca_fast.evaluation.result import Result
-
-logger = logging.getLogger(__name__)
+from franca_fast.spelling import spell
 
 DEFAULT_KS = (10, 20, 100, 200)
 
@@ -90,10 +88,8 @@ def knn(
     dims = (width,) if nesting_dims is None else tuple(nesting_dims)
     if not dims or not all(0 < m <= width for m in dims):
         raise InputError(f"nesting_dims: {dims}; accepted: each from 1 to the width {width}")
-    matched = match_classes(train, test)
+    matched = matched_classes(train, test)
     labels = matched.test
-    for remark in matched.remarks:
-        logger.warning("%s", remark, extra={"once_in_a_run": True})
     return {
         m: {
             k: 100.0 * (predicted == labels).double().mean().item()
@@ -206,12 +202,13 @@ def nearest_neighbours(
     """
     settings = settings or KnnSettings()
     chosen = check_dims(dims, check_labelled(train=train, test=test))
-    matched = match_classes(train, test)
-    classes, labels = matched.train.unique(return_inverse=True)
-    truth = torch.searchsorted(classes, matched.test)
+    matched = matched_classes(train, test)
+    device = train.features.device
+    classes, labels = matched.train.to(device).unique(return_inverse=True)
+    truth = torch.searchsorted(classes, matched.test.to(device))
     counts = labels.bincount()
     tries = {
-        n: [few_of_each(labels, n, seed) for seed in range(settings.tries)]
+        n: [few_of_each(labels.cpu(), n, seed).to(device) for seed in range(settings.tries)]
         for n in dict.fromkeys(settings.per_class)
     }
     result = Result(
@@ -226,6 +223,7 @@ def nearest_neighbours(
                 str(n): int((counts < n).sum()) for n in tries
             },
             "ks above the number of train images": [k for k in settings.ks if k > len(train)],
+            "classes without test images": [spell(name) for name in matched.untested],
             "remarks": matched.remarks,
         },
     )
@@ -312,6 +310,7 @@ def _run(
 ) -> Result:
     check_sources(sources["train"], sources["test"])
     parts = embed_roles(encoder, sources, settings.img_size, settings.resize, reading)
+    parts = beside_encoder(encoder, parts)
     return nearest_neighbours(parts["train"], parts["test"], settings, dims=dims)
 
 

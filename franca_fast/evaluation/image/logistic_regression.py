@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.class_matching import check_sources, match_classes
+from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.extras import need
 from franca_fast.evaluation.image.accuracy import accuracies, among_best, best_of
 from franca_fast.evaluation.image.embedded import described, embed_roles, protocol_size
-from franca_fast.evaluation.image.inputs import check_labelled
+from franca_fast.evaluation.image.inputs import check_labelled, matched_classes
 from franca_fast.evaluation.protocol import Protocol, Reading, Role, Sources, check_dims
 from franca_fast.evaluation.result import Result
+from franca_fast.spelling import spell
 
 _WHOSE = "logistic regression"
 _Rows = NDArray[np.float64]
@@ -228,7 +229,7 @@ def logistic_regression(
     need("sklearn.linear_model", _WHOSE)
     parts = {"train": train, **({"validation": validation} if validation else {}), "test": test}
     chosen = check_dims(dims, check_labelled(**parts))
-    matched = match_classes(train, test)
+    matched = matched_classes(train, test)
     labels, truth = matched.train, matched.test.numpy()
     if validation is None:
         held, rest = held_out_rows(len(train), settings.validation_share, settings.seed)
@@ -236,7 +237,7 @@ def logistic_regression(
     else:
         features = torch.cat([train.features, validation.features])
         labels = torch.cat(
-            [labels, match_classes(train, validation, roles=("train", "validation")).test]
+            [labels, matched_classes(train, validation, roles=("train", "validation")).test]
         )
         rest, held = torch.arange(len(features), device="cpu").split([len(train), len(validation)])
         refit = torch.arange(len(features), device="cpu")
@@ -250,6 +251,7 @@ def logistic_regression(
             "answers that the top-5 accuracy accepts": best_of(n_classes),
             "images that C was chosen on": len(held),
             "candidates of C": candidate_cs(settings),
+            "classes without test images": [spell(name) for name in matched.untested],
             "remarks": matched.remarks,
         },
     )
@@ -304,9 +306,8 @@ def _run(
     size = protocol_size(encoder, settings.img_size)
     resize = size if settings.resize is None else settings.resize
     parts = embed_roles(encoder, sources, size, resize, reading)
-    validation = parts.get("validation")
     return logistic_regression(
-        parts["train"], parts["test"], settings, validation=validation, dims=dims
+        parts["train"], parts["test"], settings, validation=parts.get("validation"), dims=dims
     )
 
 

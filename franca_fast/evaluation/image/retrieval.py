@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.class_matching import check_sources, match_classes
+from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.image.cosine import CosineMemory
 from franca_fast.evaluation.image.embedded import described, embed_roles
-from franca_fast.evaluation.image.inputs import check_labelled
+from franca_fast.evaluation.image.inputs import beside_encoder, check_labelled, matched_classes
 from franca_fast.evaluation.image.ranking import (
     average_precision,
     precision_at,
@@ -87,7 +87,9 @@ def retrieval(
     parts = {"query": query} if index is None else {"query": query, "index": index}
     chosen = check_dims(dims, check_labelled(**parts))
     searched = query if index is None else index
-    matched = match_classes(searched, query, roles=_ROLES)
+    matched = matched_classes(searched, query, roles=_ROLES)
+    device = query.features.device
+    labels = matched.test.to(device), matched.train.to(device)
     result = Result(
         "retrieval",
         {},
@@ -97,7 +99,7 @@ def retrieval(
     )
     for m in chosen:
         features = (query.features[:, :m], searched.features[:, :m])
-        figures, without = _figures(*features, matched.test, matched.train, one_set, settings.ks)
+        figures, without = _figures(*features, labels, one_set, settings.ks)
         result.figures[m] = figures
         result.details["queries without a relevant image, left out"] = without
     return result
@@ -144,15 +146,14 @@ def ranked_relevance(
 def _figures(
     query: Tensor,
     index: Tensor,
-    query_labels: Tensor,
-    index_labels: Tensor,
+    labels: tuple[Tensor, Tensor],
     one_set: bool,
     ks: Sequence[int],
 ) -> tuple[dict[str, float], int]:
     """Name of a figure -> its mean over queries; and how many queries have nothing to find."""
     parts: dict[str, list[Tensor]] = {}
     without = 0
-    for ranked in ranked_relevance(query, index, query_labels, index_labels, one_set):
+    for ranked in ranked_relevance(query, index, *labels, one_set):
         some = ranked.any(1)
         without += int((~some).sum())
         ranked = ranked[some]
@@ -185,6 +186,7 @@ def _run(
     # Named twice, it is one set, and read once.
     named = {"query": sources["query"]} if index == sources["query"] else sources
     parts = embed_roles(encoder, named, settings.img_size, settings.resize, reading)
+    parts = beside_encoder(encoder, parts)
     return retrieval(parts["query"], parts.get("index"), settings, dims=dims)
 
 
