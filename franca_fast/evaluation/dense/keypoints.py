@@ -269,8 +269,8 @@ def _prepared(item: tuple[str, View], img_size: int, patch_size: int, reading: R
     image = rgb_image(view.file, reading.decoding)
     if image.size != view.size:
         raise InputError(
-            f"image '{spell(str(view.file))}': {image.width} x {image.height} pixels; accepted: the size in "
-            f"its annotation, {view.size[0]} x {view.size[1]}"
+            f"image '{spell(str(view.file))}': {image.width} x {image.height} pixels; accepted: "
+            f"the size in its annotation, {view.size[0]} x {view.size[1]}"
         )
     canvas = Image.new("RGB", (max(image.size),) * 2, "white")
     canvas.paste(image)
