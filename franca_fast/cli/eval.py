@@ -18,7 +18,7 @@ from franca_fast.cli.common import (
     add_precision_argument,
     add_reading_arguments,
     decoding_options,
-    load_model,
+    load_encoder,
     positive,
     positive_number,
     table,
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     sources = {role: getattr(args, role) for role in _ROLES if getattr(args, role) is not None}
     check_data(protocol, check_roles(protocol, sources))
     dims = None if args.dims is None else parse_dims(args.dims)
-    model = load_model(args)
+    model = load_encoder(args)
     if args.nested:
         dims = default_nesting_dims(model.embed_dim)
     named = args.model if args.weights is None else f"{args.model} {args.weights}"

@@ -14,6 +14,7 @@ from franca_fast.files import check_file, write_json, write_text
 from franca_fast.spelling import spell
 
 _SUFFIXES = (".json", ".md")
+_MOST_COLUMNS = 9  # of figures; with more a line is hard to read
 
 
 @dataclass
@@ -87,8 +88,10 @@ class Result:
         return f"{value:.1f}" if error is None else f"{value:.1f} +- {error:.1f}"
 
     def table(self) -> str:
-        """The figures as aligned text."""
+        """The figures as aligned text: a line for each width, or for each figure where many are."""
         lines = [["dimensions", *self.columns], *self.rows()]
+        if len(self.columns) > _MOST_COLUMNS:
+            lines = [list(column) for column in zip(*lines, strict=True)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

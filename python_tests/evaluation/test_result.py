@@ -32,6 +32,13 @@ def test_the_table_has_every_width_and_figure() -> None:
     ]
 
 
+def test_many_figures_are_lines() -> None:
+    figures = {width: {f"figure {i}": float(i) for i in range(10)} for width in (8, 128)}
+    lines = Result("ood", figures, Settings(), {}).table().splitlines()
+    assert lines[0].split() == ["dimensions", "8", "128"] and len(lines) == 11
+    assert lines[10].split() == ["figure", "9", "9.0", "9.0"]
+
+
 def test_what_differs_from_the_protocol_is_said() -> None:
     assert result().changed == {"k": 10}
     assert "Settings that differ from the protocol's: k 10." in result().markdown()

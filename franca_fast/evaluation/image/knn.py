@@ -233,7 +233,7 @@ def nearest_neighbours(
         best = max((f"k={k}" for k in settings.ks), key=lambda name: int(correct[name].sum()))
         correct["best k"] = correct[best]
         for n, rows in tries.items():
-            ks = tuple(dict.fromkeys((*(k for k in settings.ks if k <= n), n)))
+            ks = (*(k for k in dict.fromkeys(settings.ks) if k < n), n)
             runs = [_correct(x[i], labels[i], y, truth, ks, settings.temperature) for i in rows]
             for name in runs[0]:
                 correct[f"{n} per class, {name}"] = torch.cat([run[name] for run in runs])

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from franca_fast.data import open_source
 from franca_fast.errors import InputError
 from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.evaluation.embeddings import Embeddings
@@ -316,12 +317,21 @@ PROTOCOL = Protocol(
     "accuracy of a logistic regression on CLS features",
     LogisticRegressionSettings,
     (
-        Role("train", "labelled images: a folder of class folders, or shards with .cls members"),
-        Role("test", "the same; its classes are matched with those of train by name"),
+        Role(
+            "train",
+            "labelled images: a folder of class folders, or shards with .cls members",
+            opens=open_source,
+        ),
+        Role(
+            "test",
+            "the same; its classes are matched with those of train by name",
+            opens=open_source,
+        ),
         Role(
             "validation",
             "labelled images on which C is chosen (a tenth of train), then learned from too",
             required=False,
+            opens=open_source,
         ),
     ),
     _run,

@@ -322,8 +322,6 @@ def _run(
     read: dict[str, Sources] = {role: sources[role] for role in ("train", "test")}
     read |= {name: [one] for name, one in zip(names, sources["ood"], strict=True)}
     check_sources(read["train"], read["train"])  # that it has labels; those of test are no must
-    for given in read.values():
-        open_source(given, max_missing_fraction=1)
     parts = embed_roles(encoder, read, settings.img_size, settings.resize, reading)
     parts = beside_encoder(encoder, parts)
     unknown = {name: parts[name] for name in names}
@@ -335,9 +333,9 @@ PROTOCOL = Protocol(
     "images of unknown classes told from known ones: kNN, Mahalanobis, ViM and MSP",
     OodSettings,
     (
-        Role("train", "labelled images of the known classes"),
-        Role("test", "other images of the same classes"),
-        Role("ood", "images of other classes; each source is a set of its own"),
+        Role("train", "labelled images of the known classes", opens=open_source),
+        Role("test", "other images of the same classes", opens=open_source),
+        Role("ood", "images of other classes; each source is a set of its own", opens=open_source),
     ),
     _run,
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from franca_fast.data import open_source
 from franca_fast.errors import InputError
 from franca_fast.evaluation.class_matching import check_sources
 from franca_fast.evaluation.embeddings import Embeddings
@@ -195,8 +196,17 @@ PROTOCOL = Protocol(
     "images of the same class by cosine similarity: mAP and recall at 1, 5 and 10",
     RetrievalSettings,
     (
-        Role("query", "labelled images: a folder of class folders, or shards with .cls members"),
-        Role("index", "labelled images to search (query itself, one left out)", required=False),
+        Role(
+            "query",
+            "labelled images: a folder of class folders, or shards with .cls members",
+            opens=open_source,
+        ),
+        Role(
+            "index",
+            "labelled images to search (query itself, one left out)",
+            required=False,
+            opens=open_source,
+        ),
     ),
     _run,
 )

@@ -282,10 +282,19 @@ def test_the_protocol_reads_openoods_lists_and_plain_folders(tmp_path: Path) -> 
 
 def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28)
-    for ood_sets in (["/a/photos", "/b/photos"], ["/a/train"]):
-        data = {"train": "absent", "test": "absent", "ood": ood_sets}
+    for folder in ("a/photos", "b/photos", "a/train"):
+        images(tmp_path / folder, ["0.png"], 0)
+    known = dict.fromkeys(("train", "test"), "FashionMNIST:split=TEST")
+    for names in (["a/photos", "b/photos"], ["a/train"]):
         with pytest.raises(InputError, match="ood: another set named"):
-            evaluate("ood", model, data)
-    data = {"train": "FashionMNIST:split=TEST", "test": "FashionMNIST:split=TEST"}
+            evaluate("ood", model, {**known, "ood": [str(tmp_path / name) for name in names]})
     with pytest.raises(InputError, match="absent"):
-        evaluate("ood", model, {**data, "ood": [str(tmp_path / "absent")]})
+        evaluate("ood", model, {**known, "ood": [str(tmp_path / "absent")]})
+
+
+def test_train_images_without_labels_are_refused_before_any_is_read(tmp_path: Path) -> None:
+    images(tmp_path / "plain", ["0.png"], 0)
+    model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28)
+    data = dict.fromkeys(("train", "test", "ood"), str(tmp_path / "plain"))
+    with pytest.raises(InputError, match="train: images without a label"):
+        evaluate("ood", model, data)

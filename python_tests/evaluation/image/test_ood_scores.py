@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,3 +208,14 @@ def test_a_principal_space_that_holds_everything_is_refused() -> None:
     linear = LinearClassifier(torch.eye(2, 3), torch.zeros(2))
     with pytest.raises(InputError, match="vim_dim: 2, and no known image"):
         VirtualLogit(flat, linear, 2)
+
+
+def _score_on_the_gpu() -> None:
+    with torch.device("cuda"):
+        x, linear = torch.randn(60, 16), LinearClassifier(torch.randn(3, 16), torch.randn(3))
+        for scores in (*NearestDistance(x, (1, 99))(x).values(), linear.largest_probability(x)):
+            assert (scores.device.type, scores.shape) == ("cuda", (60,))
+
+
+def test_a_gpu_scores_without_a_wait(fake_gpu: Callable[..., Any]) -> None:
+    assert fake_gpu(_score_on_the_gpu) == {}

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -172,3 +174,15 @@ def test_the_protocol_leaves_the_query_out_of_its_own_set(index: dict[str, Any])
     assert list(result.figures[16])[:5] == names
     assert 10 < result.figures[16]["recall@1"] < 100
     assert result.details["each query is left out of the index"] is True
+
+
+def _rank_on_the_gpu() -> None:
+    few = mock.patch.object(module, "_SIMILARITIES_AT_ONCE", 50 * 7)
+    with few, torch.device("cuda"):
+        x, labels = torch.randn(50, 16), torch.zeros(50, dtype=torch.int64)
+        for ranked in ranked_relevance(x, x, labels, labels, one_set=True):
+            assert (ranked.device.type, ranked.shape[1]) == ("cuda", 50)
+
+
+def test_a_gpu_ranks_without_a_wait(fake_gpu: Callable[..., Any]) -> None:
+    assert fake_gpu(_rank_on_the_gpu) == {}
