@@ -13,7 +13,7 @@ from franca_fast.data.benchmark_files import (
     read_list,
 )
 from franca_fast.data.segmentation import read_mask
-from franca_fast.data.segmented_images import Mask
+from franca_fast.data.segmented_images import VOID, Mask
 from franca_fast.errors import InputError
 from franca_fast.spelling import spell
 
@@ -47,13 +47,18 @@ class Video:
             int64 [height, width].
 
         Raises:
-            InputError: it cannot be read, or has another size.
+            InputError: it cannot be read, has another size, or a value above 255.
         """
         mask = read_mask(self.masks[i])
         if mask.shape != size[::-1]:
             raise InputError(
                 f"mask '{spell(os.fspath(self.masks[i]))}': {mask.shape[1]} x {mask.shape[0]} "
                 f"pixels; accepted: the size of its frame, {size[0]} x {size[1]}"
+            )
+        if mask.max() > VOID:
+            raise InputError(
+                f"mask '{spell(os.fspath(self.masks[i]))}': the value {mask.max()}; accepted: 0 to "
+                f"254 for objects, {VOID} for none"
             )
         return mask
 

@@ -61,3 +61,6 @@ def test_a_mask_of_another_size_or_with_colours_is_refused(tree: Path) -> None:
     Image.new("RGB", (84, 56)).save(video.masks[1])
     with pytest.raises(InputError, match="mode RGB"):
         video.mask(1, (84, 56))
+    Image.fromarray(np.full((56, 84), 300, np.uint16)).save(video.masks[2])
+    with pytest.raises(InputError, match="the value 300; accepted: 0 to 254 for objects"):
+        video.mask(2, (84, 56))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import Encoder
+from franca_fast.models import ProjectedEncoder
 
 _QKV = "attn.qkv"
 _ACCEPTED = (
@@ -22,7 +23,8 @@ def last_keys(encoder: Encoder, images: Tensor) -> Tensor:
 
     An encoder's own method `last_keys(images)` is used where there is one. Otherwise the output of
     the last module named `attn.qkv`, a projection to queries, keys and values in this order as
-    DINO, DINOv2, timm and this package have it, is taken while the encoder runs.
+    DINO, DINOv2, timm and this package have it, is taken while the encoder runs. The removal of
+    positions (RASA) acts on output tokens and changes no keys.
 
     Args:
         encoder: a module; see above.
@@ -40,6 +42,8 @@ def last_keys(encoder: Encoder, images: Tensor) -> Tensor:
         >>> last_keys(model, torch.randn(2, 3, 28, 35)).shape
         torch.Size([2, 4, 5, 128])
     """
+    if isinstance(encoder, ProjectedEncoder):  # removes positions from output tokens alone
+        return last_keys(encoder.encoder, images)
     own = getattr(encoder, "last_keys", None)
     if own is not None:
         return _checked(own(images).float(), len(images))

@@ -39,6 +39,7 @@ from franca_fast.evaluation.protocol import (
     check_dims,
 )
 from franca_fast.evaluation.result import Result
+from franca_fast.spelling import spell
 
 _NAME = "keypoints"
 # What a figure's name has besides the threshold, and whether features stand at cell centres.
@@ -268,8 +269,8 @@ def _prepared(item: tuple[str, View], img_size: int, patch_size: int, reading: R
     image = rgb_image(view.file, reading.decoding)
     if image.size != view.size:
         raise InputError(
-            f"image '{view.file}': {image.width} x {image.height} pixels; accepted: the size in "
-            f"its annotation, {view.size[0]} x {view.size[1]}"
+            f"image '{spell(str(view.file))}': {image.width} x {image.height} pixels; accepted: "
+            f"the size in its annotation, {view.size[0]} x {view.size[1]}"
         )
     canvas = Image.new("RGB", (max(image.size),) * 2, "white")
     canvas.paste(image)
@@ -296,7 +297,9 @@ def _run(
     reading: Reading,
 ) -> Result:
     data = only_source(sources, "data", _NAME)
-    return keypoints(encoder, data, settings, dims=dims, reading=reading)
+    result = keypoints(encoder, data, settings, dims=dims, reading=reading)
+    result.data["data"]["source"] = spell(os.fspath(data))  # which split it was
+    return result
 
 
 PROTOCOL = Protocol(

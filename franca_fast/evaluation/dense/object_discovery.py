@@ -200,7 +200,9 @@ def _run(
     reading: Reading,
 ) -> Result:
     data = only_source(sources, "data", _NAME)
-    return object_discovery(encoder, data, settings, dims=dims, reading=reading)
+    result = object_discovery(encoder, data, settings, dims=dims, reading=reading)
+    result.data["data"]["source"] = spell(os.fspath(data))  # which split it was
+    return result
 
 
 PROTOCOL = Protocol(

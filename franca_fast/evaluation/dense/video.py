@@ -208,6 +208,12 @@ class _Tracker:
     def follow(self, features: Tensor, mask: Mask) -> None:
         """Labels the next frame, and scores it against its mask."""
         sources = [self._first, *self._last]
+        if features.shape != self._first[0].shape:
+            grids = [tuple(one.shape[:2]) for one in (features, self._first[0])]
+            raise InputError(
+                f"video '{spell(self._video.name)}': a frame of {grids[0]} patches, and {grids[1]} "
+                "before; accepted: frames of one size"
+            )
         labels = propagate_labels(
             features,
             torch.stack([source for source, _ in sources]),
@@ -260,7 +266,9 @@ def _run(
     reading: Reading,
 ) -> Result:
     data = only_source(sources, "data", _NAME)
-    return video(encoder, data, settings, dims=dims, reading=reading)
+    result = video(encoder, data, settings, dims=dims, reading=reading)
+    result.data["data"]["source"] = spell(os.fspath(data))  # which split it was
+    return result
 
 
 PROTOCOL = Protocol(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation.dense.attention_keys import last_keys
-from franca_fast.models import VisionTransformer
+from franca_fast.models import ProjectedEncoder, RemovePositions, VisionTransformer
 
 
 @pytest.mark.parametrize("registers", [0, 3])
@@ -78,6 +78,16 @@ def test_takes_the_last_layer_of_any_module() -> None:
     with torch.no_grad():
         found = last_keys(model, images)
     assert torch.equal(found, outputs[0][:, 1:, 4:8].reshape(3, 2, 3, 4))
+
+
+def test_the_removal_of_positions_changes_no_keys() -> None:
+    model = VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=2, num_heads=2).eval()
+    images = torch.randn(2, 3, 28, 28)
+    removal = RemovePositions(2, 32)
+    removal.read.normal_(), removal.write.normal_()
+    projected = ProjectedEncoder(model, removal)
+    with torch.no_grad():
+        assert torch.equal(last_keys(projected, images), last_keys(model, images))
 
 
 def test_an_encoders_own_method_is_taken() -> None:

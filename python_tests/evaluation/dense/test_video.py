@@ -205,6 +205,7 @@ def test_is_run_by_its_name_and_kept_features_are_used(tree: Path, tmp_path: Pat
     first = evaluate("video", encoder, {"data": tree}, given, reading=reading)
     seen = encoder.seen
     again = evaluate("video", encoder, {"data": tree}, given, reading=reading)
+    assert first.data["data"]["source"] == str(tree)
     assert seen == encoder.seen == 8 and first.figures == again.figures
     assert first.settings.radius is None and list(first.figures[6]) == ["J&F", "J", "F"]
 
@@ -215,6 +216,17 @@ def test_masks_that_do_not_fit_are_refused(tree: Path) -> None:
         video(PatchColours(PATCH), tree, SETTINGS)
     save_palette(np.ones((55, 70)), tree / "Annotations/480p/bear/00000.png")
     with pytest.raises(InputError, match="70 x 55 pixels; accepted: the size of its frame"):
+        video(PatchColours(PATCH), tree, SETTINGS)
+
+
+def test_frames_of_several_sizes_are_refused(tree: Path) -> None:
+    for kind in ("JPEGImages", "Annotations"):
+        for file in (tree / kind / "480p/bear").iterdir():
+            if file.stem == "00002":
+                with Image.open(file) as image:
+                    turned = image.transpose(Image.Transpose.ROTATE_90)
+                turned.save(file)
+    with pytest.raises(InputError, match=r"'bear': a frame of \(10, 8\) patches, and \(8, 10\)"):
         video(PatchColours(PATCH), tree, SETTINGS)
 
 
