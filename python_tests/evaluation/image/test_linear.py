@@ -232,6 +232,24 @@ def test_a_head_that_overflows_is_counted_and_does_not_count(
         run(deep, sets, {"learning_rates": (1e300,)})
 
 
+def test_the_best_of_the_heads_that_stayed_finite_counts(
+    deep: VisionTransformer, sets: dict[str, Path]
+) -> None:
+    rates = (1e300, RATES[2], RATES[0])  # the first is not finite, and is not the best for it
+    result = run(deep, sets, {"learning_rates": rates})
+    found = [-1 if value is None else value for value in accuracies(result, 16)]
+    assert result.figures[16]["top-1"] == max(found) > 0
+    assert result.details["16"]["head"]["learning rate"] == rates[int(np.argmax(found)) % 3]
+
+
+def test_top_5_is_of_five_classes_and_of_all_where_there_are_fewer(tmp_path: Path) -> None:
+    for name in "abcdefgh":  # that nothing tells apart
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (14, 14), (90, 90, 90)).save(tmp_path / name / "0.png")
+    result = run(mean_colour, {"train": tmp_path, "test": tmp_path})
+    assert result.figures[3] == {"top-1": 12.5, "top-5": 62.5}
+
+
 def test_features_that_are_not_finite_are_refused(sets: dict[str, Path]) -> None:
     def broken(images: Tensor) -> Tensor:
         return images.mean((2, 3)) / 0
