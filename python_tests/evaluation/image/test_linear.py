@@ -213,6 +213,20 @@ def test_further_sets_and_those_that_lack_classes(
     assert same.figures[16]["few top-1"] == figures["few top-1"]
 
 
+def test_among_its_own_classes_a_set_of_one_class_is_always_right(
+    deep: VisionTransformer, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in COLOURS:
+        shutil.copytree(sets["test"] / name, tmp_path / f"only {name}" / name)
+    further = [tmp_path / f"only {name}" for name in COLOURS]
+    figures = run(deep, sets, {"learning_rates": (1e-9,)}, further=further).figures[16]
+    plain, among = (
+        [figures[f"only {name} top-1{kind}"] for name in COLOURS]
+        for kind in ("", " of its classes")
+    )
+    assert among == [100.0] * 3 and min(plain) < 100
+
+
 def test_heads_that_cannot_be_had_are_named(sets: dict[str, Path]) -> None:
     result = run(mean_colour, sets)
     assert result.details["3"]["heads"] == len(RATES)
