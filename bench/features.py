@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 
 import franca_fast as ff
 from franca_fast.benchmarks.measure import machine
-from franca_fast.evaluation.knn import knn_predict
+from franca_fast.evaluation.image.knn import knn_predict
 from franca_fast.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results" / "features.json"

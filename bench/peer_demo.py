@@ -29,7 +29,7 @@ from franca_fast.benchmarks import machine  # noqa: E402
 from franca_fast.config import Config, load_config  # noqa: E402
 from franca_fast.data import eval_transform, fashion_mnist_shards, open_images  # noqa: E402
 from franca_fast.evaluation.embeddings import Embeddings  # noqa: E402
-from franca_fast.evaluation.knn import knn  # noqa: E402
+from franca_fast.evaluation.image.knn import knn  # noqa: E402
 from franca_fast.models.architectures import ARCHITECTURES  # noqa: E402
 
 K = 20

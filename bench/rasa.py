@@ -30,7 +30,7 @@ import franca_fast as ff
 from franca_fast.data import fashion_mnist_shards
 from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.encoders import inference, patch_token_grid
-from franca_fast.evaluation.knn import knn, knn_predict
+from franca_fast.evaluation.image.knn import knn, knn_predict
 from franca_fast.files import write_json, write_text
 from franca_fast.rasa import FitSettings, fit, position_report
 

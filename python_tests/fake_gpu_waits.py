@@ -38,7 +38,7 @@ _BATCHES = "images come from the host, and figures of them go there, a batch at 
 # "file: function" in franca_fast.
 WAITS = {
     "evaluation/features.py: embed": Wait(_BATCHES),
-    "evaluation/knn.py: knn_predict": Wait("the classes are counted once"),
+    "evaluation/image/knn.py: knn_predict": Wait("the classes are counted once"),
     "hub/save.py: save_backbone": Wait("files are written from the host"),
     "models/nested_head.py: __init__": _DRAWN,
     "models/vision_transformer.py: _init_weights": _DRAWN,

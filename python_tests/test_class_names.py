@@ -294,10 +294,10 @@ def test_eval_knn_says_the_names(naming: str, tmp_path: Path) -> None:
     command = ["eval", "knn", str(weights), "--train", str(train), "--test", str(test), "--k", "1"]
     assert main([*command, "--output", str(tmp_path / "knn.json")]) == 0
     result = json.loads((tmp_path / "knn.json").read_text("utf-8"))
-    assert sorted(result["class_names"]) == sorted(map(spell, names))
-    assert result["classes_without_test_images"] == [spell(names[5])]
-    assert result["accuracy"] == {"32": {"1": 100.0}}
-    images = result["test"]["images"]
+    assert sorted(result["data"]["train"]["class_names"]) == sorted(map(spell, names))
+    assert result["details"]["classes without test images"] == [spell(names[5])]
+    assert result["figures"]["32"]["k=1"] == 100.0
+    images = result["data"]["test"]["account"]
     assert images["found"] == images["used"] == len(half.images)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor
 
 import franca_fast as ff
+from franca_fast.evaluation.image import cosine, knn
+from franca_fast.evaluation.image.knn import knn_votes
 from franca_fast.rasa import FitSettings
 from franca_fast.rasa.patch_tokens import CachedFeatures
 from franca_fast.rasa.positions import Moments
 from franca_fast.rasa.readout import Readout
 from python_tests.fake_gpu import MixedDevices
 from python_tests.fake_gpu_waits import WAITS, NeedlessWait
-
-knn = importlib.import_module("franca_fast.evaluation.knn")
 
 DEFECTS: dict[str, tuple[Callable[[Tensor], Any], type[AssertionError]]] = {
     "cpu": (lambda x: x.cpu(), NeedlessWait),
@@ -144,10 +143,15 @@ def _read(x: Tensor) -> Tensor:
     return x
 
 
+def _read_votes(*args: Any) -> Iterator[dict[int, Tensor]]:
+    for votes in knn_votes(*args):
+        yield {k: _read(v) for k, v in votes.items()}
+
+
 def _wait_in_knn() -> None:
     with (
-        mock.patch.object(knn, "_SIMILARITIES_AT_ONCE", 60 * 7),
-        mock.patch.object(knn, "_unit", _read),
+        mock.patch.object(cosine, "_SIMILARITIES_AT_ONCE", 60 * 7),
+        mock.patch.object(knn, "knn_votes", _read_votes),
         torch.device("cuda"),
     ):
         labels = torch.zeros(60, dtype=torch.int64)
@@ -169,7 +173,7 @@ def _wait_in_moments() -> None:
 
 # Waits for every batch at places that may wait; how often they do when 4 waits are planted.
 OFTEN: dict[str, tuple[Callable[[], None], dict[str, int]]] = {
-    "knn": (_wait_in_knn, {"evaluation/knn.py: knn_predict": 1 + 4 * (1 + 5)}),
+    "knn": (_wait_in_knn, {"evaluation/image/knn.py: knn_predict": 1 + 4 * 5}),
     "readout": (
         _wait_in_readout,
         {"rasa/readout.py: __init__": 2, "rasa/readout.py: _train": 5 + 4 * 4},

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from franca_fast.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from franca_fast.models import VisionTransformer
+    import torch
+
+    from franca_fast.evaluation.foreign_encoders import ForeignEncoder
+    from franca_fast.models import ProjectedEncoder, VisionTransformer
 
 
 _WARNINGS_SHOWN = 10
@@ -60,7 +63,8 @@ def add_weights_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True)
         "model",
         metavar="MODEL",
         help="a run directory or one of its checkpoints/<step>, a .safetensors or .pth file, or a "
-        "name (see franca-fast models)",
+        "name (see franca-fast models); embed, eval, visualize, rasa fit and rasa report also take "
+        "timm:NAME and Hugging Face folders of DINOv3 and others",
     )
     parser.add_argument(
         "--weights",
@@ -115,25 +119,41 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, rasa: bool = True) -
 
 
 def load_model(args: argparse.Namespace) -> VisionTransformer:
-    """Loads the model that `add_model_arguments` describes, on its device."""
+    """Loads the network of this package that `add_model_arguments` describes, on its device."""
     from franca_fast.hub import load_model
+
+    device = _device(args)
+    return load_model(**_loaded(args)).to(device)
+
+
+def load_encoder(args: argparse.Namespace) -> VisionTransformer | ForeignEncoder | ProjectedEncoder:
+    """Loads the encoder, of any kind, that `add_model_arguments` describes, on its device."""
+    from franca_fast.evaluation.encoders import load_encoder
+
+    device = _device(args)
+    return load_encoder(**_loaded(args)).to(device)
+
+
+def _device(args: argparse.Namespace) -> torch.device:
     from franca_fast.training.precision import choose_device
 
     try:
-        device = choose_device(args.device)
+        return choose_device(args.device)
     except InputError as error:  # which names the key of the configuration
         raise InputError(str(error).replace("train.device", "--device")) from error
-    # Verbs that work on projectors themselves load the bare backbone.
-    rasa = getattr(args, "rasa", None)
-    model = load_model(
-        args.model,
-        args.weights,
-        args.img_size,
-        rasa,
-        checkpoint=args.checkpoint,
-        network=args.network,
-    )
-    return model.to(device)
+
+
+def _loaded(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_model` and `load_encoder` take, of what `add_model_arguments` describes."""
+    return {
+        "name_or_path": args.model,
+        "weights": args.weights,
+        "img_size": args.img_size,
+        # Verbs that work on projectors themselves load the bare backbone.
+        "rasa": getattr(args, "rasa", None),
+        "checkpoint": args.checkpoint,
+        "network": args.network,
+    }
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from franca_fast.cli.common import (
     add_reading_arguments,
     add_source_argument,
     decoding_options,
-    load_model,
+    load_encoder,
     warnings_at_the_end,
 )
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     decoding = decoding_options(args)
     with warnings_at_the_end():
         embeddings = embed(
-            load_model(args),
+            load_encoder(args),
             args.source,
             output=args.output,
             img_size=args.img_size,

@@ -18,7 +18,7 @@ from franca_fast.cli.common import (
     add_precision_argument,
     add_reading_arguments,
     decoding_options,
-    load_model,
+    load_encoder,
     positive,
     positive_number,
     table,
@@ -35,7 +35,7 @@ GROUP = "use"
 _ROLES = {
     "train": "images to learn from: the memory of kNN and in-context, the probes' training set",
     "test": "images to measure on",
-    "val": "images on which settings are chosen",
+    "validation": "images on which settings are chosen",
     "index": "images to search in",
     "query": "images to search with",
     "ood": "images of other kinds; each source is a set of its own",
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from franca_fast.evaluation.evaluate import evaluate, find_protocol
-    from franca_fast.evaluation.protocol import check_roles, parse_settings
+    from franca_fast.evaluation.protocol import check_data, check_roles, parse_settings
     from franca_fast.evaluation.requests import parse_dims
     from franca_fast.evaluation.result import check_result_file
     from franca_fast.files import save_or_keep
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     parse_settings(protocol.settings, settings)
     sources = {role: getattr(args, role) for role in _ROLES if getattr(args, role) is not None}
-    check_roles(protocol, sources)
+    check_data(protocol, check_roles(protocol, sources))
     dims = None if args.dims is None else parse_dims(args.dims)
-    model = load_model(args)
+    model = load_encoder(args)
     if args.nested:
         dims = default_nesting_dims(model.embed_dim)
     named = args.model if args.weights is None else f"{args.model} {args.weights}"

@@ -3,7 +3,7 @@
 A released model is downloaded when its name is first used, or ahead of that:
 
   franca-fast models --download franca_vitb14
-  franca-fast models --download franca_vitb14:IN21K_518
+  franca-fast models --download franca_vitb14:IN21K_224
 
 FRANCA_FAST_CACHE names the folder that keeps the files, FRANCA_FAST_MIRROR another address that
 has them.
@@ -75,7 +75,7 @@ def _list() -> int:
     released = [
         [
             *(m.name, m.weights, m.architecture, m.img_size, m.num_register_tokens),
-            *("yes" if m.rasa else "no", m.licence, _cached(m), m.address),
+            *("yes" if m.rasa else "no", m.licence, _cached(m), _address(m)),
         ]
         for m in models
         if m.weights is not None
@@ -93,6 +93,10 @@ def _list() -> int:
     print("\nArchitectures")
     print(table(["name", "width", "depth", "heads", "float32 MB"], architectures, numeric=4))
     return 0
+
+
+def _address(model: ModelInfo) -> str:
+    return f"{model.address}{' (withdrawn upstream)' if model.withdrawn else ''}"
 
 
 def _cached(model: ModelInfo) -> str:

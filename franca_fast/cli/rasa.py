@@ -21,6 +21,7 @@ from franca_fast.cli.common import (
     add_model_arguments,
     add_overwrite_argument,
     add_source_argument,
+    load_encoder,
     load_model,
     positive,
     table,
@@ -153,7 +154,7 @@ def _fit(args: argparse.Namespace) -> int:
     settings = _settings(args)
     with warnings_at_the_end():
         projector = fit(
-            load_model(args),
+            load_encoder(args),
             args.source,
             settings,
             output=args.output,
@@ -198,7 +199,7 @@ def _report(args: argparse.Namespace) -> int:
     settings = _settings(args)
     projector = PositionProjector.from_files(args.projector, compatible=args.compatible)
     with warnings_at_the_end():
-        report = position_report(load_model(args), args.source, projector, settings)
+        report = position_report(load_encoder(args), args.source, projector, settings)
     print(_summary(report))
     if _PICTURE not in written:
         print(f"warning: {NO_PICTURES}", file=sys.stderr)

@@ -15,7 +15,7 @@ from franca_fast.cli.common import (
     add_precision_argument,
     add_source_argument,
     decoding_options,
-    load_model,
+    load_encoder,
     positive,
     warnings_at_the_end,
 )
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     check_can_draw()
     check_folder(args.output, overwrite=args.overwrite)
     decoding = decoding_options(args)
-    model = load_model(args)
+    model = load_encoder(args)
     precision = precision_of(model, args.precision)
     with warnings_at_the_end():
         paths = visualize_pca(

@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     PIPELINE = 10
     SCENES = 11
     HEADS = 12
+    MEMORY_IMAGES = 13
+    MEMORY_PATCHES = 14
 
 
 def uniforms(

@@ -15,6 +15,7 @@ from franca_fast.data.classes import class_key, class_order
 from franca_fast.data.dataset_strings import check_choice, expanded, split_dataset_string
 from franca_fast.data.decoding import IMAGE_EXTENSIONS, is_image_name
 from franca_fast.data.folders import list_folder
+from franca_fast.data.openood import read_openood_list
 from franca_fast.data.remote import RemoteShard, is_remote
 from franca_fast.data.shards import ImageFiles, Shard, TarShard, packed_classes
 from franca_fast.data.tar_index import TAR_EXTENSIONS
@@ -67,6 +68,8 @@ def open_source(
     - `ImageNet:split=TRAIN:root=PATH` (folders PATH/train/nXXXXXXXX);
     - `ImageNet22k:root=PATH` (one tar per class); `LAION:root=PATH` (img2dataset's shards);
       `extra=PATH` is accepted and not needed;
+    - `OpenOOD:root=PATH:list=test_ninco.txt` (a list in PATH/benchmark_imglist/imagenet, its images
+      in PATH/images_largescale or PATH/images_classic);
     - `pipe:COMMAND`, if `allow_pipe`: a shell command that writes a tar.
 
     `~` and environment variables in paths and URLs are expanded. Shards that come from elsewhere
@@ -223,10 +226,20 @@ def _open_fashion_mnist(options: dict[str, str]) -> Source:
     )
 
 
+def _open_openood(options: dict[str, str]) -> Source:
+    name = options.get("list")
+    if not name:
+        raise InputError("OpenOOD: no list; accepted: list=NAME, such as list=test_ninco.txt")
+    folder, paths, labels = read_openood_list(_existing_folder(options["root"]), name)
+    labelled = labels if max(labels) >= 0 else None
+    return Source("", [ImageFiles(name, folder, paths, labelled)], all_classes_known=False)
+
+
 _DATASETS: dict[str, tuple[Callable[[dict[str, str]], Source], tuple[str, ...]]] = {
     "ImageNet": (_open_imagenet, ("split", "root", "extra")),
     "ImageNet22k": (_open_imagenet22k, ("root", "extra", "split")),
     "LAION": (lambda options: _open_path(options["root"]), ("root", "extra", "split")),
+    "OpenOOD": (_open_openood, ("root", "list")),
     "FashionMNIST": (_open_fashion_mnist, ("split",)),
 }
 

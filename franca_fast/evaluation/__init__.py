@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from franca_fast.evaluation.embeddings import Embeddings, check_output
-from franca_fast.evaluation.encoders import check_pooling
+from franca_fast.evaluation.encoders import check_pooling, load_encoder
 from franca_fast.evaluation.evaluate import evaluate, protocols
 from franca_fast.evaluation.features import embed
-from franca_fast.evaluation.knn import knn
+from franca_fast.evaluation.image.knn import knn
 from franca_fast.evaluation.pca import visualize_pca
 from franca_fast.evaluation.protocol import Protocol, Reading, Role
 from franca_fast.evaluation.result import Result
@@ -22,6 +22,7 @@ __all__ = [
     "embed",
     "evaluate",
     "knn",
+    "load_encoder",
     "protocols",
     "visualize_pca",
 ]

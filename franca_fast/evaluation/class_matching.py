@@ -16,6 +16,8 @@ from franca_fast.evaluation.embeddings import Embeddings
 from franca_fast.evaluation.features import Source
 from franca_fast.spelling import spell
 
+Roles = tuple[str, str]  # what messages call the two sets
+TRAIN_AND_TEST = ("train", "test")
 _SHOWN = 10
 
 
@@ -36,7 +38,9 @@ class MatchedClasses(NamedTuple):
     remarks: list[str]
 
 
-def match_classes(train: Embeddings, test: Embeddings) -> MatchedClasses:
+def match_classes(
+    train: Embeddings, test: Embeddings, roles: Roles = TRAIN_AND_TEST
+) -> MatchedClasses:
     """Matches the classes of two sets of labelled images by name.
 
     Numbers without names are matched as they are, also with classes whose name is the number.
@@ -44,6 +48,7 @@ def match_classes(train: Embeddings, test: Embeddings) -> MatchedClasses:
     Args:
         train: a set in which every image has a label.
         test: another one.
+        roles: what messages call the two.
 
     Raises:
         InputError: a class of the test set that the training set lacks; its images could only be
@@ -57,20 +62,22 @@ def match_classes(train: Embeddings, test: Embeddings) -> MatchedClasses:
         (tensor([1]), ['cat'])
     """
     here, there = _classes(train), _classes(test)
-    check_classes(here.values(), there.values(), named=bool(train.class_names))
+    check_classes(here.values(), there.values(), named=bool(train.class_names), roles=roles)
     names = class_order(train.class_names or here.values())
     numbers = {class_key(name): number for number, name in enumerate(names)}
     if not train.class_names:  # numbers without names stay as they are
         numbers = {name: number for number, name in here.items()}
     remarks = list[str]()
     if not train.class_names and not test.class_names:
-        remarks.append("train and test: classes are numbers without names, matched by number")
+        remarks.append(
+            f"{' and '.join(roles)}: classes are numbers without names, matched by number"
+        )
     elif not train.class_names or not test.class_names:
-        unnamed = "test" if train.class_names else "train"
+        unnamed = roles[1] if train.class_names else roles[0]
         remarks.append(f"{unnamed}: classes are numbers without names, matched as names")
     untested = class_order(set(here.values()) - set(there.values()))
     if untested:
-        remarks.append(f"test: no images of {_listed(untested)}, which train has")
+        remarks.append(f"{roles[1]}: no images of {_listed(untested)}, which {roles[0]} has")
     return MatchedClasses(
         _renumbered(train, here, numbers),
         _renumbered(test, there, numbers),
@@ -80,27 +87,29 @@ def match_classes(train: Embeddings, test: Embeddings) -> MatchedClasses:
     )
 
 
-def check_sources(train: Source, test: Source) -> None:
+def check_sources(train: Source, test: Source, roles: Roles = TRAIN_AND_TEST) -> None:
     """Refuses sources whose classes do not match, as far as a short look tells.
 
     Args:
         train: whatever `open_source` takes.
         test: the same.
+        roles: what messages call the two.
 
     Raises:
         InputError: no images, no label for the first one, or a class that `train` lacks.
     """
     opened = {
         role: open_source(given, max_missing_fraction=1)
-        for role, given in (("train", train), ("test", test))
+        for role, given in zip(roles, (train, test), strict=True)
     }
     for role, source in opened.items():
         shard = source.shards[0]
         index = None if isinstance(shard, RemoteShard) else shard.index()
         if index is not None and len(index) and index.label(0) is None:
             raise no_label(role, index.ref(0).location)
-    if opened["train"].all_classes_known:
-        check_classes(*(source.class_names for source in opened.values()))
+    if opened[roles[0]].all_classes_known:
+        here, there = (source.class_names for source in opened.values())
+        check_classes(here, there, roles=roles)
 
 
 def no_label(role: str, image: str) -> InputError:
@@ -111,13 +120,16 @@ def no_label(role: str, image: str) -> InputError:
     )
 
 
-def check_classes(train: Iterable[str], test: Iterable[str], *, named: bool = True) -> None:
+def check_classes(
+    train: Iterable[str], test: Iterable[str], *, named: bool = True, roles: Roles = TRAIN_AND_TEST
+) -> None:
     """Refuses a test set with classes that the training set lacks.
 
     Args:
         train: names of its classes; numbers where they have none.
         test: the same of the other set.
         named: whether the names of `train` are more than numbers.
+        roles: what messages call the two.
 
     Raises:
         InputError: names the classes.
@@ -128,8 +140,8 @@ def check_classes(train: Iterable[str], test: Iterable[str], *, named: bool = Tr
         hint = did_you_mean(lacking[0], known) if named else ""
         kind = "classes" if named else "numbers of classes, which have no names there,"
         raise InputError(
-            f"test: images of {_listed(lacking)}{hint}, which train lacks; accepted: the {kind} of "
-            f"train, {_listed(class_order(known))}"
+            f"{roles[1]}: images of {_listed(lacking)}{hint}, which {roles[0]} lacks; accepted: "
+            f"the {kind} of {roles[0]}, {_listed(class_order(known))}"
         )
 
 

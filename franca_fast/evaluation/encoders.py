@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError, did_you_mean
+from franca_fast.evaluation.foreign_encoders import ForeignEncoder
+from franca_fast.evaluation.huggingface_encoders import (
+    HuggingFaceEncoder,
+    foreign_type,
+    is_of_transformers,
+    load_huggingface_encoder,
+)
+from franca_fast.evaluation.timm_encoders import TimmEncoder, is_timm, load_timm_encoder
 from franca_fast.hub import check_img_size, load_model
-from franca_fast.models import VisionTransformer
+from franca_fast.hub.load import TIMM
+from franca_fast.hub.projector import PositionProjector
+from franca_fast.models import ProjectedEncoder, VisionTransformer
 from franca_fast.processor import fast_bfloat16
 
 # Any callable [B, 3, S, S] -> [B, d] can be evaluated by its output. A module with DINOv2's
@@ -29,12 +40,85 @@ POOLINGS = tuple(_POOLINGS)
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
-def as_encoder(model: Encoder | str | os.PathLike[str]) -> Encoder:
-    """An encoder as it is, or the model that `load_model` loads by its name or path.
+def load_encoder(
+    name_or_path: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    img_size: int | None = None,
+    rasa: PositionProjector | str | os.PathLike[str] | None = None,
+    *,
+    checkpoint: int | str | None = None,
+    network: str = "teacher",
+) -> VisionTransformer | ForeignEncoder | ProjectedEncoder:
+    """Loads an encoder of this package or of another library.
 
-    A checkpoint's folder, `runs/mine/checkpoints/1000`, stands for its teacher.
+    What `name_or_path` may be:
+
+    - whatever `load_model` takes, which also has Hugging Face's DINOv2;
+    - a Hugging Face folder of DINOv3 or another vision transformer (model types dinov3_vit, vit,
+      vit_msn, deit, ijepa), loaded by transformers, without network and without code of the folder;
+    - "timm:" and the name of a vision transformer of timm, such as
+      "timm:vit_small_patch14_dinov2.lvd142m", whose weights timm keeps and downloads.
+
+    All of them take images that are normalised as `eval_transform` does, and have
+    `forward_features`, `get_intermediate_layers`, `patch_size`, `embed_dim` and `config`.
+
+    Args:
+        name_or_path: as above.
+        weights: as in `load_model`; of timm's networks a file or "random" in place of timm's own.
+        img_size: as in `load_model`; of timm's networks the size that they are built for.
+        rasa: as in `load_model`, for any encoder: removes positions from the patch tokens.
+        checkpoint: as in `load_model`.
+        network: as in `load_model`.
+
+    Returns:
+        the encoder in evaluation mode, on the CPU, float32: what `load_model` gives, a
+        `ForeignEncoder`, or with `rasa` a `ProjectedEncoder` around one.
+
+    Raises:
+        InputError: as `load_model`; a library that is not installed; a type of model that is not
+            accepted.
+
+    Example:
+        >>> encoder = load_encoder("vit_small", weights="random")
+        >>> encoder.forward_features(torch.zeros(1, 3, 28, 28))["x_norm_patchtokens"].shape
+        torch.Size([1, 4, 384])
     """
-    return load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    name = os.fspath(name_or_path)
+    encoder: ForeignEncoder | None = None
+    if name.startswith(TIMM):
+        encoder = load_timm_encoder(name, weights, img_size)
+    elif foreign_type(Path(name)) is not None:
+        if weights is not None:
+            raise InputError(f"weights: '{os.fspath(weights)}', for a folder; accepted: None")
+        encoder = load_huggingface_encoder(name)
+    if encoder is None:
+        return load_model(name, weights, img_size, rasa, checkpoint=checkpoint, network=network)
+    if checkpoint is not None or network != "teacher":
+        given = f"checkpoint: {checkpoint}" if checkpoint is not None else f"network: '{network}'"
+        raise InputError(f"{given}, for '{name}'; accepted: with a run's folder")
+    check_img_size(img_size, encoder.patch_size)
+    if rasa is None:
+        return encoder
+    if not isinstance(rasa, PositionProjector):
+        rasa = PositionProjector.from_files(rasa)
+    projected = rasa.attach(encoder)
+    assert isinstance(projected, ProjectedEncoder)
+    return projected
+
+
+def as_encoder(model: Encoder | str | os.PathLike[str]) -> Encoder:
+    """An encoder as it is, or the one that `load_encoder` loads by its name or path.
+
+    A checkpoint's folder, `runs/mine/checkpoints/1000`, stands for its teacher. A network of timm
+    or transformers itself, which shares its weights with the result, is told by what it has.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return load_encoder(model)
+    if is_timm(model):
+        return TimmEncoder(model)  # type: ignore[arg-type]
+    if is_of_transformers(model):
+        return HuggingFaceEncoder(model)  # type: ignore[arg-type]
+    return model
 
 
 def pooled_features(encoder: Encoder, images: Tensor, pooling: str) -> Tensor:

@@ -21,6 +21,7 @@ from franca_fast.evaluation.protocol import (
     Reading,
     Source,
     Sources,
+    check_data,
     check_roles,
     parse_settings,
 )
@@ -91,6 +92,7 @@ def evaluate(
     chosen = find_protocol(protocol)
     parsed = parse_settings(chosen.settings, settings or {})
     given = check_roles(chosen, sources)
+    check_data(chosen, given)
     reading = reading or Reading()
     encoder = as_encoder(model)
     began = time.perf_counter()

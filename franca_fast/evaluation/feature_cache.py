@@ -80,7 +80,7 @@ class FeatureCache:
         done = self.done(facts)
         file = self.path(facts, ".npy")
         array = np.lib.format.open_memmap(
-            file, mode="r+" if done else "w+", dtype=np.float32, shape=shape
+            file, mode="r+" if done else "w+", dtype=np.float32, shape=tuple(shape)
         )
         for block in blocks:
             array[done : done + len(block)] = block.cpu().numpy()
@@ -91,13 +91,12 @@ class FeatureCache:
 
     def done(self, facts: Mapping[str, Any]) -> int:
         """How many rows are kept."""
-        counter = self.path(facts, ".json")
-        if not (counter.is_file() and self.path(facts, ".npy").is_file()):
-            return 0
         try:
-            return int(json.loads(counter.read_text("utf-8"))["rows"])
-        except (ValueError, KeyError, TypeError):
+            rows = int(json.loads(self.path(facts, ".json").read_text("utf-8"))["rows"])
+            np.load(self.path(facts, ".npy"), mmap_mode="r")  # which fails where it was cut off
+        except (OSError, ValueError, KeyError, TypeError):
             return 0
+        return rows
 
     def kept(self, facts: Mapping[str, Any], n: int) -> Tensor:
         """The first n rows that are kept, float32 [n, ...], read when they are used."""

@@ -52,7 +52,7 @@ def embed(
 
     Args:
         model: an encoder (a module with `forward_features`, or any callable [B, 3, S, S] ->
-            [B, d]), used on the device it is on; or what `load_model` takes.
+            [B, d]), used on the device it is on; or what `load_encoder` takes.
         source: image files, folders (their sub-folders are classes) or shards; or several.
         output: also write `.npz`, `.parquet` or `.safetensors` (see `Embeddings.save`).
         img_size: side in pixels; None takes the model's own.

@@ -27,11 +27,14 @@ class Role:
         name: such as "train"; the option is `--train`.
         help: for the help.
         required: whether the protocol needs it.
+        opens: finds a source without reading its images, or raises InputError; sources are tried
+            with it before a model is loaded or trained. None tries nothing.
     """
 
     name: str
     help: str
     required: bool = True
+    opens: Callable[[Source], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,18 @@ def check_roles(
         name: [given] if isinstance(given, (str, os.PathLike)) else list(given)
         for name, given in sources.items()
     }
+
+
+def check_data(protocol: Protocol, sources: Mapping[str, Sources]) -> None:
+    """Tries whether the sources are there.
+
+    Raises:
+        InputError: nothing at a path, or another layout than the role's.
+    """
+    for role in protocol.roles:
+        if role.opens is not None:
+            for one in sources.get(role.name, ()):
+                role.opens(one)
 
 
 def parse_settings(kind: type[Any], given: Mapping[str, Any]) -> Any:

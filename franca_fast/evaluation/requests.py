@@ -78,8 +78,10 @@ def parse_request(text: str) -> Request:
     """
     try:
         first, *words = shlex.split(text)
-    except ValueError as error:
-        raise InputError(f"protocols: '{text}', {error}; accepted: PROTOCOL role=SOURCE") from None
+    except ValueError as error:  # nothing, or a quote that is not closed
+        raise InputError(
+            f"protocols: '{text}', {error}; accepted: PROTOCOL role=SOURCE ..."
+        ) from None
     protocol = find_protocol(first)
     roles = [role.name for role in protocol.roles]
     sources: dict[str, list[str]] = {}

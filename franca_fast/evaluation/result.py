@@ -14,6 +14,7 @@ from franca_fast.files import check_file, write_json, write_text
 from franca_fast.spelling import spell
 
 _SUFFIXES = (".json", ".md")
+_MOST_COLUMNS = 9  # of figures; with more a line is hard to read
 
 
 @dataclass
@@ -87,8 +88,10 @@ class Result:
         return f"{value:.1f}" if error is None else f"{value:.1f} +- {error:.1f}"
 
     def table(self) -> str:
-        """The figures as aligned text."""
+        """The figures as aligned text: a line for each width, or for each figure where many are."""
         lines = [["dimensions", *self.columns], *self.rows()]
+        if len(self.columns) > _MOST_COLUMNS:
+            lines = [list(column) for column in zip(*lines, strict=True)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -146,9 +149,10 @@ def check_result_file(path: str | os.PathLike[str], *, overwrite: bool = False) 
     Raises:
         InputError: another suffix than .json and .md, or a file that exists.
     """
-    if Path(path).suffix not in _SUFFIXES:
+    file = check_file(path, overwrite=overwrite)
+    if file.suffix not in _SUFFIXES:
         raise InputError(f"output: '{path}'; accepted: a suffix of {', '.join(_SUFFIXES)}")
-    return check_file(path, overwrite=overwrite)
+    return file
 
 
 def _with_text_keys(figures: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -30,6 +30,10 @@ _GONE = (404, 410)
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
 
+class GoneError(InputError):
+    """There is no file at the address."""
+
+
 class _Interrupted(Exception):
     """The connection ended early; trying again may help."""
 
@@ -60,8 +64,9 @@ def download(
         `target`.
 
     Raises:
-        InputError: no such file at the address, no connection, too little space, a file that does
-            not pass. The message says what to do.
+        GoneError: no such file at the address.
+        InputError: no connection, too little space, a file that does not pass. The message says
+            what to do.
     """
     part, note = _beside(target, ".part"), _beside(target, ".part.json")
     if target.is_file():
@@ -146,7 +151,7 @@ def _explain(error: Exception, address: str, part: Path) -> str:
     """Says why a request failed; raises when trying again cannot help."""
     if isinstance(error, urllib.error.HTTPError):
         if error.code in _GONE:
-            raise InputError(f"no file at '{address}' (HTTP {error.code})") from error
+            raise GoneError(f"no file at '{address}' (HTTP {error.code})") from error
         if error.code not in _RETRIED:
             raise InputError(f"'{address}' is refused (HTTP {error.code})") from error
         return f"HTTP {error.code}"

@@ -21,10 +21,18 @@ from franca_fast.models import ProjectedBackbone, VisionTransformer
 
 CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
-_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
 _CODE_FILE = Path(__file__).parent / "remote_code" / "modeling_franca.py"
-FILES = (CONFIG_FILE, _WEIGHTS_FILE, _PROCESSOR_FILE, _CODE_FILE.name)
+FILES = (CONFIG_FILE, _WEIGHTS_FILE, PROCESSOR_FILE, _CODE_FILE.name)
 """Names of what a folder of this layout can hold."""
+_READ_TYPES = ("dinov2", "dinov2_with_registers")
+MODEL_TYPES = (*_READ_TYPES, "franca", "franca_with_registers")
+"""Types of folders whose network is one of this package's; the last two remove positions."""
+OTHER_NETWORKS = (
+    "networks of timm and other types of Hugging Face are for embed, eval, visualize, rasa fit and "
+    "rasa report (franca_fast.evaluation.load_encoder)"
+)
+"""What is said where a network of this package is needed."""
 _BICUBIC = 3  # Pillow's number
 # What stands for each other in the keys, ours first.
 _NAMES = (
@@ -96,7 +104,7 @@ def export_huggingface(
     (target / CONFIG_FILE).unlink(missing_ok=True)
     with atomic_path(target / _WEIGHTS_FILE) as temporary:
         save_safetensors(state, temporary, {"format": "pt"})
-    write_json(target / _PROCESSOR_FILE, _processor(size))
+    write_json(target / PROCESSOR_FILE, _processor(size))
     if "auto_map" in config:
         with atomic_path(target / _CODE_FILE.name) as temporary:
             shutil.copyfile(_CODE_FILE, temporary)
@@ -238,9 +246,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"'{folder / CONFIG_FILE}': no JSON ({error})") from error
     kind = config.get("model_type") if isinstance(config, Mapping) else None
-    if kind not in ("dinov2", "dinov2_with_registers") or "num_attention_heads" not in config:
+    if kind not in _READ_TYPES or "num_attention_heads" not in config:
+        hint = "" if kind in MODEL_TYPES else f"; {OTHER_NETWORKS}"
         raise InputError(
-            f"model: '{folder}' of type '{kind}'; accepted: dinov2 or dinov2_with_registers"
+            f"model: '{folder}' of type '{kind}'; accepted: {' or '.join(_READ_TYPES)}{hint}"
         )
     return dict(config)
 

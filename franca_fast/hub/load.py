@@ -12,7 +12,12 @@ import torch
 
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.hub.chunked_archive import is_archive
-from franca_fast.hub.huggingface import huggingface_weights, is_huggingface, read_huggingface
+from franca_fast.hub.huggingface import (
+    OTHER_NETWORKS,
+    huggingface_weights,
+    is_huggingface,
+    read_huggingface,
+)
 from franca_fast.hub.infer import check_architecture, infer_backbone, infer_head
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.released import RELEASED_MODELS, RELEASED_NAMES, find_released
@@ -34,6 +39,7 @@ from franca_fast.models.architectures import ARCHITECTURES, build_backbone
 from franca_fast.paths import why_unreadable
 
 RANDOM = "random"
+TIMM = "timm:"
 HEADS_OF_A_RUN = "the heads of a run are in its checkpoints; accepted: a step, or newest"
 _FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".json", *TORCH_SUFFIXES)
 
@@ -66,7 +72,7 @@ def load_model(
 
     Args:
         name_or_path: as above.
-        weights: only with a name: the name of released weights ("IN21K_518"; None takes the first
+        weights: only with a name: the name of released weights ("IN21K_224"; None takes the first
             that `list_models` has), a local file, or "random".
         img_size: side in pixels of the images to use. Other sizes than the weights' own work by
             interpolating the position embedding when the model runs, so this only checks that
@@ -95,6 +101,8 @@ def load_model(
         torch.Size([1, 384])
     """
     name, overrides = os.fspath(name_or_path), dict(architecture or {})
+    if name.startswith(TIMM):
+        raise InputError(f"model: '{name}'; accepted: networks of franca_fast's; {OTHER_NETWORKS}")
     found = find_network(name, checkpoint, network)
     if found is None and (name in ARCHITECTURES or name in RELEASED_NAMES):
         model = _load_named(name, weights, img_size, overrides)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError, RenamedError
 from franca_fast.hub import projector_files as files
-from franca_fast.models import ProjectedBackbone, RemovePositions, VisionTransformer
+from franca_fast.models import (
+    ProjectedBackbone,
+    ProjectedEncoder,
+    RemovePositions,
+    VisionTransformer,
+)
 
 # A direction that lies so nearly in the span of those before it (sine of the angle) adds nothing.
 _DEPENDENT = 1e-6
@@ -162,14 +167,25 @@ class PositionProjector:
         module.write.copy_(self.write)
         return module
 
-    def attach(self, model: VisionTransformer) -> ProjectedBackbone:
-        """A backbone whose normalised patch tokens come out with positions removed.
+    @overload
+    def attach(self, model: VisionTransformer) -> ProjectedBackbone: ...
+
+    @overload
+    def attach(self, model: Any) -> ProjectedBackbone | ProjectedEncoder: ...
+
+    def attach(self, model: Any) -> ProjectedBackbone | ProjectedEncoder:
+        """An encoder whose normalised patch tokens come out with positions removed.
 
         Args:
-            model: shares its weights with the result and is not changed.
+            model: a backbone, or anything else with `forward_features` (what `load_encoder`
+                gives, or a module of your own); shares its weights with the result and is not
+                changed.
+
+        Returns:
+            of a backbone a `ProjectedBackbone`, of anything else a `ProjectedEncoder`.
 
         Raises:
-            InputError: another width, or positions are removed already.
+            InputError: another width, no `forward_features`, or positions are removed already.
 
         Example:
             >>> from franca_fast.models import build_backbone
@@ -178,7 +194,9 @@ class PositionProjector:
             >>> clean.forward_features(torch.randn(1, 3, 28, 28))["x_norm_patchtokens"].shape
             torch.Size([1, 16, 128])
         """
-        return ProjectedBackbone.of(model, self.module())
+        if isinstance(model, VisionTransformer):
+            return ProjectedBackbone.of(model, self.module())
+        return ProjectedEncoder(model, self.module())
 
     def fold(self, layer: nn.Linear) -> nn.Linear:
         """A copy of a linear layer that gives on raw patch tokens what it gives on cleaned ones.

@@ -29,6 +29,8 @@ class ModelInfo:
         rasa: whether a file for the removal of absolute spatial attributes was released with it.
         licence: terms of the weights; of the code for a bare architecture.
         num_register_tokens: registers of the released weights.
+        withdrawn: whether those who released the weights no longer list them, so that the file may
+            be gone.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ModelInfo:
     rasa: bool = False
     licence: str = CODE_LICENCE
     num_register_tokens: int = 0
+    withdrawn: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -75,14 +78,18 @@ class ModelInfo:
 _FRANCA_MODELS = (
     ("franca_vitb14", "vit_base", "IN21K", 518, "v1.0.0", "In21K.pth", True),
     ("franca_vitb14", "vit_base", "IN21K_518", 518, "v1.1.0", "In21K_518.pth", True),
+    ("franca_vitb14", "vit_base", "IN21K_224", 224, "v1.1.0", "In21K_224.pth", False),
     ("franca_vitb14", "vit_base", "DINOV2_IN21K", 224, "v1.1.0", "Dinov2_In21K.pth", False),
     ("franca_vitb14", "vit_base", "DINOV2_IN21K_518", 518, "v1.1.0", "Dinov2_In21K_518.pth", True),
     ("franca_vitl14", "vit_large", "LAION", 518, "v1.0.0", "Laion600M.pth", True),
+    ("franca_vitl14", "vit_large", "LAION_224", 224, "v1.1.0", "Laion600M_224.pth", False),
     ("franca_vitl14", "vit_large", "DINOV2_IN21K", 224, "v1.1.0", "Dinov2_In21K.pth", False),
     ("franca_vitl14", "vit_large", "DINOV2_IN21K_518", 518, "v1.1.0", "Dinov2_In21K_518.pth", True),
     ("franca_vitl14", "vit_large", "LAION_518", 518, "v1.1.0", "Laion_518.pth", True),
     ("franca_vitg14", "vit_giant2", "LAION", 224, "v1.0.0", f"Laion600M{ARCHIVE_SUFFIX}", True),
 )
+# Released once, and no longer listed by those who did.
+_WITHDRAWN = {("franca_vitb14", "IN21K_518")}
 
 # Meta's public backbones (code and weights Apache-2.0), each with and without four registers.
 _DINOV2_MODELS = tuple(
@@ -107,6 +114,7 @@ RELEASED_MODELS: tuple[ModelInfo, ...] = (
             f"{name}_{file}",
             rasa,
             WEIGHTS_LICENCE,
+            withdrawn=(name, weights) in _WITHDRAWN,
         )
         for name, architecture, weights, size, release, file, rasa in _FRANCA_MODELS
     ),
@@ -131,7 +139,7 @@ def find_released(name: str, weights: str | None = None) -> ModelInfo:
 
     Args:
         name: for instance "franca_vitb14" or "dinov2_vits14_reg".
-        weights: for instance "IN21K_518"; None takes the first of that name in the table.
+        weights: for instance "IN21K_224"; None takes the first of that name in the table.
 
     Raises:
         InputError: no such name or weights; the nearest known ones are named.

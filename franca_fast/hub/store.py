@@ -10,6 +10,7 @@ from franca_fast.errors import InputError
 from franca_fast.files import CACHE_VARIABLE, cache_folder
 from franca_fast.hub.chunked_archive import NoSpaceError, unpack
 from franca_fast.hub.download import (
+    GoneError,
     download,
     file_sha256,
     forget_download,
@@ -63,7 +64,7 @@ def download_model(name: str, weights: str | None = None, *, rasa: bool = False)
         Traceback (most recent call last):
         ...
         franca_fast.errors.InputError: weights: unknown 'IN22K' of franca_vitb14 (did you mean \
-'IN21K'?); accepted: IN21K, IN21K_518, DINOV2_IN21K, DINOV2_IN21K_518
+'IN21K'?); accepted: IN21K, IN21K_518, IN21K_224, DINOV2_IN21K, DINOV2_IN21K_518
     """
     model = find_released(name, weights)
     target = cached_path(model, rasa=rasa)
@@ -77,8 +78,10 @@ def download_model(name: str, weights: str | None = None, *, rasa: bool = False)
             return target if target.is_file() else _fetch(model, target, rasa)
     except InputError as error:
         files = [target.name] if rasa else list(model.files)
+        withdrawn = isinstance(error, GoneError) and model.withdrawn
+        why = f"; {model.weights} was withdrawn upstream and is listed no more" if withdrawn else ""
         raise InputError(
-            f"{name} could not be downloaded: {error}. By hand: put {', '.join(files)} from "
+            f"{name} could not be downloaded: {error}{why}. By hand: put {', '.join(files)} from "
             f"{_folder(model)} into '{target.parent}' ({CACHE_VARIABLE} names another folder), or "
             "pass the path as weights="
         ) from error

@@ -11,6 +11,7 @@ from franca_fast.models.nested_head import (
     shared_prototypes,
 )
 from franca_fast.models.position_removal import ProjectedBackbone, RemovePositions
+from franca_fast.models.projected_encoder import ProjectedEncoder
 from franca_fast.models.vision_transformer import VisionTransformer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PROJECTIONS",
     "NestedPrototypeHead",
     "ProjectedBackbone",
+    "ProjectedEncoder",
     "RemovePositions",
     "VisionTransformer",
     "WeightNormPrototypes",

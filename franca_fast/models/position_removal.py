@@ -133,8 +133,15 @@ class ProjectedBackbone(VisionTransformer):
         outputs = super().get_intermediate_layers(x, n, reshape, return_class_token, norm)
         if not norm or not (isinstance(n, int) or self.depth - 1 in n):
             return outputs
-        *earlier, last = outputs
-        channel = 1 if reshape else -1
-        patches = last[0] if return_class_token else last
-        patches = self.rasa(patches.movedim(channel, -1)).movedim(-1, channel)
-        return (*earlier, (patches, last[1]) if return_class_token else patches)
+        return clean_last_block(outputs, self.rasa, reshape, return_class_token)
+
+
+def clean_last_block(
+    outputs: Sequence[Any], removal: RemovePositions, reshape: bool, return_class_token: bool
+) -> tuple[Any, ...]:
+    """Removes positions from the last entry of what `get_intermediate_layers` gave."""
+    *earlier, last = outputs
+    channel = 1 if reshape else -1
+    patches = last[0] if return_class_token else last
+    patches = removal(patches.movedim(channel, -1)).movedim(-1, channel)
+    return (*earlier, (patches, last[1]) if return_class_token else patches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from franca_fast.hub.projector import PositionProjector
-from franca_fast.models import ProjectedBackbone, RemovePositions
+from franca_fast.models import ProjectedBackbone, ProjectedEncoder, RemovePositions
 
 # The function, which is imported after its file and so keeps the name that both have.
 from franca_fast.rasa.fit import fit
@@ -15,6 +15,7 @@ __all__ = [
     "PositionProjector",
     "PositionReport",
     "ProjectedBackbone",
+    "ProjectedEncoder",
     "RemovePositions",
     "fit",
     "position_report",

@@ -19,7 +19,7 @@ from franca_fast.files import check_file, save_or_keep
 from franca_fast.hub.projector import PositionProjector
 from franca_fast.hub.projector_files import check_projector_output
 from franca_fast.hub.weight_files import SAFETENSORS_SUFFIX
-from franca_fast.models import ProjectedBackbone
+from franca_fast.models import ProjectedBackbone, ProjectedEncoder
 from franca_fast.paths import longest_name, shortened
 from franca_fast.rasa.image_crops import ImageCrops
 from franca_fast.rasa.patch_tokens import PatchFeatures, open_features
@@ -47,7 +47,7 @@ def fit(
 
     Args:
         model: an encoder with patch tokens (`forward_features` and `patch_size`), used on the
-            device it is on; or what `load_model` takes.
+            device it is on; or what `load_encoder` takes.
         images: image files, folders or shards, as `embed` takes them; labels play no part.
         settings: see `FitSettings`; None takes the paper's.
         output: also write the projector there (see `PositionProjector.save`). After every
@@ -102,7 +102,7 @@ def crops_of(encoder: Encoder, images: Source, settings: FitSettings) -> ImageCr
         InputError: no such images, a size that does not fit, or positions are removed from the
             encoder's tokens already.
     """
-    if isinstance(encoder, ProjectedBackbone):
+    if isinstance(encoder, (ProjectedBackbone, ProjectedEncoder)):
         raise InputError("model: removes positions already; accepted: one that does not")
     size = image_size_of(encoder, settings.img_size)
     return ImageCrops(

@@ -112,7 +112,7 @@ def position_report(
     a probe fits what is accidental, too).
 
     Args:
-        model: an encoder with patch tokens, used on the device it is on; or what `load_model`
+        model: an encoder with patch tokens, used on the device it is on; or what `load_encoder`
             takes.
         images: image files, folders or shards.
         projector: fitted to this model.

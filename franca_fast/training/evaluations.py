@@ -9,7 +9,8 @@ from franca_fast.config.schema import Config
 from franca_fast.errors import InputError
 from franca_fast.evaluation import embed, knn
 from franca_fast.evaluation.class_matching import check_sources
-from franca_fast.evaluation.protocol import Reading
+from franca_fast.evaluation.evaluate import find_protocol
+from franca_fast.evaluation.protocol import Reading, check_data
 from franca_fast.evaluation.requests import parse_request
 from franca_fast.models import VisionTransformer
 
@@ -72,6 +73,8 @@ def _protocols(config: Config, lines: list[str]) -> Evaluate:
             f"evaluation.protocols: two of the name '{twice[0]}'; accepted: names that differ, by "
             "name=NAME in a line"
         )
+    for request in requests:
+        check_data(find_protocol(request.protocol), request.sources)
     reading = Reading(decoding=_decoding(config))
 
     def evaluate(step: int, backbone: VisionTransformer) -> dict[str, float]:

@@ -17,6 +17,7 @@ from franca_fast.cli.common import (
 )
 from franca_fast.config import Config, list_recipes, load_config
 from franca_fast.errors import InputError
+from franca_fast.evaluation import Embeddings
 from franca_fast.rasa import PositionProjector
 from python_tests.hub.run_files import network_of, write_run
 
@@ -107,6 +108,42 @@ def test_every_verb_takes_a_checkpoint_and_says_that_a_run_has_no_export(
     assert run(*words(killed / "checkpoints" / "2", "b")).code == 0
     choice = ("--checkpoint", "newest", "--network", "student")
     assert run(*words(killed, "c"), *choice).code == 0
+
+
+@pytest.fixture
+def dinov3(tmp_path: Path) -> Path:
+    """A folder of DINOv3 as transformers writes it."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.DINOv3ViTConfig(
+        **sizes, intermediate_size=48, image_size=28, patch_size=7
+    )
+    transformers.DINOv3ViTModel(config).save_pretrained(tmp_path / "dinov3")
+    return tmp_path / "dinov3"
+
+
+def test_verbs_that_only_look_at_tokens_take_encoders_of_other_libraries(
+    run, fails, dinov3: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    source, quick = "FashionMNIST:split=TEST", ("--readout", "covariance", "--num-workers", "0")
+    projector = tmp_path / "rasa.safetensors"
+    assert run("rasa", "fit", dinov3, source, "--output", projector, *quick).code == 0
+    report = ("rasa", "report", dinov3, source, "--projector", projector, "--num-workers", "0")
+    assert run(*report, "--output", tmp_path / "report").code == 0
+    picture = ("visualize", "pca", dinov3, image_folder, "--output", tmp_path / "pca")
+    assert run(*picture).code == 0
+    features = {}
+    for name, more in (("raw", ()), ("clean", ("--rasa", projector))):
+        command = ("embed", dinov3, image_folder, "--pooling", "patch_mean", "--precision", "fp32")
+        assert run(*command, *more, "--output", tmp_path / f"{name}.npz").code == 0
+        features[name] = Embeddings.load(tmp_path / f"{name}.npz").features
+    expected = PositionProjector.from_files(projector).apply(features["raw"])
+    torch.testing.assert_close(features["clean"], expected, rtol=0, atol=1e-5)
+    for verb in ("export", "convert", "rasa"):
+        names = {"MODEL": dinov3, "PROJECTOR": projector}
+        words = [names.get(w, str(w).replace("OUT", str(tmp_path / "out"))) for w in VERBS[verb]]
+        assert "are for embed, eval, visualize, rasa fit and rasa report" in fails(*words)
 
 
 def test_checkpoint_options_that_do_not_fit(fails, killed: Path, tmp_path: Path) -> None:

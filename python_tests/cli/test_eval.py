@@ -12,12 +12,13 @@ def test_knn(run, model_file: Path, image_folder: Path, tmp_path: Path) -> None:
     outcome = run(*command, "--k", 1, 3, "--nested", "--output", tmp_path / "knn.json")
     assert outcome.code == 0
     result = json.loads((tmp_path / "knn.json").read_text())
-    assert list(result["accuracy"]) == ["2", "4", "8", "16", "32"]
-    assert result["accuracy"]["32"]["1"] == 100.0
+    assert list(result["figures"]) == ["2", "4", "8", "16", "32"]
+    assert result["figures"]["32"]["k=1"] == 100.0
     assert "100.0" in outcome.out
-    assert result["class_names"] == ["a", "b"]
-    images = result["test"]["images"]
+    assert result["data"]["test"]["class_names"] == ["a", "b"]
+    images = result["data"]["test"]["account"]
     assert images["found"] == images["used"] == len(list(image_folder.rglob("*.png")))
+    assert result["encoder"]["model"] == str(model_file)
 
 
 def test_the_precision_is_said_and_kept(
@@ -27,7 +28,50 @@ def test_the_precision_is_said_and_kept(
     outcome = run(*command, "--precision", "bf16", "--output", tmp_path / "knn.json")
     assert "features computed in bf16" in outcome.out
     result = json.loads((tmp_path / "knn.json").read_text())
-    assert [result[role]["precision"] for role in ("train", "test")] == ["bf16", "bf16"]
+    assert [result["data"][role]["precision"] for role in ("train", "test")] == ["bf16", "bf16"]
+
+
+def test_settings_widths_and_markdown(
+    run, model_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    command = ["eval", "knn", model_file, "--train", image_folder, "--test", image_folder]
+    options = ["--set", "ks=1", "--set", "temperature=0.1", "--dims", "4,16"]
+    outcome = run(*command, *options, "--output", tmp_path / "knn.md")
+    assert "settings that differ from the protocol's: ks (1,), temperature 0.1" in outcome.out
+    rows = [line.split()[0] for line in outcome.out.splitlines()[2:4]]
+    assert rows == ["4", "16"]
+    assert "| 16 | 100.0 |" in (tmp_path / "knn.md").read_text()
+
+
+def test_the_protocols_and_their_settings(run) -> None:
+    listed = run("eval", "--list").out
+    assert "knn" in listed and "--train --test" in listed and "in-context" in listed
+    settings = run("eval", "knn", "any", "--set", "help").out
+    assert "temperature" in settings and "0.07" in settings
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--set", "k"], "--set: 'k'; accepted: NAME=VALUE"),
+        (["--set", "kk=1"], "setting: 'kk'"),
+        (["--dims", "0"], "dims: '0'"),
+        (["--dims", "8", "--nested"], "not allowed with"),
+        (["--output", "a.csv"], "output: 'a.csv'; accepted: a suffix of .json, .md"),
+        (["--query", "absent"], "data of knn: 'query'"),
+    ],
+)
+def test_options_that_are_refused(fails, image_folder: Path, options: list[str], error) -> None:
+    command = ["eval", "knn", "absent", "--train", image_folder, "--test", image_folder]
+    assert error in fails(*command, *options)
+
+
+def test_an_unknown_protocol(fails) -> None:
+    assert "did you mean 'knn'" in fails("eval", "kn", "absent")
+
+
+def test_data_that_are_not_there_are_refused_before_the_model_is_loaded(fails) -> None:
+    assert "/absent" in fails("eval", "knn", "absent", "--train", "/absent", "--test", "/absent")
 
 
 def test_knn_without_labels(fails, model_file: Path, image_folder: Path) -> None:
@@ -71,4 +115,4 @@ def test_accuracies_are_printed_and_kept_when_they_cannot_be_written(
     assert "100.0" in outcome.out
     assert f"Read-only file system: {tmp_path / 'knn.json'}; what" in outcome.err
     assert str(kept) in outcome.err
-    assert json.loads(kept.read_text())["accuracy"]["32"]["1"] == 100.0
+    assert json.loads(kept.read_text())["figures"]["32"]["k=1"] == 100.0

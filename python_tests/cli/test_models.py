@@ -34,6 +34,8 @@ def test_list_says_what_is_cached(run, cached_file: Path) -> None:
     assert "0 MB" in cached and "research only (RAIL)" in cached
     assert "  no  " in other
     assert any("dinov2_vits14_reg" in line and "Apache-2.0" in line for line in lines)
+    withdrawn = [line.split()[1] for line in lines if line.endswith("pth (withdrawn upstream)")]
+    assert withdrawn == ["IN21K_518"]
     assert any(line.startswith("vit_large ") and "1215" in line for line in lines)
 
 

@@ -19,6 +19,7 @@ train.parallel train.shard_ranks
 train.timeout_minutes train.saveckp_freq train.checkpoint_every train.checkpoint_minutes
 train.checkpoint_keep train.log_every train.tensorboard train.wandb train.max_nonfinite_steps
 train.max_bad_fraction evaluation.eval_period_iterations evaluation.knn_train evaluation.knn_test
+evaluation.protocols
 """
 
 

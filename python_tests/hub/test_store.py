@@ -194,6 +194,21 @@ def test_offline_message_says_what_to_do(cache: Path, monkeypatch: pytest.Monkey
         assert part in message
 
 
+def test_weights_that_are_gone_are_said_to_be_withdrawn(server) -> None:
+    said = "IN21K_518 was withdrawn upstream"
+    with pytest.raises(InputError, match=rf"no file at .*\(HTTP 404\); {said}.* By hand: put"):
+        load_model("franca_vitb14", weights="IN21K_518")
+    with pytest.raises(InputError) as raised:  # not found either, but listed
+        load_model("franca_vitb14", weights="IN21K_224")
+    assert "withdrawn" not in str(raised.value)
+    server.statuses = [403]  # it may be there
+    with pytest.raises(InputError) as raised:
+        load_model("franca_vitb14", weights="IN21K_518")
+    assert "withdrawn" not in str(raised.value)
+    server.files["franca_vitb14_In21K_518.pth"] = released(model())
+    load_model("franca_vitb14", weights="IN21K_518")
+
+
 def test_rasa_file(server, cache: Path) -> None:
     server.files["franca_vitb14_In21K_rasa.pth"] = saved({"pos_pred.weight": torch.zeros(2, 32)})
     file = download_model("franca_vitb14", rasa=True)

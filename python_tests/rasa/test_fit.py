@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.knn import knn_predict
+from franca_fast.evaluation.image.knn import knn_predict
 from franca_fast.models import VisionTransformer, build_backbone
 from franca_fast.rasa import FitSettings, PositionProjector, fit
 from franca_fast.rasa.fit import fit_features, partial_path

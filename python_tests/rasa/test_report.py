@@ -15,11 +15,14 @@ from PIL import Image
 from franca_fast.data import fashion_mnist_shards
 from franca_fast.data.randomness import Purpose, permutation
 from franca_fast.errors import InputError
-from franca_fast.models import VisionTransformer, build_backbone
+from franca_fast.evaluation.encoders import as_encoder
+from franca_fast.hub import export_huggingface
+from franca_fast.models import ProjectedEncoder, VisionTransformer, build_backbone
 from franca_fast.rasa import FitSettings, PositionProjector, fit, position_report
 from franca_fast.rasa.fit import crops_of
 from franca_fast.rasa.patch_tokens import open_features
 from python_tests.data.files import write_folder
+from python_tests.evaluation.timm_stand_in import Transformer
 
 TRAIN, TEST = fashion_mnist_shards("train")[0], "FashionMNIST:split=TEST"
 SETTINGS = FitSettings(readout="covariance", epochs=10, num_workers=0)
@@ -141,3 +144,68 @@ def test_a_report_waits_for_no_step(fake_gpu: Callable[..., Any], tmp_path: Path
         "rasa/readout.py: error": 2 * (2 + 1),
         "rasa/report.py: position_report": 1,
     }
+
+
+def _dinov3(folder: Path) -> Any:
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.DINOv3ViTConfig(
+        **sizes, intermediate_size=48, image_size=28, patch_size=7, num_register_tokens=2
+    )
+    model = transformers.DINOv3ViTModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    # Positions turn queries and keys alone, so that little of a token depends on them.
+    torch.nn.init.normal_(model.embeddings.patch_embeddings.weight, std=0.01)
+    model.save_pretrained(folder / "dinov3")
+    return folder / "dinov3"
+
+
+def _dinov2(folder: Path) -> Any:
+    model = VisionTransformer(img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=2)
+    torch.nn.init.normal_(model.pos_embed, std=0.5)
+    return export_huggingface(model, folder / "dinov2")
+
+
+def _timm(folder: Path) -> Any:
+    return Transformer(dynamic_img_size=True).eval()
+
+
+class _Plain:
+    """No module, only what is asked of one: 8 colours of a patch, its place, and products."""
+
+    patch_size = 7
+
+    def forward_features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        corners = torch.nn.functional.avg_pool2d(images, (3, 7), (7, 7))
+        rows, columns = (torch.arange(side) / side for side in corners.shape[2:])
+        place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+        mixed = torch.cat([corners, corners**2, place + corners[:, :2]], 1)
+        return {"x_norm_patchtokens": mixed.flatten(2).transpose(1, 2)}
+
+
+def _plain(folder: Path) -> Any:
+    return _Plain()
+
+
+@pytest.mark.parametrize("build", [_dinov3, _dinov2, _timm, _plain])
+def test_positions_are_removed_from_encoders_of_every_kind(build: Any, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for i in range(80):
+        colour = torch.randint(240, (1, 1, 3), generator=generator)  # what a patch shows is little
+        pixels = (colour + torch.randint(16, (28, 28, 3), generator=generator)).to(torch.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{i}.png")
+    model = build(tmp_path)
+    settings = FitSettings(
+        readout="covariance", iterations=2, epochs=1, img_size=28, num_workers=0, batch_size=16
+    )
+    projector = fit(model, tmp_path / "images", settings)
+    report = position_report(model, tmp_path / "images", projector, settings)
+    assert report.before.ridge_r2 > 0.2
+    assert report.after.ridge_r2 < 0.02
+    clean = projector.attach(as_encoder(model))
+    assert isinstance(clean, VisionTransformer if build is _dinov2 else ProjectedEncoder)
+    with pytest.raises(InputError, match="removes positions already"):
+        fit(clean, tmp_path / "images", settings)

@@ -136,7 +136,7 @@ def _batches(
             yield batch.grids
 
     cells = size // check_patch_size(encoder, size)
-    shape = (len(data), cells, cells, _width(encoder, size))
+    shape = (len(data), cells, cells, patch_width(encoder, size))
     for _ in cache.keep(facts, shape, features()):
         yield shown.pop()
 
@@ -171,7 +171,8 @@ def _check_finite(grids: Tensor, names: tuple[str, ...]) -> None:
         )
 
 
-def _width(encoder: Encoder, size: int) -> int:
+def patch_width(encoder: Encoder, size: int) -> int:
+    """The width of the patch features."""
     with inference(encoder) as device:
         return patch_token_grid(encoder, torch.zeros(1, 3, size, size, device=device)).shape[-1]
 

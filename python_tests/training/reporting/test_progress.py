@@ -107,7 +107,7 @@ def test_an_error_counts_more_than_the_log_that_is_gone(tmp_path: Path) -> None:
 def test_what_every_evaluation_would_say_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logger = logging.getLogger("franca_fast.evaluation.knn")
+    logger = logging.getLogger("franca_fast.evaluation.image.knn")
     with run_log(tmp_path / "train.log", verbose=False):
         for text in ("a remark", "a remark", "another"):
             logger.warning("%s", text, extra={"once_in_a_run": True})

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from franca_fast.errors import InputError
+from franca_fast.evaluation.feature_cache import FeatureCache, weights_checksum
+
+FACTS = {"weights": "a", "size": 28}
+ROWS = torch.arange(24, dtype=torch.float32).reshape(6, 2, 2)
+
+
+def test_rows_come_back_and_count_once_they_are_there(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "new" / "folder")
+    passing = cache.keep(FACTS, ROWS.shape, iter(ROWS.split(2)))
+    assert torch.equal(next(passing), ROWS[:2])
+    assert cache.done(FACTS) == 2
+    passing.close()
+    assert torch.equal(cache.kept(FACTS, 2), ROWS[:2])
+    list(cache.keep(FACTS, ROWS.shape, iter(ROWS[2:].split(3))))
+    assert cache.done(FACTS) == 6 and torch.equal(cache.kept(FACTS, 6), ROWS)
+
+
+def test_other_facts_are_another_file(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    assert cache.path(FACTS, ".npy") != cache.path({**FACTS, "size": 29}, ".npy")
+    assert cache.path(FACTS, ".npy") == cache.path(dict(reversed(FACTS.items())), ".npy")
+    list(cache.keep(FACTS, ROWS.shape, iter([ROWS])))
+    assert cache.done({**FACTS, "weights": "b"}) == 0
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"rows": null}'])
+def test_a_damaged_count_is_no_count(tmp_path: Path, text: str) -> None:
+    cache = FeatureCache(tmp_path)
+    list(cache.keep(FACTS, ROWS.shape, iter([ROWS])))
+    cache.path(FACTS, ".json").write_text(text)
+    assert cache.done(FACTS) == 0
+    list(cache.keep(FACTS, ROWS.shape, iter([ROWS + 1])))
+    assert torch.equal(cache.kept(FACTS, 6), ROWS + 1)
+
+
+def test_features_that_were_cut_off_are_computed_again(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    list(cache.keep(FACTS, ROWS.shape, iter([ROWS])))
+    file = cache.path(FACTS, ".npy")
+    file.write_bytes(file.read_bytes()[:-8])
+    assert cache.done(FACTS) == 0
+
+
+def test_the_count_says_what_the_features_are(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    list(cache.keep(FACTS, ROWS.shape, iter([ROWS])))
+    assert json.loads(cache.path(FACTS, ".json").read_text()) == {**FACTS, "rows": 6}
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"features_cache: .*accepted: a folder"):
+        FeatureCache(tmp_path / "file" / "cache")
+
+
+def test_the_checksum_sees_names_values_and_buffers() -> None:
+    layer = torch.nn.BatchNorm1d(3)
+    sums = {weights_checksum(layer)}
+    layer.running_mean[0] = 1e-30
+    sums.add(weights_checksum(layer))
+    with torch.no_grad():
+        layer.weight[0] = 2
+    sums.add(weights_checksum(layer))
+    assert len(sums) == 3 and weights_checksum(layer) in sums
+    assert weights_checksum(lambda images: images) is None
