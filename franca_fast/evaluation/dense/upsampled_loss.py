@@ -13,7 +13,7 @@ from torch import Tensor
 from franca_fast.evaluation.dense.segmentation_crops import NOT_COUNTED
 from franca_fast.evaluation.dense.sliding_window import neighbours
 
-_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}  # upsampled logits in memory
+_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # upsampled logits in memory
 
 
 class UpsampledLoss:

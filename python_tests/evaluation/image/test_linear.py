@@ -213,6 +213,20 @@ def test_further_sets_and_those_that_lack_classes(
     assert same.figures[16]["few top-1"] == figures["few top-1"]
 
 
+def test_among_its_own_classes_a_set_of_one_class_is_always_right(
+    deep: VisionTransformer, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in COLOURS:
+        shutil.copytree(sets["test"] / name, tmp_path / f"only {name}" / name)
+    further = [tmp_path / f"only {name}" for name in COLOURS]
+    figures = run(deep, sets, {"learning_rates": (1e-9,)}, further=further).figures[16]
+    plain, among = (
+        [figures[f"only {name} top-1{kind}"] for name in COLOURS]
+        for kind in ("", " of its classes")
+    )
+    assert among == [100.0] * 3 and min(plain) < 100
+
+
 def test_heads_that_cannot_be_had_are_named(sets: dict[str, Path]) -> None:
     result = run(mean_colour, sets)
     assert result.details["3"]["heads"] == len(RATES)
@@ -230,6 +244,24 @@ def test_a_head_that_overflows_is_counted_and_does_not_count(
     assert [value is None for value in found] == [False, True, False, False] * 4
     with pytest.raises(InputError, match="no head stayed finite"):
         run(deep, sets, {"learning_rates": (1e300,)})
+
+
+def test_the_best_of_the_heads_that_stayed_finite_counts(
+    deep: VisionTransformer, sets: dict[str, Path]
+) -> None:
+    rates = (1e300, RATES[2], RATES[0])  # the first is not finite, and is not the best for it
+    result = run(deep, sets, {"learning_rates": rates})
+    found = [-1 if value is None else value for value in accuracies(result, 16)]
+    assert result.figures[16]["top-1"] == max(found) > 0
+    assert result.details["16"]["head"]["learning rate"] == rates[int(np.argmax(found)) % 3]
+
+
+def test_top_5_is_of_five_classes_and_of_all_where_there_are_fewer(tmp_path: Path) -> None:
+    for name in "abcdefgh":  # that nothing tells apart
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (14, 14), (90, 90, 90)).save(tmp_path / name / "0.png")
+    result = run(mean_colour, {"train": tmp_path, "test": tmp_path})
+    assert result.figures[3] == {"top-1": 12.5, "top-5": 62.5}
 
 
 def test_features_that_are_not_finite_are_refused(sets: dict[str, Path]) -> None:

@@ -84,6 +84,14 @@ def test_a_head_that_overflows_does_nothing_to_the_others_and_is_counted(place: 
     assert heads.n_not_finite[place] > 0 and not heads.n_not_finite[others].any()
 
 
+def test_a_loss_that_was_not_finite_once_is_not_forgotten() -> None:
+    heads = LinearHeads(2, 2, [0.1, 0.1], 0)
+    heads.bias[0] = torch.inf  # of the first head
+    heads.step(torch.ones(1, 2), torch.tensor([1]), 0.0)
+    heads.weight.zero_(), heads.bias.zero_()
+    assert heads.n_not_finite.tolist() == [1, 0] and heads.is_finite().tolist() == [False, True]
+
+
 def test_ranks_count_the_classes_before_the_right_one_and_break_ties_by_number() -> None:
     heads = LinearHeads(2, 4, [1.0, 1.0], 0)
     heads.weight.zero_()
