@@ -113,8 +113,8 @@ def linear(
         train: labelled images.
         test: labelled images whose classes `train` has.
         settings: the protocol's where None.
-        validation: chooses the head; None takes `test`, as DINOv2 does on ImageNet, and the result says
-            so.
+        validation: chooses the head; None takes `test`, as DINOv2 does on ImageNet, and the result
+            says so.
         further: other test sets for the chosen head; every source is one of its own. Where it lacks
             classes of `train`, the accuracy among its own classes is given besides.
         dims: values of m: every part of an input is cut to its first m entries. None takes the full
