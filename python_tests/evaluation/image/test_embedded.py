@@ -57,7 +57,5 @@ def test_shards_are_kept_by_their_files(
 
 def test_what_may_change_unseen_is_not_kept(model: VisionTransformer, tmp_path: Path) -> None:
     reading = Reading(features_cache=tmp_path)
-    with pytest.raises(
-        InputError, match=r"features_cache: with .https.*accepted: files"
-    ):
+    with pytest.raises(InputError, match=r"features_cache: with .https.*accepted: files"):
         embed_roles(model, {"train": ["https://host.invalid/a.tar"]}, None, None, reading)
