@@ -41,15 +41,17 @@ _PAD = 2  # black pixels around a garment's image, so that its outline closes
 _FINE = 4  # each pixel of a scene is the mean of so many squared
 _ENLARGED = 8  # times; a garment's image, before it is turned
 _NOISE = (((3, 4), 3), ((7, 9), 2), ((23, 29), 1))  # cells of the ground's noise, and its weight
+_BRIGHTEST = 64  # of the ground: what was learned of garments, which lie on black, is of use here
+_TINTS = (160, 255)  # of garments, in each colour
 
 
 class FashionScenes(SegmentedImages):
     """Garments of Fashion-MNIST on textured grounds, with the mask of their classes.
 
-    2 to 5 garments of random places, sizes, turns and tints, the later ones in front of the
-    earlier ones, on smooth coloured noise. A garment is what its outline encloses, dark parts and
-    the inside of a bag's handle too. A pixel belongs to the foremost garment that covers at least
-    half of it, so each has a label and none is ignored.
+    2 to 5 garments of random places, sizes, turns and pale tints, the later ones in front of the
+    earlier ones, on dark smooth noise. A garment is what its outline encloses, dark parts and the
+    inside of a bag's handle too. A pixel belongs to the foremost garment that covers at least half
+    of it, so each has a label and none is ignored.
 
     Args:
         split: "train" (200 scenes of the bundled training images) or "test" (100 of the others).
@@ -154,7 +156,7 @@ def _ground(numbers: NDArray[np.float64]) -> Image.Image:
     """Smooth coloured noise: a few grids of random colours, enlarged and averaged."""
     total, used = np.zeros((SIDE, SIDE, 3), np.int64), 0
     for (height, width), weight in _NOISE:
-        cells = (numbers[used : used + 3 * height * width] * 256).astype(np.uint8)
+        cells = (numbers[used : used + 3 * height * width] * _BRIGHTEST).astype(np.uint8)
         used += cells.size
         grid = Image.fromarray(cells.reshape(height, width, 3))
         total += weight * np.asarray(grid.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.int64)
@@ -224,6 +226,6 @@ def _grown(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _tinted(shade: Image.Image, numbers: NDArray[np.float64]) -> Image.Image:
     """Grey values as shades of a random colour, the darkest of which is not black."""
-    tint = 96 + (numbers * 160).astype(np.int64)
+    tint = np.array([_between(_TINTS, number) for number in numbers])
     grey = np.asarray(shade, np.int64)[..., None]
     return Image.fromarray((tint * (48 + grey * 207 // 255) // 255).astype(np.uint8))
