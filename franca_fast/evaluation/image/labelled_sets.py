@@ -52,9 +52,9 @@ def open_sets(
     """Opens labelled images of all roles and matches their classes by name.
 
     Args:
-        sources: what there is for "train", "test", maybe "validation", and "further", of which each source
-            is a set of its own, with the name of its file or folder, or its path where another set
-            has that name.
+        sources: what there is for "train", "test", maybe "validation", and "further", of which each
+            source is a set of its own, with the name of its file or folder, or its path where
+            another set has that name.
         decoding: `max_image_pixels` and `levels`, as `Reading` has them.
         class_list: a file with the name of a class on each line. In test sets whose classes are
             numbers, such as the folders 0 to 999 of ImageNet-V2, they are places in this list.
