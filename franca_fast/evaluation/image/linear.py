@@ -339,9 +339,9 @@ PROTOCOL = Protocol(
     LinearSettings,
     (
         Role("train", "labelled training images"),
-        Role("test", "labelled test images"),
         Role("val", "labelled images that choose the head (default: the test images)", False),
         Role("further", "further test sets, each source one of its own", False),
+        Role("test", "labelled test images"),
     ),
     _run,
 )
