@@ -75,6 +75,10 @@ class FashionScenes(SegmentedImages):
     def __repr__(self) -> str:
         return f"FashionScenes:split={self.split}:seed={self.seed}"
 
+    def fingerprint(self) -> str:
+        """The split and the seed, on which all depends."""
+        return repr(self)
+
     def load(self, i: int) -> tuple[Image.Image, Mask]:
         """Makes a scene; may be called from several threads.
 

@@ -48,9 +48,9 @@ class SegmentedImages(ABC):
                 neither a class nor `ignore`.
         """
 
+    @abstractmethod
     def fingerprint(self) -> str:
-        """Text that changes when the images or masks do; by default their names."""
-        return "\n".join([repr(self), *self.names])
+        """Text that changes when the images or masks do."""
 
 
 class _Renumbered(SegmentedImages):
@@ -65,6 +65,7 @@ class _Renumbered(SegmentedImages):
         return image, self._table[mask]
 
     def fingerprint(self) -> str:
+        """That of the images, and the numbers."""
         return f"{self._images.fingerprint()}\n{self._table.tolist()}"
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.encoders import Encoder
+from franca_fast.evaluation.encoders import Encoder, precision_of
 from franca_fast.files import write_json
 
 _VERSION = 1  # of what features of the same key are
@@ -34,6 +34,33 @@ def weights_checksum(encoder: Encoder) -> str | None:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def encoder_facts(encoder: Encoder, precision: str) -> dict[str, Any]:
+    """What the features of an image depend on besides the image.
+
+    Args:
+        encoder: a module.
+        precision: see `encoders.precision_of`.
+
+    Raises:
+        InputError: an encoder whose weights nobody can see.
+
+    Example:
+        >>> sorted(encoder_facts(nn.Linear(2, 2), "fp32"))
+        ['architecture', 'precision', 'weights']
+    """
+    weights = weights_checksum(encoder)
+    if weights is None:
+        raise InputError(
+            "features_cache: with an encoder that is no torch.nn.Module, so that nothing tells its "
+            "weights; accepted: a module, or no cache"
+        )
+    return {
+        "weights": weights,
+        "architecture": repr(getattr(encoder, "config", type(encoder).__name__)),
+        "precision": precision_of(encoder, precision),
+    }
 
 
 class FeatureCache:

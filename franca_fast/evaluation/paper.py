@@ -5,26 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-# Model -> figures, per cent, in the order of `_FIGURES`.
-_PAPER = {
-    "franca_vitb14": (79.5, 82.6, 89.4, 46.2, 76.7, 35.0, 37.5, 56.4),
-    "franca_vitl14": (81.6, 84.9, 90.5, 48.9, 79.5, 39.6, 47.4, 58.9),
-    "franca_vitg14": (83.0, 86.0, 90.2, 46.5, 76.7, 36.5, 39.4, 49.2),
-    "dinov2_vitb14": (82.1, 84.5, 90.2, 49.7, 77.1, 37.7, 39.2, 52.5),
-    "dinov2_vitl14": (83.5, 86.3, 90.3, 50.7, 74.6, 38.6, 26.5, 43.0),
-    "dinov2_vitg14": (83.1, 86.0, 90.6, 46.2, 73.7, 37.7, 19.5, 27.7),
-}
-# Protocol, the data set that its test images come from, and the figure's name in our results. The
-# paper does not say at which k its kNN figure was taken: DINOv2's is the best of the four.
-_FIGURES = (
-    ("knn", "ImageNet", "best k"),
-    ("linear", "ImageNet", "top-1"),
-    ("linear-segmentation", "VOCSegmentation", "mIoU"),
-    ("linear-segmentation", "ADE20K", "mIoU"),
-    ("in-context", "VOCSegmentation", "mIoU"),
-    ("in-context", "ADE20K", "mIoU"),
-    ("overclustering", "VOCSegmentation", "mIoU K=100"),
-    ("overclustering", "VOCSegmentation", "mIoU K=300"),
+_MODELS = (
+    *("franca_vitb14", "franca_vitl14", "franca_vitg14"),
+    *("dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14"),
+)
+# Protocol, what the test data are called, the figure's name in our results, and its value for each
+# of the models above; None where the paper has none. It does not say at which k its kNN figure was
+# taken: DINOv2's is the best of the four.
+_Row = tuple[str, str, str, tuple[float | None, ...]]
+_FIGURES: tuple[_Row, ...] = (
+    ("knn", "ImageNet:", "best k", (79.5, 81.6, 83.0, 82.1, 83.5, 83.1)),
+    ("linear", "ImageNet:", "top-1", (82.6, 84.9, 86.0, 84.5, 86.3, 86.0)),
+    ("linear-segmentation", "VOCSegmentation:", "mIoU", (89.4, 90.5, 90.2, 90.2, 90.3, 90.6)),
+    ("linear-segmentation", "ADE20K:", "mIoU", (46.2, 48.9, 46.5, 49.7, 50.7, 46.2)),
+    ("in-context", "VOCSegmentation:", "mIoU", (76.7, 79.5, 76.7, 77.1, 74.6, 73.7)),
+    ("in-context", "ADE20K:", "mIoU", (35.0, 39.6, 36.5, 37.7, 38.6, 37.7)),
+    ("overclustering", "VOCSegmentation:", "mIoU K=100", (37.5, 47.4, 39.4, 39.2, 26.5, 19.5)),
+    ("overclustering", "VOCSegmentation:", "mIoU K=300", (56.4, 58.9, 49.2, 52.5, 43.0, 27.7)),
+    ("keypoints", "SPair-71k:", "recall@0.10", (45.6, 51.76, None, 55.98, 56.92, None)),
+    ("video", "DAVIS:", "J&F", (70.6, 69.1, None, None, None, None)),
+    ("object-discovery", "VOC2007", "CorLoc", (53.2, 59.5, None, None, None, None)),
+    ("object-discovery", "VOC2012", "CorLoc", (59.1, 61.0, None, None, None, None)),
 )
 
 
@@ -36,7 +37,7 @@ def paper_figures(
     Args:
         model: as it was named; only released names are in the paper.
         protocol: its name.
-        sources: role -> sources; those of the last role are what is tested on.
+        sources: role -> sources; those of "test", or else of "data", are what is tested on.
 
     Returns:
         name of the figure -> per cent; empty where the paper has none.
@@ -46,12 +47,12 @@ def paper_figures(
         >>> paper_figures("franca_vitb14", "in-context", {"test": test})
         {'mIoU': 76.7}
     """
-    tested = [os.fspath(one) for one in [*sources.values()][-1]] if sources else []
-    data = tested[0].partition(":")[0] if len(tested) == 1 else ""
-    if model not in _PAPER or not data:
+    tested = [os.fspath(one) for one in sources.get("test", sources.get("data", ()))]
+    if model not in _MODELS or len(tested) != 1:
         return {}
+    place = _MODELS.index(model)
     return {
         figure: value
-        for (name, its_data, figure), value in zip(_FIGURES, _PAPER[model], strict=True)
-        if name == protocol and its_data == data
+        for name, data, figure, values in _FIGURES
+        if name == protocol and data in tested[0] and (value := values[place]) is not None
     }

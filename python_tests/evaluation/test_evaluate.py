@@ -92,3 +92,9 @@ def test_a_callable_is_enough(images: Path) -> None:
     data = {"train": images, "test": images}
     result = evaluate("knn", lambda x: torch.flatten(x, 1)[:, :64], data, {"img_size": "28"})
     assert list(result.figures) == [64] and "weights_sha256" not in result.encoder
+
+
+def test_features_of_a_callable_are_not_kept(images: Path, tmp_path: Path) -> None:
+    data, reading = {"train": images, "test": images}, Reading(features_cache=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"with an encoder that is no torch\.nn"):
+        evaluate("knn", lambda x: torch.flatten(x, 1)[:, :64], data, reading=reading)

@@ -15,6 +15,9 @@ def test_figures_of_the_specification() -> None:
     given = {"data": [VOC]}
     found = paper_figures("franca_vitb14", "overclustering", given)
     assert sorted(found.values()) == [37.5, 56.4]
+    given = {"data": ["data/VOCdevkit/VOC2012"]}
+    assert paper_figures("franca_vitb14", "object-discovery", given) == {"CorLoc": 59.1}
+    assert paper_figures("franca_vitg14", "object-discovery", given) == {}
 
 
 def test_other_models_and_data_have_none() -> None:
@@ -25,4 +28,4 @@ def test_other_models_and_data_have_none() -> None:
 
 
 def test_the_protocols_exist() -> None:
-    assert {name for name, _, _ in _FIGURES} <= set(protocols())
+    assert {name for name, *_ in _FIGURES} <= set(protocols())

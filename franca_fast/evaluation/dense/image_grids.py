@@ -16,9 +16,8 @@ from franca_fast.evaluation.encoders import (
     device_of,
     inference,
     patch_token_grid,
-    precision_of,
 )
-from franca_fast.evaluation.feature_cache import FeatureCache, weights_checksum
+from franca_fast.evaluation.feature_cache import FeatureCache, encoder_facts
 from franca_fast.evaluation.protocol import Reading, Source, Sources
 from franca_fast.spelling import spell
 
@@ -180,9 +179,7 @@ class _Cache:
             self._device = device_of(encoder)
             self._facts = {
                 "kind": f"grid of {extract.__name__}",
-                "weights": weights_checksum(encoder),
-                "architecture": repr(getattr(encoder, "config", None)),
-                "precision": precision_of(encoder, reading.precision),
+                **encoder_facts(encoder, reading.precision),
             }
 
     def kept(self, one: Prepared) -> Tensor | None:

@@ -29,8 +29,8 @@ from franca_fast.evaluation.dense.patch_grids import patch_grids
 from franca_fast.evaluation.dense.patch_labels import PatchLabels, class_map
 from franca_fast.evaluation.dense.search_progress import SearchProgress
 from franca_fast.evaluation.dense.segmentation_score import Confusion
-from franca_fast.evaluation.encoders import Encoder, precision_of
-from franca_fast.evaluation.feature_cache import weights_checksum
+from franca_fast.evaluation.encoders import Encoder
+from franca_fast.evaluation.feature_cache import encoder_facts
 from franca_fast.evaluation.protocol import Reading
 
 _TILES = 500_000_000  # bytes of the products that a search holds at a time
@@ -98,14 +98,12 @@ class Voting:
         self._progress = SearchProgress(
             reading.features_cache,
             {
-                "weights": weights_checksum(encoder) if reading.features_cache else None,
-                "architecture": repr(getattr(encoder, "config", None)),
+                **(encoder_facts(encoder, reading.precision) if reading.features_cache else {}),
                 "train": train.fingerprint(),
                 "test": test.fingerprint(),
                 "settings": plan.facts,
                 "dims": plan.dims,
                 "groups": [[rows.start, rows.stop] for rows in self.groups],
-                "precision": precision_of(encoder, reading.precision),
             },
         )
         self._confusions = {

@@ -21,9 +21,8 @@ from franca_fast.evaluation.encoders import (
     device_of,
     inference,
     patch_token_grid,
-    precision_of,
 )
-from franca_fast.evaluation.feature_cache import FeatureCache, weights_checksum
+from franca_fast.evaluation.feature_cache import FeatureCache, encoder_facts
 from franca_fast.evaluation.protocol import Reading
 from franca_fast.hub import check_img_size
 
@@ -180,9 +179,7 @@ def patch_width(encoder: Encoder, size: int) -> int:
 def _facts(encoder: Encoder, data: SegmentedImages, size: int, reading: Reading) -> dict[str, Any]:
     return {
         "kind": "patch grids",
-        "weights": weights_checksum(encoder),
-        "architecture": repr(getattr(encoder, "config", None)),
+        **encoder_facts(encoder, reading.precision),
         "data": data.fingerprint(),
         "size": size,
-        "precision": precision_of(encoder, reading.precision),
     }

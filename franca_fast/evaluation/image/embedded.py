@@ -11,8 +11,8 @@ from franca_fast.data.remote import RemoteShard
 from franca_fast.data.shards import ImageFiles
 from franca_fast.errors import InputError
 from franca_fast.evaluation.embeddings import Embeddings
-from franca_fast.evaluation.encoders import Encoder, image_size_of, precision_of
-from franca_fast.evaluation.feature_cache import FeatureCache, weights_checksum
+from franca_fast.evaluation.encoders import Encoder, image_size_of
+from franca_fast.evaluation.feature_cache import FeatureCache, encoder_facts
 from franca_fast.evaluation.features import embed
 from franca_fast.evaluation.protocol import Reading, Sources
 from franca_fast.spelling import spell
@@ -78,11 +78,9 @@ def _embedded(
         return compute()
     facts = {
         "kind": "embeddings",
-        "weights": weights_checksum(encoder),
-        "architecture": repr(getattr(encoder, "config", None)),
+        **encoder_facts(encoder, reading.precision),
         "data": _fingerprint(given),
         "size": [size, resize],
-        "precision": precision_of(encoder, reading.precision),
         "decoding": dict(reading.decoding),
     }
     file = FeatureCache(reading.features_cache).path(facts, ".safetensors")

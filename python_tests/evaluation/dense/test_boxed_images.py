@@ -20,6 +20,9 @@ class Given(SegmentedImages):
     def load(self, i: int) -> tuple[Image.Image, Mask]:
         return Image.new("RGB", self.mask.shape[::-1]), self.mask
 
+    def fingerprint(self) -> str:
+        return str(id(self))
+
 
 MASK = np.array([[0, 1, 1, 2], [0, 0, 2, 2], [1, 0, 0, 255]])
 
