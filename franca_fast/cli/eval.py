@@ -36,6 +36,7 @@ _ROLES = {
     "train": "images to learn from: the memory of kNN and in-context, the probes' training set",
     "test": "images to measure on",
     "validation": "images on which settings are chosen",
+    "further": "other sets to measure on, each by itself",
     "index": "images to search in",
     "query": "images to search with",
     "ood": "images of other kinds; each source is a set of its own",

@@ -96,7 +96,7 @@ def linear(
     test: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     settings: LinearSettings | None = None,
     *,
-    val: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    validation: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     further: Sequence[str | os.PathLike[str]] = (),
     dims: Sequence[int] | None = None,
     reading: Reading | None = None,
@@ -105,7 +105,7 @@ def linear(
 
     For each width of the features, 13 learning rates x CLS tokens of the last 1 or 4 blocks x
     without or with the mean of the patches: 52 heads, trained at once by SGD on one pass of the
-    network over each batch. The head that is best on `val` counts.
+    network over each batch. The head that is best on `validation` counts.
 
     Args:
         encoder: on its device. Without DINOv2's `get_intermediate_layers`, or with fewer blocks
@@ -113,7 +113,7 @@ def linear(
         train: labelled images.
         test: labelled images whose classes `train` has.
         settings: the protocol's where None.
-        val: chooses the head; None takes `test`, as DINOv2 does on ImageNet, and the result says
+        validation: chooses the head; None takes `test`, as DINOv2 does on ImageNet, and the result says
             so.
         further: other test sets for the chosen head; every source is one of its own. Where it lacks
             classes of `train`, the accuracy among its own classes is given besides.
@@ -123,7 +123,7 @@ def linear(
 
     Returns:
         figures "top-1" and "top-5" in per cent, for further sets with the set's name before; in
-        `details` the chosen heads and the accuracy of each on `val`.
+        `details` the chosen heads and the accuracy of each on `validation`.
 
     Raises:
         InputError: images without labels, classes that `train` lacks, features that are not finite,
@@ -137,7 +137,12 @@ def linear(
         >>> sorted(linear(model, shard, shard, small).figures[128])
         ['top-1', 'top-5']
     """
-    sources: dict[str, Any] = {"train": train, "test": test, "val": val, "further": list(further)}
+    sources: dict[str, Any] = {
+        "train": train,
+        "test": test,
+        "validation": validation,
+        "further": list(further),
+    }
     given = {
         role: [one] if isinstance(one, (str, os.PathLike)) else list(one)
         for role, one in sources.items()
@@ -168,18 +173,18 @@ def _run(
         name: _accuracies(encoder, one, heads, transform, reading, name)
         for name, one in tests.items()
     }
-    chooser = "val" if "val" in tests else "test"
+    chooser = "validation" if "validation" in tests else "test"
     figures, details = dict[int, dict[str, float]](), dict[str, Any]()
     for width in heads.widths:
         best = _best(found[chooser][width].top_1)
         figures[width] = {
             label: float(value)
             for name, one in tests.items()
-            if name != "val"
+            if name != "validation"
             for label, value in _figures(name, one, found[name][width], best, n_classes)
         }
         details[str(width)] = _described(heads, width, found[chooser][width].top_1, best, settings)
-    chosen_on = "test, as no val was given" if chooser == "test" else "val"
+    chosen_on = "test, as no validation was given" if chooser == "test" else "validation"
     facts = {name: one.described() for name, one in {"train": train, **tests}.items()}
     details |= {"chosen on": chosen_on, "classes": n_classes, "remarks": remarks}
     details |= {"img_size": size, "resize": resize}
@@ -339,7 +344,10 @@ PROTOCOL = Protocol(
     LinearSettings,
     (
         Role("train", "labelled training images"),
-        Role("val", "labelled images that choose the head (default: the test images)", False),
+        Role("test", "labelled test images"),
+        Role(
+            "validation", "labelled images that choose the head (default: the test images)", False
+        ),
         Role("further", "further test sets, each source one of its own", False),
         Role("test", "labelled test images"),
     ),

@@ -153,8 +153,8 @@ def test_there_are_52_heads_by_default(deep: VisionTransformer, sets: dict[str, 
 def test_threads_and_batches_of_the_network_change_nothing(
     deep: VisionTransformer, sets: dict[str, Path], reading: Reading
 ) -> None:
-    expected = run(deep, sets, dims=(4, 16), val=sets["val"])
-    found = run(deep, sets, dims=(4, 16), val=sets["val"], reading=reading)
+    expected = run(deep, sets, dims=(4, 16), validation=sets["val"])
+    found = run(deep, sets, dims=(4, 16), validation=sets["val"], reading=reading)
     assert found.figures == expected.figures and found.details == expected.details
 
 
@@ -184,14 +184,14 @@ def test_the_head_that_is_best_on_val_counts(
 ) -> None:
     on_test = run(deep, sets)
     on_val = run(deep, {**sets, "test": sets["val"]})
-    both = run(deep, sets, val=sets["val"])
-    assert on_test.details["chosen on"] == "test, as no val was given"
-    assert both.details["chosen on"] == "val"
+    both = run(deep, sets, validation=sets["val"])
+    assert on_test.details["chosen on"] == "test, as no validation was given"
+    assert both.details["chosen on"] == "validation"
     assert accuracies(both, 16) == accuracies(on_val, 16)
     chosen = int(np.argmax(accuracies(on_val, 16)))
     assert both.figures[16]["top-1"] == accuracies(on_test, 16)[chosen]
     assert set(both.figures[16]) == {"top-1", "top-5"}
-    assert set(both.data) == {"train", "val", "test"}
+    assert set(both.data) == {"train", "validation", "test"}
 
 
 def test_further_sets_and_those_that_lack_classes(
