@@ -52,15 +52,15 @@ def open_sets(
     """Opens labelled images of all roles and matches their classes by name.
 
     Args:
-        sources: what there is for "train", "test", maybe "val", and "further", of which each source
-            is a set of its own, with the name of its file or folder, or its path where another set
-            has that name.
+        sources: what there is for "train", "test", maybe "validation", and "further", of which each
+            source is a set of its own, with the name of its file or folder, or its path where
+            another set has that name.
         decoding: `max_image_pixels` and `levels`, as `Reading` has them.
         class_list: a file with the name of a class on each line. In test sets whose classes are
             numbers, such as the folders 0 to 999 of ImageNet-V2, they are places in this list.
 
     Returns:
-        the training set; and the others by name, "val" and "test" first.
+        the training set; and the others by name, "validation" and "test" first.
 
     Raises:
         InputError: images without labels, or a class that the training set lacks.
@@ -81,7 +81,7 @@ def open_sets(
     others = dict[str, LabelledSet]()
     for name, source in _named(sources).items():
         images = NumberedImages(source, settings)
-        matched = match_classes(known, _renamed(_labelled(name, images), names))
+        matched = match_classes(known, _renamed(_labelled(name, images), names), ("train", name))
         classes, labels = matched.train.unique(return_inverse=True)
         others[name] = _set(images, torch.searchsorted(classes, matched.test), matched.remarks)
     return _set(train, labels, []), others
@@ -89,11 +89,11 @@ def open_sets(
 
 def _named(sources: Mapping[str, Sources]) -> dict[str, Source | list[Source]]:
     given: dict[str, Source | list[Source]] = {
-        role: list(sources[role]) for role in ("val", "test") if role in sources
+        role: list(sources[role]) for role in ("validation", "test") if role in sources
     }
     for one in sources.get("further", ()):
         name = os.path.basename(os.path.normpath(os.fspath(one)))
-        if name in ("train", "val", "test") or name in given:
+        if name in ("train", "validation", "test") or name in given:
             name = os.fspath(one)
         if name in given:
             raise InputError(f"further: '{spell(name)}' twice; accepted: each set once")

@@ -49,8 +49,10 @@ def test_further_sets_have_the_names_of_their_folders(train: Path, tmp_path: Pat
 
 def test_val_and_test_may_be_several_sources_each(train: Path, tmp_path: Path) -> None:
     more = write_folder(tmp_path / "more", ["cow"], 3)
-    _, others = open_sets({"train": [train], "test": [train, more], "val": [more, train]}, {})
-    assert [len(others[name].labels) for name in ("val", "test")] == [11, 11]
+    _, others = open_sets(
+        {"train": [train], "test": [train, more], "validation": [more, train]}, {}
+    )
+    assert [len(others[name].labels) for name in ("validation", "test")] == [11, 11]
 
 
 def test_numbers_of_classes_are_places_in_the_list_of_classes(train: Path, tmp_path: Path) -> None:
