@@ -81,7 +81,7 @@ def open_sets(
     others = dict[str, LabelledSet]()
     for name, source in _named(sources).items():
         images = NumberedImages(source, settings)
-        matched = match_classes(known, _renamed(_labelled(name, images), names))
+        matched = match_classes(known, _renamed(_labelled(name, images), names), ("train", name))
         classes, labels = matched.train.unique(return_inverse=True)
         others[name] = _set(images, torch.searchsorted(classes, matched.test), matched.remarks)
     return _set(train, labels, []), others

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from franca_fast.data import eval_transform
+from franca_fast.data import eval_transform, open_source
 from franca_fast.data.numbered_images import (
     random_resized_crop,
     rgb,
@@ -343,12 +343,24 @@ PROTOCOL = Protocol(
     "linear classifiers on the CLS and mean patch features, trained with augmentation (DINOv2)",
     LinearSettings,
     (
-        Role("train", "labelled training images"),
-        Role("test", "labelled test images"),
+        Role("train", "labelled images to train on", opens=open_source),
         Role(
-            "validation", "labelled images that choose the head (default: the test images)", False
+            "test",
+            "the same; its classes are matched with those of train by name",
+            opens=open_source,
         ),
-        Role("further", "further test sets, each source one of its own", False),
+        Role(
+            "validation",
+            "labelled images on which the head is chosen (the test images)",
+            required=False,
+            opens=open_source,
+        ),
+        Role(
+            "further",
+            "further test sets for the chosen head; each source is a set of its own",
+            required=False,
+            opens=open_source,
+        ),
     ),
     _run,
 )
