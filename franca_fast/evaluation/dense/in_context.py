@@ -267,8 +267,8 @@ PROTOCOL = Protocol(
     summary="segmentation by nearest patches of labelled images (Hummingbird), mIoU",
     settings=InContextSettings,
     roles=(
-        Role("train", "images with masks that are the memory"),
-        Role("test", "images with masks to segment"),
+        Role("train", "images with masks that are the memory", opens=open_segmentation),
+        Role("test", "images with masks to segment", opens=open_segmentation),
     ),
     run=_run,
 )

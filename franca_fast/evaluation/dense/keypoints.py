@@ -306,6 +306,8 @@ PROTOCOL = Protocol(
     name=_NAME,
     summary="keypoints of an image found in others of its class (SPair-71k)",
     settings=KeypointSettings,
-    roles=(Role("data", "a SPair-71k folder, or SPair-71k:root=PATH:split=test"),),
+    roles=(
+        Role("data", "a SPair-71k folder, or SPair-71k:root=PATH:split=test", opens=open_spair),
+    ),
     run=_run,
 )

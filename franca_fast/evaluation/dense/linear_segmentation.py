@@ -247,6 +247,9 @@ PROTOCOL = Protocol(
     "linear-segmentation",
     "batch normalisation and a 1x1 convolution on patch tokens, mIoU of sliding windows",
     LinearSegmentationSettings,
-    (Role("train", "images with masks to train on"), Role("test", "images with masks to test on")),
+    (
+        Role("train", "images with masks to train on", opens=open_segmentation),
+        Role("test", "images with masks to test on", opens=open_segmentation),
+    ),
     _run,
 )

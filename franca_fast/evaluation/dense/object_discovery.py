@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from franca_fast.data.threads import in_order
+from franca_fast.data.transform import normalised
 from franca_fast.data.voc_boxes import Boxes
 from franca_fast.errors import InputError, did_you_mean
 from franca_fast.evaluation.dense.attention_keys import last_keys
@@ -25,7 +26,6 @@ from franca_fast.evaluation.dense.image_grids import (
     padded_to_patches,
     patch_size_of,
 )
-from franca_fast.evaluation.dense.patch_grids import normalized
 from franca_fast.evaluation.dense.token_cut import box_ious, box_of, token_cut
 from franca_fast.evaluation.encoders import Encoder, patch_token_grid
 from franca_fast.evaluation.extras import need
@@ -187,7 +187,7 @@ def _prepared(i: int, images: BoxedImages, img_size: int | None, patch_size: int
             f"image '{spell(images.names[i])}': {patches} patches; accepted: {_MOST_PATCHES} or "
             "fewer; the setting img_size scales images"
         )
-    pixels = padded_to_patches(normalized(image), patch_size)
+    pixels = padded_to_patches(normalised(image), patch_size)
     stamp = [*images.stamp(i), "padded", width, height]
     return Prepared(images.names[i], pixels, stamp, _Truth((height, width), boxes))
 
@@ -210,7 +210,11 @@ PROTOCOL = Protocol(
     summary="the main object of an image without training (TokenCut's CorLoc)",
     settings=ObjectDiscoverySettings,
     roles=(
-        Role("data", "a VOC folder, VOCDetection:root=PATH:split=trainval, or images with masks"),
+        Role(
+            "data",
+            "a VOC folder, VOCDetection:root=PATH:split=trainval, or images with masks",
+            opens=open_boxed_images,
+        ),
     ),
     run=_run,
 )

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from franca_fast.data.segmented_images import SegmentedImages
-from franca_fast.data.settings import CropSettings
 from franca_fast.data.threads import in_order
+from franca_fast.data.transform import normalised
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import (
     Encoder,
@@ -25,9 +24,6 @@ from franca_fast.evaluation.encoders import (
 from franca_fast.evaluation.feature_cache import FeatureCache, encoder_facts
 from franca_fast.evaluation.protocol import Reading
 from franca_fast.hub import check_img_size
-
-_MEAN = torch.tensor(CropSettings.mean)[:, None, None]
-_STD = torch.tensor(CropSettings.std)[:, None, None]
 
 
 @dataclass
@@ -100,13 +96,7 @@ def check_patch_size(encoder: Encoder, size: int) -> int:
 def square(image: Image.Image, size: int) -> Tensor:
     """An image squashed to a square and normalised, float32 [3, size, size]."""
     resized = image.resize((size, size), Image.Resampling.BICUBIC)
-    return normalized(resized)
-
-
-def normalized(image: Image.Image) -> Tensor:
-    """An RGB image with ImageNet's mean and standard deviation taken out, float32 [3, H, W]."""
-    levels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-    return (levels / 255 - _MEAN) / _STD
+    return normalised(resized)
 
 
 def _batches(

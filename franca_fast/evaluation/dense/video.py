@@ -20,6 +20,7 @@ from tqdm import tqdm
 from franca_fast.data.benchmark_files import file_stamp, rgb_image
 from franca_fast.data.davis import Video, open_davis
 from franca_fast.data.segmented_images import VOID, Mask
+from franca_fast.data.transform import normalised
 from franca_fast.errors import InputError
 from franca_fast.evaluation.dense.image_grids import (
     Prepared,
@@ -29,7 +30,6 @@ from franca_fast.evaluation.dense.image_grids import (
 )
 from franca_fast.evaluation.dense.label_propagation import label_map, propagate_labels
 from franca_fast.evaluation.dense.mask_measures import contour_accuracy, region_similarity
-from franca_fast.evaluation.dense.patch_grids import normalized
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.extras import need
 from franca_fast.evaluation.protocol import (
@@ -254,7 +254,7 @@ def _prepared(
     file = one.frames[t]
     image = rgb_image(file, reading.decoding)
     size = frame_size(image.size, settings.img_size, patch_size)
-    pixels = normalized(image.resize(size, Image.Resampling.BILINEAR))
+    pixels = normalised(image.resize(size, Image.Resampling.BILINEAR))
     return Prepared(str(file), pixels, [*file_stamp(file), "bilinear", *size], image.size)
 
 
@@ -275,6 +275,6 @@ PROTOCOL = Protocol(
     name=_NAME,
     summary="objects of a video followed from its first frame (DAVIS-2017)",
     settings=VideoSettings,
-    roles=(Role("data", "a DAVIS-2017 folder, or DAVIS:root=PATH:split=val"),),
+    roles=(Role("data", "a DAVIS-2017 folder, or DAVIS:root=PATH:split=val", opens=open_davis),),
     run=_run,
 )
