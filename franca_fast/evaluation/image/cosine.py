@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_SIMILARITIES_AT_ONCE = 2**25  # queries x memory held at once, 128 MiB of float32
+_SIMILARITIES_AT_ONCE = 2**27  # queries x memory held at once, 512 MiB of float32
 _NUMBERS_AT_ONCE = 2**25  # of features, 256 MiB of float64
 
 
