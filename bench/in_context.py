@@ -194,6 +194,10 @@ class NumberedImages(SegmentedImages):
     def __repr__(self) -> str:
         return f"numbered images of {self._size} pixels"
 
+    def fingerprint(self) -> str:
+        """The numbers and the size."""
+        return "\n".join([repr(self), *self.names])
+
     def load(self, i: int) -> tuple[Image.Image, Any]:
         """See `SegmentedImages.load`."""
         number, size = self._first + i, self._size
