@@ -35,10 +35,10 @@ from bench.turns import peak_bytes
 from franca_fast.benchmarks.measure import machine
 from franca_fast.data.segmented_images import SegmentedImages
 from franca_fast.data.settings import CropSettings
-from franca_fast.evaluation.dense import search_progress
 from franca_fast.evaluation.dense.in_context import InContextSettings, in_context
-from franca_fast.evaluation.dense.memory_search import Neighbours, bytes_per_query
-from franca_fast.evaluation.dense.memory_voting import fixed_bytes, query_groups
+from franca_fast.evaluation.dense.memory import progress as search_progress
+from franca_fast.evaluation.dense.memory.search import Neighbours, bytes_per_query
+from franca_fast.evaluation.dense.memory.voting import fixed_bytes, query_groups
 from franca_fast.evaluation.protocol import Reading
 from franca_fast.files import write_json, write_text
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import in_context
-from franca_fast.evaluation.dense import search_progress
+from franca_fast.evaluation.dense.memory import progress as search_progress
 from franca_fast.evaluation.dense.patch_grids import square
 
 SMALL = ["--images", "120", "--query-images", "2", "--size", "28", "--width", "16"]

@@ -16,9 +16,9 @@ from typing import Any
 from franca_fast.data import open_segmentation
 from franca_fast.data.segmented_images import SegmentedImages, matched_masks
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.memory_images import Augmentation
-from franca_fast.evaluation.dense.memory_stream import MemoryStream
-from franca_fast.evaluation.dense.memory_voting import Plan, Voting
+from franca_fast.evaluation.dense.memory.images import Augmentation
+from franca_fast.evaluation.dense.memory.stream import MemoryStream
+from franca_fast.evaluation.dense.memory.voting import Plan, Voting
 from franca_fast.evaluation.dense.patch_grids import check_patch_size, patch_width
 from franca_fast.evaluation.dense.segmentation_score import Confusion
 from franca_fast.evaluation.encoders import Encoder, as_encoder
@@ -126,7 +126,7 @@ def in_context(
         >>> from franca_fast.models import build_backbone
         >>> model = build_backbone("vit_nano", depth=1, patch_size=14, img_size=28)
         >>> scenes = open_segmentation("FashionScenes:split=TEST")
-        >>> from franca_fast.evaluation.dense.memory_images import Part
+        >>> from franca_fast.evaluation.dense.memory.images import Part
         >>> few = Part(scenes, range(4))
         >>> settings = InContextSettings(img_size=112, augmentation=False, k=1)
         >>> in_context(model, few, few, settings).figures[128]["mIoU"] > 50

@@ -21,23 +21,27 @@ from franca_fast.data.threads import in_order
 from franca_fast.data.transform import normalised
 from franca_fast.errors import InputError
 from franca_fast.evaluation.dense.patch_grids import check_patch_size
-from franca_fast.evaluation.dense.segmentation_crops import (
+from franca_fast.evaluation.dense.probe.crops import (
     CropSize,
     Targets,
     random_crop,
     scaled_size,
 )
-from franca_fast.evaluation.dense.segmentation_heads import (
+from franca_fast.evaluation.dense.probe.heads import (
     SegmentationHeads,
     dropout,
     train_step,
 )
-from franca_fast.evaluation.dense.segmentation_recipes import (
+from franca_fast.evaluation.dense.probe.recipes import (
     LinearSegmentationSettings,
     SegmentationRecipe,
 )
+from franca_fast.evaluation.dense.probe.sliding_window import (
+    Windows,
+    upsampled_argmax,
+    windows_over,
+)
 from franca_fast.evaluation.dense.segmentation_score import Confusion
-from franca_fast.evaluation.dense.sliding_window import Windows, upsampled_argmax, windows_over
 from franca_fast.evaluation.encoders import Encoder, inference, patch_token_grid
 from franca_fast.evaluation.image.linear_heads import cosine
 from franca_fast.evaluation.protocol import Protocol, Reading, Role, Sources, check_dims

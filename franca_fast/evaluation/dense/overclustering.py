@@ -17,7 +17,7 @@ from tqdm import tqdm
 from franca_fast.data.segmentation import open_segmentation
 from franca_fast.data.segmented_images import SegmentedImages
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.cluster_matching import (
+from franca_fast.evaluation.dense.clusters.matching import (
     Matching,
     confusion_of,
     hungarian,
@@ -25,16 +25,16 @@ from franca_fast.evaluation.dense.cluster_matching import (
     many_to_one_precision,
     precision_then_hungarian,
 )
-from franca_fast.evaluation.dense.patch_grids import check_patch_size, patch_grids
-from franca_fast.evaluation.dense.pixel_clusters import KMeans, cluster_counts
-from franca_fast.evaluation.dense.segmentation_score import ABSENT
-from franca_fast.evaluation.dense.upsampled_pixels import (
+from franca_fast.evaluation.dense.clusters.pixel_clusters import KMeans, cluster_counts
+from franca_fast.evaluation.dense.clusters.upsampled_pixels import (
     PixelComponents,
     PixelMoments,
     Pixels,
     labels_at,
     pixel_components,
 )
+from franca_fast.evaluation.dense.patch_grids import check_patch_size, patch_grids
+from franca_fast.evaluation.dense.segmentation_score import ABSENT
 from franca_fast.evaluation.encoders import Encoder, as_encoder, device_of
 from franca_fast.evaluation.extras import need
 from franca_fast.evaluation.protocol import Protocol, Reading, Role, Source, Sources, check_dims

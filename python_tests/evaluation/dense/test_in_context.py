@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense import memory_stream, memory_voting
 from franca_fast.evaluation.dense.in_context import (
     PROTOCOL,
     THEIRS,
@@ -19,7 +18,9 @@ from franca_fast.evaluation.dense.in_context import (
     in_context,
     open_hummingbird_miou,
 )
-from franca_fast.evaluation.dense.patch_labels import class_map
+from franca_fast.evaluation.dense.memory import stream as memory_stream
+from franca_fast.evaluation.dense.memory import voting as memory_voting
+from franca_fast.evaluation.dense.memory.patch_labels import class_map
 from franca_fast.evaluation.dense.segmentation_score import Confusion
 from franca_fast.evaluation.evaluate import evaluate
 from franca_fast.evaluation.protocol import Reading

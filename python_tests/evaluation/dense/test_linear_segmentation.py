@@ -20,9 +20,9 @@ from franca_fast.data.numbered_images import shuffled_without_end
 from franca_fast.data.transform import normalised
 from franca_fast.errors import InputError
 from franca_fast.evaluation.dense.linear_segmentation import linear_segmentation
-from franca_fast.evaluation.dense.segmentation_crops import CropSize, random_crop, scaled_size
-from franca_fast.evaluation.dense.segmentation_heads import SegmentationHeads, dropout
-from franca_fast.evaluation.dense.segmentation_recipes import LinearSegmentationSettings
+from franca_fast.evaluation.dense.probe.crops import CropSize, random_crop, scaled_size
+from franca_fast.evaluation.dense.probe.heads import SegmentationHeads, dropout
+from franca_fast.evaluation.dense.probe.recipes import LinearSegmentationSettings
 from franca_fast.evaluation.evaluate import evaluate
 from franca_fast.evaluation.protocol import Reading
 from franca_fast.evaluation.result import Result

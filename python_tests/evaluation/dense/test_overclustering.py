@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from franca_fast.data.segmented_images import Mask, SegmentedImages
 from franca_fast.errors import InputError
 from franca_fast.evaluation import Reading, evaluate
+from franca_fast.evaluation.dense.clusters.pixel_clusters import KMeans
 from franca_fast.evaluation.dense.overclustering import OverclusteringSettings, overclustering
-from franca_fast.evaluation.dense.pixel_clusters import KMeans
 from franca_fast.evaluation.result import Result
 from franca_fast.models import VisionTransformer
-from python_tests.evaluation.dense.test_pixel_clusters import golden_patches
+from python_tests.evaluation.dense.clusters.test_pixel_clusters import golden_patches
 from python_tests.evaluation.golden import arrays, values
 
 PATCH, SIDE = 4, 32  # 8 x 8 patches

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from franca_fast.evaluation.dense.pixel_clusters import KMeans, cluster_counts, nearest
-from franca_fast.evaluation.dense.upsampled_pixels import PixelMoments, Pixels, pixel_components
+from franca_fast.evaluation.dense.clusters.pixel_clusters import KMeans, cluster_counts, nearest
+from franca_fast.evaluation.dense.clusters.upsampled_pixels import (
+    PixelMoments,
+    Pixels,
+    pixel_components,
+)
 from python_tests.evaluation.golden import arrays
 
 

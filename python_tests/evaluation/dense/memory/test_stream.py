@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense import memory_stream
-from franca_fast.evaluation.dense.memory_images import Augmentation
-from franca_fast.evaluation.dense.memory_search import unit_rows
-from franca_fast.evaluation.dense.memory_stream import MemoryStream, patch_noise
+from franca_fast.evaluation.dense.memory import stream as memory_stream
+from franca_fast.evaluation.dense.memory.images import Augmentation
+from franca_fast.evaluation.dense.memory.search import unit_rows
+from franca_fast.evaluation.dense.memory.stream import MemoryStream, patch_noise
 from franca_fast.evaluation.protocol import Reading
 from python_tests.evaluation.dense.in_context_sets import KnownEncoder, KnownImages
 from python_tests.evaluation.golden import arrays, values

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from franca_fast.evaluation.dense.segmentation_crops import NOT_COUNTED
-from franca_fast.evaluation.dense.sliding_window import neighbours
+from franca_fast.evaluation.dense.probe.crops import NOT_COUNTED
+from franca_fast.evaluation.dense.probe.sliding_window import neighbours
 
 _AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # upsampled logits in memory
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from franca_fast.evaluation.dense import search_progress
-from franca_fast.evaluation.dense.search_progress import SearchProgress
+from franca_fast.evaluation.dense.memory import progress as search_progress
+from franca_fast.evaluation.dense.memory.progress import SearchProgress
 
 FACTS = {"weights": "ab", "k": 30}
 STATE = {"numbers": torch.arange(4).view(2, 2).T, "similarity": torch.rand(2, 2).double()}

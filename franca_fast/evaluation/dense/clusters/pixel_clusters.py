@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from franca_fast.evaluation.dense.upsampled_pixels import Pixels
+from franca_fast.evaluation.dense.clusters.upsampled_pixels import Pixels
 from franca_fast.evaluation.extras import need
 
 _AT_ONCE = 4  # images whose pixels are assigned to clusters together

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from franca_fast.evaluation.dense.segmentation_crops import NOT_COUNTED
-from franca_fast.evaluation.dense.segmentation_heads import (
+from franca_fast.evaluation.dense.probe.crops import NOT_COUNTED
+from franca_fast.evaluation.dense.probe.heads import (
     SegmentationHeads,
     dropout,
     train_step,

@@ -14,10 +14,10 @@ import torch
 
 from franca_fast.data.segmented_images import SegmentedImages
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense import memory_stream, memory_voting, search_progress
 from franca_fast.evaluation.dense.in_context import InContextSettings, in_context
-from franca_fast.evaluation.dense.memory_search import Neighbours, bytes_per_query
-from franca_fast.evaluation.dense.memory_voting import query_groups
+from franca_fast.evaluation.dense.memory import progress, stream, voting
+from franca_fast.evaluation.dense.memory.search import Neighbours, bytes_per_query
+from franca_fast.evaluation.dense.memory.voting import query_groups
 from franca_fast.evaluation.protocol import Reading
 from franca_fast.evaluation.result import Result
 from python_tests.evaluation.dense.in_context_sets import KnownImages, MeanColours
@@ -93,14 +93,14 @@ def test_groups_of_queries_change_nothing(
     fit: int, whole: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = lambda n, *_: [range(i, min(i + fit, n)) for i in range(0, n, fit)]  # noqa: E731
-    monkeypatch.setattr(memory_voting, "query_groups", groups)
+    monkeypatch.setattr(voting, "query_groups", groups)
     grouped = evaluated()
     assert grouped.details["groups_of_queries"] == -(-5 // fit) > 1
     assert same(grouped, whole)
 
 
 def test_the_memory_is_what_was_asked_for() -> None:
-    fixed = memory_voting._TILES
+    fixed = voting._TILES
     per_image = 16 * sum(bytes_per_query(m, 4) for m in DIMS)
     assert query_groups(5, per_image, fixed, (fixed + 2.5 * per_image) / 1e9) == [
         range(0, 2), range(2, 4), range(4, 5),
@@ -122,9 +122,9 @@ class Interrupted(Exception):
 def test_an_interrupted_search_goes_on_with_the_same_result(
     grouped: bool, after: int, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_progress, "SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0)
     if grouped:
-        monkeypatch.setattr(memory_voting, "query_groups", lambda *_: [range(0, 3), range(3, 5)])
+        monkeypatch.setattr(voting, "query_groups", lambda *_: [range(0, 3), range(3, 5)])
     add, calls = Neighbours.add, 0
 
     def counted(self: Neighbours, memory: torch.Tensor, numbers: torch.Tensor) -> None:
@@ -149,9 +149,9 @@ def test_an_interrupted_search_goes_on_with_the_same_result(
 def test_the_progress_of_other_settings_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Result
 ) -> None:
-    monkeypatch.setattr(search_progress, "SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(memory_voting, "class_map", _interrupt)
+        patch.setattr(voting, "class_map", _interrupt)
         other = scenes(3, 101)
         with pytest.raises(Interrupted):
             evaluated(train=other, features_cache=tmp_path)
@@ -166,8 +166,8 @@ def _interrupt(*_: object) -> None:
 
 CHILD = """
 import sys, time
-from python_tests.evaluation.dense import test_memory_voting as tests
-tests.search_progress.SECONDS_BETWEEN_SAVES = 0
+from python_tests.evaluation.dense.memory import test_voting as tests
+tests.progress.SECONDS_BETWEEN_SAVES = 0
 add = tests.Neighbours.add
 def slow(self, memory, numbers):
     time.sleep(0.2)
@@ -181,7 +181,7 @@ def test_a_killed_search_goes_on_with_the_same_result(
     whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of its own, which takes some seconds to start."""
-    root = str(Path(memory_stream.__file__).parents[3])
+    root = str(Path(stream.__file__).parents[4])
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path)], env={**os.environ, "PYTHONPATH": root}
     )

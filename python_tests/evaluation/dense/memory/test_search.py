@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.memory_search import (
+from franca_fast.evaluation.dense.memory.search import (
     NOTHING,
     Neighbours,
     attention_weights,
@@ -19,7 +19,7 @@ from franca_fast.evaluation.dense.memory_search import (
     unit_rows,
 )
 
-MODULE = importlib.import_module("franca_fast.evaluation.dense.memory_search")
+MODULE = importlib.import_module("franca_fast.evaluation.dense.memory.search")
 SHAPES = [(1, 1, 1, 1), (7, 5, 3, 9), (13, 101, 17, 30), (64, 33, 1, 4), (30, 257, 48, 7)]
 
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from franca_fast.data.randomness import Purpose, uniforms
 from franca_fast.data.segmented_images import SegmentedImages
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.memory_images import Augmentation, MemoryImages, Part
-from franca_fast.evaluation.dense.patch_grids import PatchBatch, check_patch_size, patch_grids
-from franca_fast.evaluation.dense.patch_labels import (
+from franca_fast.evaluation.dense.memory.images import Augmentation, MemoryImages, Part
+from franca_fast.evaluation.dense.memory.patch_labels import (
     PatchLabels,
     kept_patches,
     nearest_indices,
     patch_class_counts,
     patch_scores,
 )
+from franca_fast.evaluation.dense.patch_grids import PatchBatch, check_patch_size, patch_grids
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.protocol import Reading
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from franca_fast.data.randomness import Purpose, uniforms
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.memory_images import (
+from franca_fast.evaluation.dense.memory.images import (
     Augmentation,
     MemoryImages,
     Part,

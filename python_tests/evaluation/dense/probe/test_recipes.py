@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.segmentation_recipes import (
+from franca_fast.evaluation.dense.probe.recipes import (
     LinearSegmentationSettings,
     SegmentationRecipe,
 )

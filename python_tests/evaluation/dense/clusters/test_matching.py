@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from franca_fast.evaluation.dense.cluster_matching import (
+from franca_fast.evaluation.dense.clusters.matching import (
     confusion_of,
     hungarian,
     many_to_one_iou,

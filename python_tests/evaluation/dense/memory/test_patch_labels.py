@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.patch_labels import (
+from franca_fast.evaluation.dense.memory.patch_labels import (
     PatchLabels,
     class_map,
     kept_patches,
@@ -146,7 +146,7 @@ def plain_map(soft: torch.Tensor, height: int, width: int) -> list[list[int]]:
 def test_class_map_equals_loops_whatever_is_held_at_a_time(
     h: int, w: int, height: int, width: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("franca_fast.evaluation.dense.patch_labels")
+    module = importlib.import_module("franca_fast.evaluation.dense.memory.patch_labels")
     monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", at_once)
     soft = torch.rand(h, w, 5, dtype=torch.float64)
     soft[..., [1, 3]] = 0  # classes that occur nowhere
@@ -157,7 +157,7 @@ def test_class_map_equals_loops_whatever_is_held_at_a_time(
 def test_of_equal_classes_the_first_one_counts(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("franca_fast.evaluation.dense.patch_labels")
+    module = importlib.import_module("franca_fast.evaluation.dense.memory.patch_labels")
     monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", at_once)
     soft = torch.tensor([0.1, 0.3, 0.3, 0.3]).expand(2, 2, 4)
     assert class_map(soft, (3, 3)).unique().tolist() == [1]

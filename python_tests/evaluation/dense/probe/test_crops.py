@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from franca_fast.data.transform import normalised
-from franca_fast.evaluation.dense.segmentation_crops import (
+from franca_fast.evaluation.dense.probe.crops import (
     NOT_COUNTED,
     CropSize,
     Targets,

@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from franca_fast.data.randomness import Purpose, uniforms
 from franca_fast.data.segmented_images import Mask, SegmentedImages
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.patch_labels import nearest_indices
+from franca_fast.evaluation.dense.memory.patch_labels import nearest_indices
 
 _ATTEMPTS = 10
 _ASPECTS = (3 / 4, 4 / 3)

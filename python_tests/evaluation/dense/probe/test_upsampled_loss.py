@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from franca_fast.evaluation.dense import upsampled_loss
-from franca_fast.evaluation.dense.segmentation_crops import NOT_COUNTED
-from franca_fast.evaluation.dense.upsampled_loss import UpsampledLoss
+from franca_fast.evaluation.dense.probe import upsampled_loss
+from franca_fast.evaluation.dense.probe.crops import NOT_COUNTED
+from franca_fast.evaluation.dense.probe.upsampled_loss import UpsampledLoss
 
 # Finer, equal, and coarser on one side; single rows and columns.
 CASES = [

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from franca_fast.evaluation.dense import sliding_window
-from franca_fast.evaluation.dense.sliding_window import upsampled_argmax, windows_over
+from franca_fast.evaluation.dense.probe import sliding_window
+from franca_fast.evaluation.dense.probe.sliding_window import upsampled_argmax, windows_over
 
 # Larger than a window and smaller, also along one side alone, and of no multiple of anything.
 SHAPES = [(12, 12), (31, 17), (12, 40), (5, 30), (7, 9), (1, 1)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from franca_fast.evaluation.dense.upsampled_pixels import (
+from franca_fast.evaluation.dense.clusters.upsampled_pixels import (
     PixelMoments,
     Pixels,
     labels_at,

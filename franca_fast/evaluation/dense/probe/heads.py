@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from franca_fast.data.randomness import Purpose, derived_seed
-from franca_fast.evaluation.dense.segmentation_crops import NOT_COUNTED
-from franca_fast.evaluation.dense.upsampled_loss import UpsampledLoss
+from franca_fast.evaluation.dense.probe.crops import NOT_COUNTED
+from franca_fast.evaluation.dense.probe.upsampled_loss import UpsampledLoss
 
 _INITIAL_STD = 0.01
 

@@ -17,17 +17,17 @@ from torch import Tensor
 from franca_fast.data.segmented_images import SegmentedImages
 from franca_fast.data.threads import in_order
 from franca_fast.errors import InputError
-from franca_fast.evaluation.dense.memory_images import Part
-from franca_fast.evaluation.dense.memory_search import (
+from franca_fast.evaluation.dense.memory.images import Part
+from franca_fast.evaluation.dense.memory.patch_labels import PatchLabels, class_map
+from franca_fast.evaluation.dense.memory.progress import SearchProgress
+from franca_fast.evaluation.dense.memory.search import (
     Neighbours,
     attention_weights,
     bytes_per_query,
     unit_rows,
 )
-from franca_fast.evaluation.dense.memory_stream import MemoryStream
+from franca_fast.evaluation.dense.memory.stream import MemoryStream
 from franca_fast.evaluation.dense.patch_grids import patch_grids
-from franca_fast.evaluation.dense.patch_labels import PatchLabels, class_map
-from franca_fast.evaluation.dense.search_progress import SearchProgress
 from franca_fast.evaluation.dense.segmentation_score import Confusion
 from franca_fast.evaluation.encoders import Encoder
 from franca_fast.evaluation.feature_cache import encoder_facts

@@ -1,0 +1,1 @@
+"""Clusters of pixels and the classes that they stand for."""
