@@ -113,10 +113,15 @@ def read_mask(file: Path) -> Mask:
         int64 [height, width].
 
     Raises:
-        InputError: it cannot be read, or has colours.
+        InputError: it cannot be read, has colours, or is a JPEG.
     """
     try:
         with Image.open(file) as image:
+            if image.format == "JPEG":  # whose compression makes numbers of neighbouring classes
+                raise InputError(
+                    f"mask '{spell(str(file))}': a JPEG, which changes class numbers; accepted: a "
+                    "PNG"
+                )
             if image.mode not in _MASK_MODES:
                 raise InputError(
                     f"mask '{spell(str(file))}': an image of mode {image.mode}; accepted: class "
@@ -291,4 +296,4 @@ def _ignored(text: str) -> int | None:
 
 
 def _missing(text: str, what: str) -> InputError:
-    return InputError(f"source: '{text}' lacks {what}; accepted: the layout in docs/evaluation.md")
+    return InputError(f"source: '{text}' lacks {what}; accepted: the layout in docs/protocols.md")

@@ -82,6 +82,12 @@ def test_a_mask_of_colours(tmp_path: Path) -> None:
         read_mask(tmp_path / "a.png")
 
 
+def test_a_mask_whose_numbers_were_compressed(tmp_path: Path) -> None:
+    Image.fromarray(MASK).save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"mask '.*a.jpg': a JPEG, .*; accepted: a PNG"):
+        read_mask(tmp_path / "a.jpg")
+
+
 def test_a_damaged_image_and_a_damaged_mask(tmp_path: Path) -> None:
     data = open_segmentation(write_folder(tmp_path, {"a": MASK}))
     file = tmp_path / "images" / "a.png"
