@@ -217,4 +217,5 @@ PROTOCOL = Protocol(
         ),
     ),
     run=_run,
+    has_widths=lambda settings: settings.feature != "keys",
 )
