@@ -307,6 +307,19 @@ def set_name(source: Source) -> str:
     return spell(re.sub(r"^(test|val)_", "", name) if listed else name)
 
 
+def _names(sources: Sources) -> list[str]:
+    """Names of the sets; the path of one whose name another set has already."""
+    names = list[str]()
+    for source in sources:
+        name = set_name(source)
+        if name in ("train", "test", *names):
+            name = spell(os.fspath(source))
+        if name in ("train", "test", *names):
+            raise InputError(f"ood: '{name}' twice; accepted: each set once")
+        names.append(name)
+    return names
+
+
 def _run(
     encoder: Encoder,
     sources: Mapping[str, Sources],
@@ -315,10 +328,7 @@ def _run(
     reading: Reading,
 ) -> Result:
     need("sklearn.metrics", _WHOSE)  # before anything is read
-    names = [set_name(one) for one in sources["ood"]]
-    for i, name in enumerate(names):
-        if name in ("train", "test", *names[:i]):
-            raise InputError(f"ood: another set named '{name}'; accepted: names that differ")
+    names = _names(sources["ood"])
     read: dict[str, Sources] = {role: sources[role] for role in ("train", "test")}
     read |= {name: [one] for name, one in zip(names, sources["ood"], strict=True)}
     check_sources(read["train"], read["train"])  # that it has labels; those of test are no must
