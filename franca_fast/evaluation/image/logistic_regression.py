@@ -57,10 +57,10 @@ class LogisticRegressionSettings:
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        if not -300 < self.lowest_exponent <= self.highest_exponent < 38:
+        if not -38 < self.lowest_exponent <= self.highest_exponent < 38:
             raise InputError(
                 f"lowest_exponent, highest_exponent: {self.lowest_exponent}, "
-                f"{self.highest_exponent}; accepted: ascending, below 38"
+                f"{self.highest_exponent}; accepted: ascending, above -38 and below 38"
             )
         for name, value in (("n_cs", self.n_cs), ("max_iter", self.max_iter)):
             if value < 1:
