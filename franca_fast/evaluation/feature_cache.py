@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import Encoder, precision_of
 from franca_fast.files import write_json
+from franca_fast.paths import probe
 
 _VERSION = 1  # of what features of the same key are
 _ROWS, _COUNT = ".f32", ".json"  # rows one after the other, and what they are and how many
@@ -75,13 +77,16 @@ class FeatureCache:
         folder: made when missing.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or nothing can be written there.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         try:
+            if not os.fspath(folder):  # as an unset variable of a shell leaves it
+                raise FileNotFoundError(errno.ENOENT, "no name")
             self.folder.mkdir(parents=True, exist_ok=True)
+            probe(self.folder)
         except OSError as error:
             raise InputError(
                 f"features_cache: '{folder}' ({error.strerror}); accepted: a folder that can be "

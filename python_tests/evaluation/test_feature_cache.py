@@ -112,6 +112,13 @@ def full_after(n_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+def test_a_folder_without_a_name_or_room(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"features_cache: '' \(no name\)"):
+        FeatureCache("")
+    with full_after(0), pytest.raises(InputError, match=r"features_cache: .*large.*accepted"):
+        FeatureCache(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"features_cache: .*accepted: a folder"):
