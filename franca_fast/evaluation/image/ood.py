@@ -5,6 +5,7 @@ After OpenOOD v1.5: scores of four methods on frozen features, and its figures f
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ class OodSettings:
         if self.vim_dim is not None and self.vim_dim < 0:
             raise InputError(f"vim_dim: {self.vim_dim}; accepted: 0 or more, or none")
         for name, value in (("c", self.classifier_c), ("tol", self.classifier_tol)):
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise InputError(f"classifier_{name}: {value}; accepted: a positive number")
         if self.classifier_max_iter < 1:
             raise InputError(
@@ -302,7 +303,7 @@ def set_name(source: Source) -> str:
     """
     text = os.fspath(source)
     listed = re.search(r":list=([^:]+)", text)
-    name = PurePath(listed[1] if listed else text).name
+    name = PurePath(listed[1] if listed else os.path.abspath(text)).name
     name = re.sub(r"\.(txt|tar|tar\.gz|tgz)$", "", name)
     return spell(re.sub(r"^(test|val)_", "", name) if listed else name)
 

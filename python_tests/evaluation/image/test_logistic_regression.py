@@ -246,6 +246,7 @@ def test_classes_of_the_validation_set_are_those_of_train() -> None:
         ({"n_cs": 0}, "n_cs"),
         ({"max_iter": 0}, "max_iter"),
         ({"tol": 0.0}, "tol"),
+        ({"tol": float("inf")}, "tol"),
         ({"validation_share": 1.0}, "validation_share"),
     ],
 )

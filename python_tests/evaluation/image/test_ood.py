@@ -200,6 +200,7 @@ def test_wrong_input_is_named(change: Any, complaint: str) -> None:
         ({"vim_dim": -1}, "vim_dim"),
         ({"classifier_c": 0.0}, "classifier_c"),
         ({"classifier_tol": 0.0}, "classifier_tol"),
+        ({"classifier_tol": float("inf")}, "classifier_tol"),
         ({"classifier_max_iter": 0}, "classifier_max_iter"),
     ],
 )
