@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from franca_fast.evaluation.evaluate import evaluate, find_protocol
+    from franca_fast.evaluation.feature_cache import FeatureCache
     from franca_fast.evaluation.protocol import check_data, check_roles, parse_settings
     from franca_fast.evaluation.requests import parse_dims
     from franca_fast.evaluation.result import check_result_file
@@ -96,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         check_result_file(args.output, overwrite=args.overwrite)
     # What is wrong is refused before the model is loaded.
     reading = _reading(args)
+    if args.features_cache is not None:
+        FeatureCache(args.features_cache)
     settings = _settings(args)
     parse_settings(protocol.settings, settings)
     sources = {role: getattr(args, role) for role in _ROLES if getattr(args, role) is not None}

@@ -110,7 +110,7 @@ class NumberedImages:
             number of the image, and what was made of it.
 
         Raises:
-            InputError: as many images one after the other as there are cannot be used.
+            InputError: none can be used.
         """
 
         def work(item: tuple[int, int]) -> tuple[int, _Prepared | None, list[BadSample]]:
@@ -131,7 +131,8 @@ class NumberedImages:
                 lost = 0 if result is not None else lost + 1
                 if result is not None:
                     yield i, result
-                elif lost >= len(self):
+                # Two orders one after the other may end and begin with the same bad images.
+                elif lost >= len(self) * (2 if self.account.used else 1):
                     raise InputError(
                         f"no readable image, such as '{spell(self.ref(i).location)}': "
                         f"{self.account.skipped.summary()}"

@@ -43,6 +43,7 @@ VOC_CLASSES = (
 )
 _ADE20K_LABELS = 151
 _CLASS_LIST = "classes.txt"
+_MOST_CLASSES = 10_000  # pixels are counted by true and predicted class: 800 MB
 
 
 class ImageMaskFiles(SegmentedImages):
@@ -113,10 +114,15 @@ def read_mask(file: Path) -> Mask:
         int64 [height, width].
 
     Raises:
-        InputError: it cannot be read, or has colours.
+        InputError: it cannot be read, has colours, or is a JPEG.
     """
     try:
         with Image.open(file) as image:
+            if image.format == "JPEG":  # whose compression makes numbers of neighbouring classes
+                raise InputError(
+                    f"mask '{spell(str(file))}': a JPEG, which changes class numbers; accepted: a "
+                    "PNG"
+                )
             if image.mode not in _MASK_MODES:
                 raise InputError(
                     f"mask '{spell(str(file))}': an image of mode {image.mode}; accepted: class "
@@ -173,9 +179,14 @@ def _open_folder(options: dict[str, str], text: str) -> SegmentedImages:
     ignore = _ignored(options.get("ignore", str(VOID)))
     listed = root / _CLASS_LIST
     if listed.is_file():
-        names = [line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in _text(listed).splitlines() if line.strip()]
     else:
         names = [str(i) for i in range(1 + _highest(pairs, ignore))]
+    if len(names) > _MOST_CLASSES:
+        raise InputError(
+            f"source: '{text}', {len(names)} classes; accepted: {_MOST_CLASSES} or fewer, and a "
+            "mask value that stands for none by ignore="
+        )
     return ImageMaskFiles(text, pairs, names, ignore)
 
 
@@ -192,7 +203,7 @@ def _open_voc(options: dict[str, str], text: str) -> SegmentedImages:
         raise _missing(text, "images/ or JPEGImages/")
     kinds = ("SegmentationClassAug", "SegmentationClass")
     pairs = {}
-    for name in found[0].read_text("utf-8").split():
+    for name in _text(found[0]).split():
         if "/" in name:  # lists of pairs, as some write them: /JPEGImages/a.jpg /Segm.../a.png
             raise InputError(f"source: '{found[0]}' has '{name}'; accepted: a name a line")
         masks = [root / kind / f"{name}.png" for kind in kinds]
@@ -229,6 +240,15 @@ _DATASETS: dict[str, tuple[Callable[[dict[str, str], str], SegmentedImages], tup
     "ADE20K": (_open_ade20k, ("root", "split")),
     "FashionScenes": (_open_scenes, ("split", "seed")),
 }
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"list '{spell(str(file))}': {error}; accepted: a text of UTF-8, a name a line"
+        ) from error
 
 
 def _existing(path: str) -> Path:
@@ -285,10 +305,10 @@ def _highest(pairs: dict[str, tuple[Path, Path]], ignore: int | None) -> int:
 def _ignored(text: str) -> int | None:
     if text.lower() == "none":
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or int(text) >= 2**31:
         raise InputError(f"ignore: {text}; accepted: a mask value, or none")
     return int(text)
 
 
 def _missing(text: str, what: str) -> InputError:
-    return InputError(f"source: '{text}' lacks {what}; accepted: the layout in docs/evaluation.md")
+    return InputError(f"source: '{text}' lacks {what}; accepted: the layout in docs/protocols.md")

@@ -95,7 +95,7 @@ def matched_masks(train: SegmentedImages, test: SegmentedImages) -> SegmentedIma
         )
     if test.class_names == train.class_names:
         return test
-    table = np.arange(max(VOID, len(numbers)) + 1, dtype=np.int64)
+    table = np.arange(max(VOID, len(numbers), test.ignore or 0) + 1, dtype=np.int64)
     table[: len(keys)] = [numbers[key] for key in keys]
     return _Renumbered(test, train.class_names, table)
 

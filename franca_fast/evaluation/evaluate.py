@@ -22,6 +22,7 @@ from franca_fast.evaluation.protocol import (
     Source,
     Sources,
     check_data,
+    check_dims,
     check_roles,
     parse_settings,
 )
@@ -95,6 +96,9 @@ def evaluate(
     check_data(chosen, given)
     reading = reading or Reading()
     encoder = as_encoder(model)
+    width = getattr(encoder, "embed_dim", None)
+    if dims is not None and isinstance(width, int) and hasattr(encoder, "forward_features"):
+        check_dims(dims, width)  # before any image is read
     began = time.perf_counter()
     result = chosen.run(encoder, given, parsed, dims, reading)
     result.seconds = time.perf_counter() - began

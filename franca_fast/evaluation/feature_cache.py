@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from franca_fast.errors import InputError
 from franca_fast.evaluation.encoders import Encoder, precision_of
 from franca_fast.files import write_json
+from franca_fast.paths import probe
 
 _VERSION = 1  # of what features of the same key are
+_ROWS, _COUNT = ".f32", ".json"  # rows one after the other, and what they are and how many
+_ITEM_BYTES = 4
 
 
 def weights_checksum(encoder: Encoder) -> str | None:
@@ -70,13 +77,16 @@ class FeatureCache:
         folder: made when missing.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or nothing can be written there.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         try:
+            if not os.fspath(folder):  # as an unset variable of a shell leaves it
+                raise FileNotFoundError(errno.ENOENT, "no name")
             self.folder.mkdir(parents=True, exist_ok=True)
+            probe(self.folder)
         except OSError as error:
             raise InputError(
                 f"features_cache: '{folder}' ({error.strerror}); accepted: a folder that can be "
@@ -89,14 +99,17 @@ class FeatureCache:
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}"
 
     def keep(
-        self, facts: Mapping[str, Any], shape: tuple[int, ...], blocks: Iterator[Tensor]
+        self, facts: Mapping[str, Any], first: int, blocks: Iterable[Tensor]
     ) -> Iterator[Tensor]:
         """Passes blocks of rows on, and keeps them; a row counts once it is on the disk.
 
+        Several processes may keep the same rows at once: each row has its place, nothing is ever
+        taken away, and none counts rows that it does not know to be there.
+
         Args:
             facts: what the rows depend on.
-            shape: of all rows, [n, ...].
-            blocks: float32 [rows, ...] each, in order, after the first `done(facts)`.
+            first: number of the first row given; what `done` told before it was computed.
+            blocks: float32 [rows, ...] each, in order.
 
         Yields:
             the blocks.
@@ -104,28 +117,52 @@ class FeatureCache:
         Raises:
             OSError: the disk is full.
         """
-        done = self.done(facts)
-        file = self.path(facts, ".npy")
-        array = np.lib.format.open_memmap(
-            file, mode="r+" if done else "w+", dtype=np.float32, shape=tuple(shape)
-        )
-        for block in blocks:
-            array[done : done + len(block)] = block.cpu().numpy()
-            array.flush()
-            done += len(block)
-            write_json(self.path(facts, ".json"), {**facts, "rows": done})
-            yield block
+        file, done = self.path(facts, _ROWS), first
+        with _to_be_filled(file) as stream:
+            for block in blocks:
+                rows = block.cpu().contiguous().numpy()
+                begin = done * rows[0].nbytes
+                done += len(rows)
+                # A file that was taken away meanwhile gets no gap, which would be read as zeros.
+                if begin <= stream.seek(0, os.SEEK_END):
+                    stream.seek(begin)
+                    _write_all(stream, rows, file)
+                    count = {**facts, "row": rows.shape[1:], "rows": done}
+                    write_json(self.path(facts, _COUNT), count)
+                yield block
 
     def done(self, facts: Mapping[str, Any]) -> int:
         """How many rows are kept."""
         try:
-            rows = int(json.loads(self.path(facts, ".json").read_text("utf-8"))["rows"])
-            np.load(self.path(facts, ".npy"), mmap_mode="r")  # which fails where it was cut off
+            row, rows = self._count(facts)
+            size = self.path(facts, _ROWS).stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             return 0
-        return rows
+        return rows if size >= rows * math.prod(row) * _ITEM_BYTES else 0  # it was cut off
 
     def kept(self, facts: Mapping[str, Any], n: int) -> Tensor:
         """The first n rows that are kept, float32 [n, ...], read when they are used."""
-        array = np.load(self.path(facts, ".npy"), mmap_mode="c")
-        return torch.from_numpy(array[:n])
+        row, _ = self._count(facts)
+        rows = np.memmap(self.path(facts, _ROWS), np.float32, mode="c", shape=(n, *row))
+        return torch.from_numpy(rows)
+
+    def _count(self, facts: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+        """Shape of a row, and how many there are."""
+        count = json.loads(self.path(facts, _COUNT).read_text("utf-8"))
+        return tuple(map(int, count["row"])), int(count["rows"])
+
+
+def _to_be_filled(file: Path) -> io.FileIO:
+    """Opens a file as it is, or a new one, to be written at any place."""
+    return io.FileIO(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "rb+")
+
+
+def _write_all(stream: io.FileIO, rows: NDArray[np.float32], file: Path) -> None:
+    rest = rows.data.cast("B")
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+        os.fsync(stream.fileno())
+    except OSError as error:
+        error.filename = os.fspath(file)
+        raise

@@ -81,6 +81,7 @@ class Protocol:
         roles: what it reads.
         run: called with the encoder, {role: sources}, the settings, widths or None, and a
             `Reading`.
+        has_widths: whether features can be cut with these settings.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Protocol:
     settings: type[Any]
     roles: tuple[Role, ...]
     run: Callable[[Encoder, Mapping[str, Sources], Any, Sequence[int] | None, Reading], Result]
+    has_widths: Callable[[Any], bool] = lambda settings: True
 
 
 def check_roles(

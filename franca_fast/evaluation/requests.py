@@ -40,18 +40,22 @@ class Request:
 
         Args:
             encoder: on its device.
-            dims: widths where the request has none.
+            dims: widths where the request has none, and the protocol can have some.
             reading: how images are read.
 
         Returns:
             "<name>/<width>/<figure>" -> value.
         """
+        if self.dims is not None:
+            dims = self.dims
+        elif not self._has_widths():
+            dims = None
         result = evaluate(
             self.protocol,
             encoder,
             self.sources,
             self.settings,
-            dims=dims if self.dims is None else self.dims,
+            dims=dims,
             reading=reading,
         )
         return {
@@ -59,6 +63,10 @@ class Request:
             for width, row in result.figures.items()
             for figure, value in row.items()
         }
+
+    def _has_widths(self) -> bool:
+        protocol = find_protocol(self.protocol)
+        return protocol.has_widths(parse_settings(protocol.settings, self.settings))
 
 
 def parse_request(text: str) -> Request:

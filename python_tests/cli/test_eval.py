@@ -59,6 +59,7 @@ def test_the_protocols_and_their_settings(run) -> None:
         (["--dims", "8", "--nested"], "not allowed with"),
         (["--output", "a.csv"], "output: 'a.csv'; accepted: a suffix of .json, .md"),
         (["--query", "absent"], "data of knn: 'query'"),
+        (["--features-cache", ""], "features_cache: '' (no name)"),
     ],
 )
 def test_options_that_are_refused(fails, image_folder: Path, options: list[str], error) -> None:

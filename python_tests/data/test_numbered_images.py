@@ -70,6 +70,15 @@ def test_bad_images_are_left_out_and_counted_once(folder: Path) -> None:
     assert images.account.adds_up
 
 
+def test_bad_images_at_the_end_of_an_order_and_the_beginning_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    Image.new("RGB", (3, 2)).save(tmp_path / "good.png")
+    images = NumberedImages(tmp_path)
+    assert [i for i, _ in images.prepared([1, 0, 0, 1], size_of)] == [1, 1]
+    with pytest.raises(InputError, match="no readable image"):  # also where they went away
+        list(images.prepared([1, *[0] * 9], size_of))
+
+
 def test_nothing_but_bad_images_ends_even_an_endless_sequence(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("no image")

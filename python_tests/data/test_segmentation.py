@@ -82,6 +82,29 @@ def test_a_mask_of_colours(tmp_path: Path) -> None:
         read_mask(tmp_path / "a.png")
 
 
+def test_a_list_of_classes_that_is_no_text(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": MASK}, "sky\nsea\n")
+    (tmp_path / "classes.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"list '.*classes.txt': .*; accepted: a text of UTF-8"):
+        open_segmentation(tmp_path)
+
+
+def test_a_value_for_none_that_nobody_told(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": MASK})
+    wide = MASK.astype(np.uint16)
+    wide[MASK == 255] = 65535
+    Image.fromarray(wide).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(InputError, match=r"65536 classes; accepted: .* by ignore="):
+        open_segmentation(tmp_path)
+    assert open_segmentation(f"ImageMasks:root={tmp_path}:ignore=65535").n_classes == 3
+
+
+def test_a_mask_whose_numbers_were_compressed(tmp_path: Path) -> None:
+    Image.fromarray(MASK).save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"mask '.*a.jpg': a JPEG, .*; accepted: a PNG"):
+        read_mask(tmp_path / "a.jpg")
+
+
 def test_a_damaged_image_and_a_damaged_mask(tmp_path: Path) -> None:
     data = open_segmentation(write_folder(tmp_path, {"a": MASK}))
     file = tmp_path / "images" / "a.png"
@@ -120,10 +143,13 @@ def test_two_files_of_a_stem(tmp_path: Path) -> None:
         ("ADE20k:root={root}", "did you mean 'ADE20K'"),
         ("ADE20K:split=training", "needs root=PATH"),
         ("ImageMasks:root={root}:ignore=x", "lacks images/|ignore: x"),
+        ("ImageMasks:root={root}/pairs:ignore=-1", "ignore: -1; accepted: a mask value"),
+        ("ImageMasks:root={root}/pairs:ignore=99999999999999999999", "ignore: 9+; accepted"),
         ("FashionScenes:seed=x", "seed: x; accepted: a whole number"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, text: str, error: str) -> None:
+    write_folder(tmp_path / "pairs", {"a": MASK})
     with pytest.raises(InputError, match=error):
         open_segmentation(text.format(root=tmp_path))
 

@@ -29,6 +29,11 @@ def test_masks_are_numbered_by_the_names_of_train() -> None:
     assert matched.fingerprint() != test.fingerprint()
 
 
+def test_any_value_may_be_ignored() -> None:
+    train, test = One([0], ["sky", "sea"], 65535), One([0, 65535], ["sea"], 65535)
+    assert matched_masks(train, test).load(0)[1].tolist() == [[1, 65535]]
+
+
 def test_names_are_compared_whichever_way_letters_are_composed() -> None:
     train, test = One([0], ["sky", "cafe\u0301"]), One([0], ["caf\u00e9"])
     assert matched_masks(train, test).load(0)[1].tolist() == [[1]]

@@ -70,6 +70,15 @@ def test_wrong_data_and_settings_are_refused_before_the_model_is_loaded(images: 
             evaluate("knn", "absent", data, settings)
 
 
+def test_a_width_that_the_model_lacks_is_refused_before_an_image_is_read(
+    model: VisionTransformer, images: Path
+) -> None:
+    handle = model.patch_embed.register_forward_pre_hook(lambda *_: pytest.fail("too late"))
+    with pytest.raises(InputError, match=r"dims: \(8, 33\); accepted: each from 1 to the width 32"):
+        evaluate("knn", model, {"train": images, "test": images}, dims=(8, 33))
+    handle.remove()
+
+
 def test_features_are_taken_from_the_cache(
     model: VisionTransformer, images: Path, tmp_path: Path
 ) -> None:

@@ -47,3 +47,14 @@ def test_figures_by_name_and_width(model: VisionTransformer, images: Path) -> No
     assert found["mine/8/k=1"] == found["mine/32/k=1"] == 100.0
     only = parse_request(f"{line} dims=4").figures(model, (8, 32), Reading())
     assert {name.split("/")[1] for name in only} == {"4"}
+
+
+def test_a_protocol_without_widths_has_the_full_one(model: VisionTransformer) -> None:
+    line = "object-discovery data=FashionScenes:split=TEST img_size=14"
+    assert [*parse_request(line).figures(model, (8, 32), Reading(16))] == [
+        "object-discovery/32/CorLoc"
+    ]
+    found = parse_request(f"{line} feature=tokens").figures(model, (8, 32), Reading(16))
+    assert len(found) == 2
+    with pytest.raises(InputError, match=r"dims: \(8,\) with feature keys"):
+        parse_request(f"{line} dims=8").figures(model, None, Reading())

@@ -189,7 +189,7 @@ class _Cache:
 
     def keep(self, one: Prepared, grid: Tensor) -> None:
         if self._cache is not None:
-            list(self._cache.keep(self._facts_of(one), (1, *grid.shape), iter([grid[None]])))
+            list(self._cache.keep(self._facts_of(one), 0, [grid[None]]))
 
     def _facts_of(self, one: Prepared) -> dict[str, Any]:
         return {**self._facts, "image": list(one.stamp), "pixels": list(one.pixels.shape)}

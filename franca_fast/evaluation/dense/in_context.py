@@ -216,6 +216,7 @@ def _result(
     if len(seeds) < len(settings.seeds):
         details["remark"] = "nothing is random without augmentation: one seed"
     for width, of_seeds in confusions.items():
+        of_seeds[0].check_any()
         theirs = [open_hummingbird_miou(confusion) for confusion in of_seeds]
         values = {
             "mIoU": [confusion.miou() for confusion in of_seeds],

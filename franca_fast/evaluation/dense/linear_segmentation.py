@@ -244,6 +244,8 @@ def _test(
                         predicted = upsampled_argmax(windows.averaged(own), mask.shape)
                         confusions[m].add(torch.from_numpy(mask), classes[predicted])
             bar.update(len(batch))
+    for confusion in confusions.values():
+        confusion.check_any()
     return confusions
 
 

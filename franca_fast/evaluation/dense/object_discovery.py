@@ -180,13 +180,14 @@ def _prepared(i: int, images: BoxedImages, img_size: int | None, patch_size: int
         scale = img_size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         boxes = boxes * np.array([width / image.width, height / image.height] * 2)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
     patches = math.ceil(width / patch_size) * math.ceil(height / patch_size)
     if patches > _MOST_PATCHES:
         raise InputError(
             f"image '{spell(images.names[i])}': {patches} patches; accepted: {_MOST_PATCHES} or "
             "fewer; the setting img_size scales images"
         )
+    if img_size is not None:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = padded_to_patches(normalised(image), patch_size)
     stamp = [*images.stamp(i), "padded", width, height]
     return Prepared(images.names[i], pixels, stamp, _Truth((height, width), boxes))
@@ -217,4 +218,5 @@ PROTOCOL = Protocol(
         ),
     ),
     run=_run,
+    has_widths=lambda settings: settings.feature != "keys",
 )

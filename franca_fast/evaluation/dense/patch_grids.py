@@ -124,9 +124,7 @@ def _batches(
             shown.append(batch)
             yield batch.grids
 
-    cells = size // check_patch_size(encoder, size)
-    shape = (len(data), cells, cells, patch_width(encoder, size))
-    for _ in cache.keep(facts, shape, features()):
+    for _ in cache.keep(facts, done, features()):
         yield shown.pop()
 
 

@@ -62,6 +62,15 @@ class Confusion:
         places = rows * self.n_classes + columns.long()
         self.matrix += places.bincount(minlength=self.n_classes**2).view_as(self.matrix)
 
+    def check_any(self) -> None:
+        """Refuses test masks that show no class, of which there is no figure.
+
+        Raises:
+            InputError: no pixel was counted.
+        """
+        if not bool(self.matrix.any()):
+            raise InputError("test: no pixel with a class; accepted: masks with classes")
+
     def iou(self) -> Tensor:
         """Intersection over union of each class.
 

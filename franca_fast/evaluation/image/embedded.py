@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from franca_fast.data import open_source
 from franca_fast.data.remote import RemoteShard
 from franca_fast.data.shards import ImageFiles
 from franca_fast.errors import InputError
-from franca_fast.evaluation.embeddings import Embeddings
+from franca_fast.evaluation.embeddings import Embeddings, check_output
 from franca_fast.evaluation.encoders import Encoder, image_size_of
 from franca_fast.evaluation.feature_cache import FeatureCache, encoder_facts
 from franca_fast.evaluation.features import embed
@@ -85,30 +86,36 @@ def _embedded(
     }
     file = FeatureCache(reading.features_cache).path(facts, ".safetensors")
     if file.is_file():
-        return Embeddings.load(file)
+        with suppress(InputError):  # a damaged one is computed again
+            return Embeddings.load(file)
+    check_output(file, overwrite=True)
     embeddings = compute()
-    embeddings.save(file)
+    embeddings.save(file, overwrite=True)  # which another process may have been quicker to do
     return embeddings
 
 
 def _fingerprint(given: Sources) -> list[Any]:
-    """What changes when the images of a source do: their files with sizes and times of change.
+    """What changes when the images of a source do, or their classes.
+
+    These are their files with sizes and times of change, and the names of classes: the same files
+    show others when a folder above or below is named.
 
     Raises:
         InputError: images that come from elsewhere, of which nobody knows whether they change.
     """
-    facts = list[Any]()
-    for shard in open_source([os.fspath(one) for one in given], max_missing_fraction=1).shards:
+    source = open_source([os.fspath(one) for one in given], max_missing_fraction=1)
+    facts: list[Any] = [source.class_names]
+    for shard in source.shards:
         if isinstance(shard, RemoteShard):
             raise InputError(
                 f"features_cache: with '{shard.name}', of which nothing tells whether it changed; "
                 "accepted: files and folders"
             )
-        files = [shard.name]
         if isinstance(shard, ImageFiles):
             index = shard.index()
-            files = [index.ref(i).path for i in range(len(index))]
-        facts += [_stamp(file) for file in files]
+            facts += [[*_stamp(index.ref(i).path), index.label(i)] for i in range(len(index))]
+        else:
+            facts.append(_stamp(shard.name))
     return facts
 
 

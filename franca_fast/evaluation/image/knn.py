@@ -118,6 +118,7 @@ def knn_predict(
         k -> predicted labels, int64 [t].
     """
     classes, class_of = labels.unique(return_inverse=True)
+    ks = tuple(dict.fromkeys(ks))
     predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
     for votes in knn_votes(memory, class_of, len(classes), queries, ks, temperature):
         for k in ks:
@@ -280,7 +281,7 @@ def _correct(
     temperature: float,
 ) -> dict[str, Tensor]:
     """Name of a figure -> bool [1, t], whether the class of each test image was found."""
-    n_classes = int(labels.max()) + 1
+    n_classes, ks = int(labels.max()) + 1, tuple(dict.fromkeys(ks))
     found: dict[str, list[Tensor]] = {}
     begin = 0
     for votes in knn_votes(memory, labels, n_classes, queries, ks, temperature):

@@ -39,7 +39,7 @@ class LabelledSet:
     def described(self) -> dict[str, Any]:
         """What a result says of it, once images have been read."""
         return {
-            "images": len(self.images),
+            "images": len(self.images) - sum(self.images.account.skipped.values()),
             "classes": len(self.classes),
             "remarks": self.remarks,
             "account": self.images.account.as_dict(),

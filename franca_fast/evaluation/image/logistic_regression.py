@@ -5,6 +5,7 @@ The protocol of DINOv2 and Franca, solved by scikit-learn (lbfgs, float64) where
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,15 +58,15 @@ class LogisticRegressionSettings:
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        if not -300 < self.lowest_exponent <= self.highest_exponent < 38:
+        if not -38 < self.lowest_exponent <= self.highest_exponent < 38:
             raise InputError(
                 f"lowest_exponent, highest_exponent: {self.lowest_exponent}, "
-                f"{self.highest_exponent}; accepted: ascending, below 38"
+                f"{self.highest_exponent}; accepted: ascending, above -38 and below 38"
             )
         for name, value in (("n_cs", self.n_cs), ("max_iter", self.max_iter)):
             if value < 1:
                 raise InputError(f"{name}: {value}; accepted: 1 or more")
-        if not self.tol > 0:
+        if not 0 < self.tol < math.inf:
             raise InputError(f"tol: {self.tol}; accepted: a positive number")
         if not 0 < self.validation_share < 1:
             raise InputError(f"validation_share: {self.validation_share}; accepted: from 0 to 1")

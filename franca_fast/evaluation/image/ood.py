@@ -5,6 +5,7 @@ After OpenOOD v1.5: scores of four methods on frozen features, and its figures f
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ class OodSettings:
         if self.vim_dim is not None and self.vim_dim < 0:
             raise InputError(f"vim_dim: {self.vim_dim}; accepted: 0 or more, or none")
         for name, value in (("c", self.classifier_c), ("tol", self.classifier_tol)):
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise InputError(f"classifier_{name}: {value}; accepted: a positive number")
         if self.classifier_max_iter < 1:
             raise InputError(
@@ -302,9 +303,22 @@ def set_name(source: Source) -> str:
     """
     text = os.fspath(source)
     listed = re.search(r":list=([^:]+)", text)
-    name = PurePath(listed[1] if listed else text).name
+    name = PurePath(listed[1] if listed else os.path.abspath(text)).name
     name = re.sub(r"\.(txt|tar|tar\.gz|tgz)$", "", name)
     return spell(re.sub(r"^(test|val)_", "", name) if listed else name)
+
+
+def _names(sources: Sources) -> list[str]:
+    """Names of the sets; the path of one whose name another set has already."""
+    names = list[str]()
+    for source in sources:
+        name = set_name(source)
+        if name in ("train", "test", *names):
+            name = spell(os.fspath(source))
+        if name in ("train", "test", *names):
+            raise InputError(f"ood: '{name}' twice; accepted: each set once")
+        names.append(name)
+    return names
 
 
 def _run(
@@ -315,10 +329,7 @@ def _run(
     reading: Reading,
 ) -> Result:
     need("sklearn.metrics", _WHOSE)  # before anything is read
-    names = [set_name(one) for one in sources["ood"]]
-    for i, name in enumerate(names):
-        if name in ("train", "test", *names[:i]):
-            raise InputError(f"ood: another set named '{name}'; accepted: names that differ")
+    names = _names(sources["ood"])
     read: dict[str, Sources] = {role: sources[role] for role in ("train", "test")}
     read |= {name: [one] for name, one in zip(names, sources["ood"], strict=True)}
     check_sources(read["train"], read["train"])  # that it has labels; those of test are no must

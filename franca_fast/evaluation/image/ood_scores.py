@@ -35,7 +35,8 @@ class NearestDistance:
     """
 
     def __init__(self, known: Tensor, ks: Sequence[int]) -> None:
-        self._memory, self._ks, self._n = CosineMemory(known), tuple(ks), len(known)
+        self._memory, self._n = CosineMemory(known), len(known)
+        self._ks = tuple(dict.fromkeys(ks))
 
     def __call__(self, features: Tensor) -> dict[int, Tensor]:
         """Scores at each K, float64 [t] each."""

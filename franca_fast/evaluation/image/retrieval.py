@@ -183,7 +183,8 @@ def _run(
     reading: Reading,
 ) -> Result:
     index = sources.get("index", sources["query"])
-    check_sources(index, sources["query"], roles=_ROLES)
+    roles = _ROLES if "index" in sources else ("query", "query")
+    check_sources(index, sources["query"], roles=roles)
     # Named twice, it is one set, and read once.
     named = {"query": sources["query"]} if index == sources["query"] else sources
     parts = embed_roles(encoder, named, settings.img_size, settings.resize, reading)

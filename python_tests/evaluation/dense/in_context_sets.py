@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,7 +49,8 @@ class KnownImages(SegmentedImages):
         return Image.new("RGB", mask.shape[::-1], (level,) * 3), mask.copy()
 
     def fingerprint(self) -> str:
-        return "\n".join([repr(self), *self.names])
+        masks = hashlib.sha256(b"".join(mask.tobytes() for mask in self._masks)).hexdigest()
+        return f"{type(self).__name__} {self._first} {self._order} {masks}"
 
 
 class KnownEncoder(nn.Module):

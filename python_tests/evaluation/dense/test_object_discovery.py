@@ -207,3 +207,9 @@ def test_no_image_with_an_object_is_refused(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(given: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         ObjectDiscoverySettings(**given)  # type: ignore[arg-type]
+
+
+def test_too_many_patches_are_refused_before_they_are_made(tree: Path) -> None:
+    large = ObjectDiscoverySettings(img_size=10**7)  # of which no machine holds the pixels
+    with pytest.raises(InputError, match="patches; accepted: 10000 or fewer"):
+        object_discovery(PatchColours(PATCH), tree, large)

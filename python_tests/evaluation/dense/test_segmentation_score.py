@@ -84,3 +84,12 @@ def test_what_is_refused() -> None:
 
 def test_without_pixels_there_is_no_figure() -> None:
     assert math.isnan(Confusion(2).miou())
+
+
+def test_masks_without_a_class_have_no_figure() -> None:
+    confusion = Confusion(2, ignore=255)
+    confusion.add(torch.tensor([255]), torch.tensor([1]))
+    with pytest.raises(InputError, match="test: no pixel with a class"):
+        confusion.check_any()
+    confusion.add(torch.tensor([0]), torch.tensor([1]))
+    confusion.check_any()

@@ -98,6 +98,13 @@ def test_more_neighbours_than_images_uses_all(data: tuple[Embeddings, Embeddings
     assert table[16][200] == table[16][60]
 
 
+def test_a_k_named_twice_is_one(data: tuple[Embeddings, Embeddings]) -> None:
+    assert knn(*data, ks=(3, 3, 9)) == knn(*data, ks=(3, 9))
+    found = [nearest_neighbours(*data, KnnSettings(ks=ks)) for ks in ((3, 3, 9), (3, 9))]
+    assert found[0].figures == found[1].figures
+    assert found[0].details["intervals"] == found[1].details["intervals"]
+
+
 def test_full_width_by_default(data: tuple[Embeddings, Embeddings]) -> None:
     assert list(knn(*data)) == [16]
     assert list(knn(*data)[16]) == [10, 20, 100, 200]

@@ -241,10 +241,12 @@ def test_classes_of_the_validation_set_are_those_of_train() -> None:
     ("settings", "complaint"),
     [
         ({"lowest_exponent": 6.0}, "lowest_exponent"),
+        ({"lowest_exponent": -50.0}, "lowest_exponent"),  # C would be 0
         ({"highest_exponent": 40.0}, "lowest_exponent, highest_exponent"),
         ({"n_cs": 0}, "n_cs"),
         ({"max_iter": 0}, "max_iter"),
         ({"tol": 0.0}, "tol"),
+        ({"tol": float("inf")}, "tol"),
         ({"validation_share": 1.0}, "validation_share"),
     ],
 )

@@ -200,6 +200,7 @@ def test_wrong_input_is_named(change: Any, complaint: str) -> None:
         ({"vim_dim": -1}, "vim_dim"),
         ({"classifier_c": 0.0}, "classifier_c"),
         ({"classifier_tol": 0.0}, "classifier_tol"),
+        ({"classifier_tol": float("inf")}, "classifier_tol"),
         ({"classifier_max_iter": 0}, "classifier_max_iter"),
     ],
 )
@@ -280,14 +281,16 @@ def test_the_protocol_reads_openoods_lists_and_plain_folders(tmp_path: Path) -> 
     assert result.details["16"]["dimensions of ViM's principal space"] == 8
 
 
-def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_a_set_whose_name_is_taken_has_its_path(tmp_path: Path) -> None:
     model = build_backbone("vit_nano", depth=1, patch_size=7, img_size=28)
     for folder in ("a/photos", "b/photos", "a/train"):
         images(tmp_path / folder, ["0.png"], 0)
     known = dict.fromkeys(("train", "test"), "FashionMNIST:split=TEST")
-    for names in (["a/photos", "b/photos"], ["a/train"]):
-        with pytest.raises(InputError, match="ood: another set named"):
-            evaluate("ood", model, {**known, "ood": [str(tmp_path / name) for name in names]})
+    given = [str(tmp_path / name) for name in ("a/photos", "b/photos", "a/train")]
+    result = evaluate("ood", model, {**known, "ood": given}, {"classifier_max_iter": "1"})
+    assert list(result.data) == ["train", "test", "photos", *given[1:]]
+    with pytest.raises(InputError, match=r"ood: '.*photos' twice"):
+        evaluate("ood", model, {**known, "ood": [given[0], given[0], given[0]]})
     with pytest.raises(InputError, match="absent"):
         evaluate("ood", model, {**known, "ood": [str(tmp_path / "absent")]})
 

@@ -45,7 +45,7 @@ class Augmentation:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < np.inf:
             raise InputError(f"crop_scale: {self.scale}; accepted: 0 < smallest <= largest")
         if not 0 <= self.jitter <= 0.5:
             raise InputError(f"jitter: {self.jitter}; accepted: from 0 to 0.5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ class SearchProgress:
             OSError: the file cannot be written.
         """
         if self._file is not None:
-            with atomic_path(self._file) as temporary:
+            # Another process with the same search may take the temporary for a killed one's.
+            with suppress(FileNotFoundError), atomic_path(self._file) as temporary:
                 tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
                 save_safetensors(tensors, temporary)
             self._saved = time.monotonic()

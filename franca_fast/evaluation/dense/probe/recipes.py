@@ -99,7 +99,7 @@ class LinearSegmentationSettings:
                 raise InputError(f"{name}: {value}; accepted: 0 or more")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"dropout: {self.dropout}; accepted: 0 <= dropout < 1")
-        if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1]:
+        if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1] < math.inf:
             raise InputError(f"resize: {self.resize}; accepted: two factors, 0 < least <= most")
 
     def resolved(self, n_images: int, patch_size: int) -> SegmentationRecipe:

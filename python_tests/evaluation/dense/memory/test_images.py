@@ -134,6 +134,7 @@ def test_half_of_the_images_get_each_change() -> None:
     [
         ({"scale": (0.0, 1.0)}, r"crop_scale: \(0.0, 1.0\); accepted: 0 < smallest"),
         ({"scale": (2.0, 1.0)}, "crop_scale"),
+        ({"scale": (1.0, float("inf"))}, "crop_scale"),
         ({"jitter": 0.6}, "jitter: 0.6; accepted: from 0 to 0.5"),
         ({"probability": 1.5}, "jitter_probability: 1.5; accepted: from 0 to 1"),
     ],

@@ -57,6 +57,21 @@ def test_what_a_killed_process_was_writing_is_taken_away(tmp_path: Path) -> None
     assert set(file.parent.iterdir()) == {file, other}
 
 
+def test_two_processes_may_search_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, other = (SearchProgress(tmp_path, FACTS) for _ in range(2))
+    progress.save(STATE)
+    write = search_progress.save_safetensors
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        write(tensors, path)
+        other.load()
+
+    monkeypatch.setattr(search_progress, "save_safetensors", slow)
+    progress.save({"numbers": torch.zeros(1)})
+    found = other.load()
+    assert found is not None and found.keys() == STATE.keys()
+
+
 def test_a_damaged_file_is_as_none(tmp_path: Path) -> None:
     progress = SearchProgress(tmp_path, FACTS)
     progress.save(STATE)

@@ -111,7 +111,7 @@ def test_epochs_are_different_views_of_all_images(first: int, tmp_path: Path) ->
         torch.cat([torch.arange(4) + 4 * view for view in sorted(seen)])[:, None],
     )
     assert torch.allclose(everything.sum(1), torch.ones(4 * len(seen)).double())
-    assert list(tmp_path.rglob("*.npy")) == []  # augmented features are not kept
+    assert list(tmp_path.rglob("*.f32")) == []  # augmented features are not kept
 
 
 def test_pixels_without_a_class_count_as_class_0() -> None:

@@ -93,6 +93,7 @@ def test_other_settings_replace_the_recipes() -> None:
         {"dropout": 1.0},
         {"resize": (2.0, 0.5)},
         {"resize": (0.0, 0.5)},
+        {"resize": (1.0, float("inf"))},
         {"resize": (1.0,)},
     ],
 )
