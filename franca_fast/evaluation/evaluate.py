@@ -27,6 +27,7 @@ from franca_fast.evaluation.protocol import (
     parse_settings,
 )
 from franca_fast.evaluation.result import Result
+from franca_fast.spelling import spell
 
 
 def protocols() -> dict[str, Protocol]:
@@ -108,6 +109,9 @@ def evaluate(
             name = os.fspath(model)
     result.encoder = _described(encoder, name, reading.precision)
     result.paper = paper_figures(name, protocol, given)
+    for role, facts in result.data.items():
+        if role in given:
+            facts["source"] = [spell(os.fspath(one)) for one in given[role]]
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Anatomy:
     std: Sequence[float] = CropSettings.std
 
 
-class ForeignEncoder(nn.Module):
+class ForeignEncoder(nn.Module, ABC):
     """A vision transformer of another library, used as `VisionTransformer` is.
 
     Tokens are those that the library itself computes. Images come normalised with ImageNet's mean
@@ -171,13 +172,13 @@ class ForeignEncoder(nn.Module):
         keys = self._split(self._keys(outputs[-1]), images)[2]
         return keys.float().unflatten(1, self._grid(images))
 
+    @abstractmethod
     def _tokens(self, images: Tensor) -> Tensor:
         """All tokens [B, prefix + patches, d] of images as the network expects them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _key_module(self) -> nn.Module | None:
         """The module in the last block whose output holds the keys."""
-        raise NotImplementedError
 
     def _keys(self, output: Tensor) -> Tensor:
         """Keys [B, tokens, d] in what that module gave."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 _MODELS = (
@@ -27,6 +28,15 @@ _FIGURES: tuple[_Row, ...] = (
     ("object-discovery", "VOC2007", "CorLoc", (53.2, 59.5, None, None, None, None)),
     ("object-discovery", "VOC2012", "CorLoc", (59.1, 61.0, None, None, None, None)),
 )
+
+# The splits that it tests on; None is that of a source which does not say it.
+_SPLITS: dict[str, tuple[str | None, ...]] = {
+    "ImageNet:": ("val",),
+    "VOCSegmentation:": ("val",),
+    "ADE20K:": ("validation",),
+    "SPair-71k:": ("test", None),
+    "DAVIS:": ("val", None),
+}
 
 
 def paper_figures(
@@ -54,5 +64,12 @@ def paper_figures(
     return {
         figure: value
         for name, data, figure, values in _FIGURES
-        if name == protocol and data in tested[0] and (value := values[place]) is not None
+        if name == protocol and _is_theirs(tested[0], data) and (value := values[place]) is not None
     }
+
+
+def _is_theirs(source: str, data: str) -> bool:
+    """Whether a source is the split of a data set on which the paper tests."""
+    split = re.search(r":split=(\w+)", source)
+    accepted = _SPLITS.get(data, ())
+    return data in source and (not accepted or (split[1].lower() if split else None) in accepted)

@@ -27,6 +27,7 @@ class Role:
         name: such as "train"; the option is `--train`.
         help: for the help.
         required: whether the protocol needs it.
+        several: whether it may be given in several sources.
         opens: finds a source without reading its images, or raises InputError; sources are tried
             with it before a model is loaded or trained. None tries nothing.
     """
@@ -34,6 +35,7 @@ class Role:
     name: str
     help: str
     required: bool = True
+    several: bool = True
     opens: Callable[[Source], object] | None = None
 
 
@@ -70,6 +72,9 @@ class Reading:
                 raise InputError(f"{name}: {value}; accepted: {least} or more")
 
 
+Run = Callable[[Encoder, Mapping[str, Sources], Any, Sequence[int] | None, Reading], Result]
+
+
 @dataclass(frozen=True)
 class Protocol:
     """A protocol, as the command line and training find it.
@@ -88,7 +93,7 @@ class Protocol:
     summary: str
     settings: type[Any]
     roles: tuple[Role, ...]
-    run: Callable[[Encoder, Mapping[str, Sources], Any, Sequence[int] | None, Reading], Result]
+    run: Run
     has_widths: Callable[[Any], bool] = lambda settings: True
 
 
@@ -110,10 +115,36 @@ def check_roles(
     for role in protocol.roles:
         if role.required and role.name not in sources:
             raise InputError(f"data of {protocol.name}: no {role.name}; accepted: {role.help}")
-    return {
+    lists = {
         name: [given] if isinstance(given, (str, os.PathLike)) else list(given)
         for name, given in sources.items()
     }
+    for role in protocol.roles:
+        n = len(lists.get(role.name, ()))
+        if n > 1 and not role.several:
+            raise InputError(f"data of {protocol.name}: {n} sources of {role.name}; accepted: one")
+    return lists
+
+
+def on_sources_of(function: Callable[..., Result], *roles: str) -> Run:
+    """The `run` of a protocol whose function takes one source for each role.
+
+    Args:
+        function: called with the encoder, the sources, the settings, `dims` and `reading`.
+        roles: in the order of its arguments.
+    """
+
+    def run(
+        encoder: Encoder,
+        sources: Mapping[str, Sources],
+        settings: Any,
+        dims: Sequence[int] | None,
+        reading: Reading,
+    ) -> Result:
+        given = [sources[role][0] for role in roles]
+        return function(encoder, *given, settings, dims=dims, reading=reading)
+
+    return run
 
 
 def check_data(protocol: Protocol, sources: Mapping[str, Sources]) -> None:

@@ -9,7 +9,7 @@ VOC = "VOCSegmentation:root=/voc:split=val"
 def test_figures_of_the_specification() -> None:
     given = {"train": ["VOCSegmentation:root=/voc"], "test": [VOC]}
     assert paper_figures("franca_vitl14", "in-context", given) == {"mIoU": 79.5}
-    assert paper_figures("dinov2_vitg14", "linear", {"test": ["ImageNet:root=/i"]}) == {
+    assert paper_figures("dinov2_vitg14", "linear", {"test": ["ImageNet:root=/i:split=VAL"]}) == {
         "top-1": 86.0
     }
     given = {"data": [VOC]}
@@ -23,6 +23,10 @@ def test_figures_of_the_specification() -> None:
 def test_other_models_and_data_have_none() -> None:
     assert paper_figures("runs/mine", "in-context", {"test": [VOC]}) == {}
     assert paper_figures("franca_vitl14", "in-context", {"test": ["voc/val"]}) == {}
+    assert paper_figures("franca_vitl14", "in-context", {"test": [VOC + "idation"]}) == {}
+    assert paper_figures("franca_vitl14", "in-context", {"test": [VOC[:-10]]}) == {}
+    assert paper_figures("franca_vitl14", "video", {"data": ["DAVIS:root=/d:split=train"]}) == {}
+    assert paper_figures("franca_vitl14", "video", {"data": ["DAVIS:root=/d"]}) == {"J&F": 69.1}
     assert paper_figures("franca_vitl14", "retrieval", {"test": [VOC]}) == {}
     assert paper_figures("franca_vitl14", "knn", {}) == {}
 

@@ -12,6 +12,7 @@ from franca_fast.evaluation.protocol import (
     Role,
     check_dims,
     check_roles,
+    on_sources_of,
     parse_settings,
 )
 
@@ -56,6 +57,21 @@ def test_roles() -> None:
         check_roles(protocol, {"vall": "a"})
     with pytest.raises(InputError, match="data of p: no train; accepted: images to learn from"):
         check_roles(protocol, {"val": "a"})
+
+
+def test_one_source_where_one_is_read() -> None:
+    roles = (Role("data", "a data set", several=False),)
+
+    def measured(encoder: Any, data: str, settings: Any, **more: Any) -> Any:
+        return encoder, data, settings, more["dims"], more["reading"]
+
+    protocol = Protocol("video", "", Settings, roles, on_sources_of(measured, "data"))
+    with pytest.raises(InputError, match="data of video: 2 sources of data; accepted: one"):
+        check_roles(protocol, {"data": ["a", "b"]})
+    given = check_roles(protocol, {"data": "a"})
+    reading = Reading()
+    handed = protocol.run("encoder", given, "settings", (8,), reading)  # type: ignore[arg-type]
+    assert handed == ("encoder", "a", "settings", (8,), reading)
 
 
 def test_widths() -> None:

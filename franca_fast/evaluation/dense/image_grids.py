@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from franca_fast.evaluation.encoders import (
     patch_token_grid,
 )
 from franca_fast.evaluation.feature_cache import FeatureCache, encoder_facts
-from franca_fast.evaluation.protocol import Reading, Source, Sources
+from franca_fast.evaluation.protocol import Reading
 from franca_fast.spelling import spell
 
 Item = TypeVar("Item")
@@ -129,21 +129,6 @@ def patch_size_of(encoder: Encoder) -> int:
     if patch_size is None:
         raise InputError("encoder: no patch_size; accepted: a module with patch_size")
     return patch_size
-
-
-def only_source(sources: Mapping[str, Sources], role: str, protocol: str) -> Source:
-    """The one source of a role.
-
-    Raises:
-        InputError: several.
-
-    Example:
-        >>> only_source({"data": ["DAVIS"]}, "data", "video")
-        'DAVIS'
-    """
-    if len(sources[role]) != 1:
-        raise InputError(f"{role} of {protocol}: {len(sources[role])} sources; accepted: one")
-    return sources[role][0]
 
 
 def _at_once(reading: Reading, pixels: int) -> int:

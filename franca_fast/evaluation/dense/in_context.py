@@ -23,7 +23,14 @@ from franca_fast.evaluation.dense.patch_grids import check_patch_size, patch_wid
 from franca_fast.evaluation.dense.segmentation_score import Confusion
 from franca_fast.evaluation.encoders import Encoder, as_encoder
 from franca_fast.evaluation.extras import need
-from franca_fast.evaluation.protocol import Protocol, Reading, Role, Source, Sources, check_dims
+from franca_fast.evaluation.protocol import (
+    Protocol,
+    Reading,
+    Role,
+    Source,
+    check_dims,
+    on_sources_of,
+)
 from franca_fast.evaluation.result import Result
 
 THEIRS = "mIoU (open-hummingbird)"
@@ -248,28 +255,15 @@ def _iou_of_classes(names: Sequence[str], of_seeds: Sequence[Confusion]) -> dict
     }
 
 
-def _run(
-    encoder: Encoder,
-    sources: Mapping[str, Sources],
-    settings: InContextSettings,
-    dims: Sequence[int] | None,
-    reading: Reading,
-) -> Result:
-    for role, given in sources.items():
-        if len(given) != 1:
-            raise InputError(f"{role}: {len(given)} sources; accepted: one")
-    return in_context(
-        encoder, sources["train"][0], sources["test"][0], settings, dims=dims, reading=reading
-    )
-
-
 PROTOCOL = Protocol(
     name="in-context",
     summary="segmentation by nearest patches of labelled images (Hummingbird), mIoU",
     settings=InContextSettings,
     roles=(
-        Role("train", "images with masks that are the memory", opens=open_segmentation),
-        Role("test", "images with masks to segment", opens=open_segmentation),
+        Role(
+            "train", "images with masks that are the memory", several=False, opens=open_segmentation
+        ),
+        Role("test", "images with masks to segment", several=False, opens=open_segmentation),
     ),
-    run=_run,
+    run=on_sources_of(in_context, "train", "test"),
 )

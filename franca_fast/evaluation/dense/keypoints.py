@@ -23,7 +23,6 @@ from franca_fast.errors import InputError
 from franca_fast.evaluation.dense.image_grids import (
     Prepared,
     image_grids,
-    only_source,
     padded_to_patches,
     patch_size_of,
 )
@@ -35,8 +34,8 @@ from franca_fast.evaluation.protocol import (
     Reading,
     Role,
     Source,
-    Sources,
     check_dims,
+    on_sources_of,
 )
 from franca_fast.evaluation.result import Result
 from franca_fast.spelling import spell
@@ -289,25 +288,17 @@ def _described(pairs: Mapping[str, KeypointPair]) -> dict[str, Any]:
     }
 
 
-def _run(
-    encoder: Encoder,
-    sources: Mapping[str, Sources],
-    settings: KeypointSettings,
-    dims: Sequence[int] | None,
-    reading: Reading,
-) -> Result:
-    data = only_source(sources, "data", _NAME)
-    result = keypoints(encoder, data, settings, dims=dims, reading=reading)
-    result.data["data"]["source"] = spell(os.fspath(data))  # which split it was
-    return result
-
-
 PROTOCOL = Protocol(
     name=_NAME,
     summary="keypoints of an image found in others of its class (SPair-71k)",
     settings=KeypointSettings,
     roles=(
-        Role("data", "a SPair-71k folder, or SPair-71k:root=PATH:split=test", opens=open_spair),
+        Role(
+            "data",
+            "a SPair-71k folder, or SPair-71k:root=PATH:split=test",
+            several=False,
+            opens=open_spair,
+        ),
     ),
-    run=_run,
+    run=on_sources_of(keypoints, "data"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -44,7 +44,7 @@ from franca_fast.evaluation.dense.probe.sliding_window import (
 from franca_fast.evaluation.dense.segmentation_score import Confusion
 from franca_fast.evaluation.encoders import Encoder, inference, patch_token_grid
 from franca_fast.evaluation.image.linear_heads import cosine
-from franca_fast.evaluation.protocol import Protocol, Reading, Role, Sources, check_dims
+from franca_fast.evaluation.protocol import Protocol, Reading, Role, check_dims, on_sources_of
 from franca_fast.evaluation.result import Result
 
 
@@ -90,29 +90,15 @@ def linear_segmentation(
         >>> linear_segmentation(model, scenes, scenes, small, dims=(8, 128)).figures.keys()
         dict_keys([8, 128])
     """
-    sources = {"train": [train], "test": [test]}
-    settings = settings or LinearSegmentationSettings()
-    return _run(encoder, sources, settings, dims, reading or Reading())
-
-
-def _run(
-    encoder: Encoder,
-    sources: Mapping[str, Sources],
-    settings: LinearSegmentationSettings,
-    dims: Sequence[int] | None,
-    reading: Reading,
-) -> Result:
-    for role, given in sources.items():
-        if len(given) != 1:
-            raise InputError(f"{role}: {len(given)} sources; accepted: one")
-    train = open_segmentation(sources["train"][0])
-    test = matched_masks(train, open_segmentation(sources["test"][0]))
+    settings, reading = settings or LinearSegmentationSettings(), reading or Reading()
+    learned = open_segmentation(train)
+    tested = matched_masks(learned, open_segmentation(test))
     patch_size = check_patch_size(encoder, getattr(encoder, "patch_size", 1))
-    recipe = settings.resolved(len(train), patch_size)
+    recipe = settings.resolved(len(learned), patch_size)
     check_patch_size(encoder, recipe.crop)
-    targets = Targets(train.n_classes, train.ignore)
-    heads, losses = _train(encoder, train, targets, recipe, settings, dims, reading)
-    confusions = _test(encoder, test, targets, heads, recipe, reading)
+    targets = Targets(learned.n_classes, learned.ignore)
+    heads, losses = _train(encoder, learned, targets, recipe, settings, dims, reading)
+    confusions = _test(encoder, tested, targets, heads, recipe, reading)
     details = {
         str(m): {
             "IoU": [None if math.isnan(value) else value for value in confusion.iou().tolist()],
@@ -124,8 +110,8 @@ def _run(
         "linear-segmentation",
         {m: {"mIoU": confusion.miou()} for m, confusion in confusions.items()},
         settings,
-        {role: _described(data) for role, data in (("train", train), ("test", test))},
-        details={"recipe": asdict(recipe), "class_names": train.class_names, **details},
+        {role: _described(data) for role, data in (("train", learned), ("test", tested))},
+        details={"recipe": asdict(recipe), "class_names": learned.class_names, **details},
     )
 
 
@@ -254,8 +240,8 @@ PROTOCOL = Protocol(
     "batch normalisation and a 1x1 convolution on patch tokens, mIoU of sliding windows",
     LinearSegmentationSettings,
     (
-        Role("train", "images with masks to train on", opens=open_segmentation),
-        Role("test", "images with masks to test on", opens=open_segmentation),
+        Role("train", "images with masks to train on", several=False, opens=open_segmentation),
+        Role("test", "images with masks to test on", several=False, opens=open_segmentation),
     ),
-    _run,
+    on_sources_of(linear_segmentation, "train", "test"),
 )

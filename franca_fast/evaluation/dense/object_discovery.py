@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +22,6 @@ from franca_fast.evaluation.dense.boxed_images import BoxedImages, open_boxed_im
 from franca_fast.evaluation.dense.image_grids import (
     Prepared,
     image_grids,
-    only_source,
     padded_to_patches,
     patch_size_of,
 )
@@ -34,8 +33,8 @@ from franca_fast.evaluation.protocol import (
     Reading,
     Role,
     Source,
-    Sources,
     check_dims,
+    on_sources_of,
 )
 from franca_fast.evaluation.result import Result
 from franca_fast.spelling import spell
@@ -193,19 +192,6 @@ def _prepared(i: int, images: BoxedImages, img_size: int | None, patch_size: int
     return Prepared(images.names[i], pixels, stamp, _Truth((height, width), boxes))
 
 
-def _run(
-    encoder: Encoder,
-    sources: Mapping[str, Sources],
-    settings: ObjectDiscoverySettings,
-    dims: Sequence[int] | None,
-    reading: Reading,
-) -> Result:
-    data = only_source(sources, "data", _NAME)
-    result = object_discovery(encoder, data, settings, dims=dims, reading=reading)
-    result.data["data"]["source"] = spell(os.fspath(data))  # which split it was
-    return result
-
-
 PROTOCOL = Protocol(
     name=_NAME,
     summary="the main object of an image without training (TokenCut's CorLoc)",
@@ -214,9 +200,10 @@ PROTOCOL = Protocol(
         Role(
             "data",
             "a VOC folder, VOCDetection:root=PATH:split=trainval, or images with masks",
+            several=False,
             opens=open_boxed_images,
         ),
     ),
-    run=_run,
+    run=on_sources_of(object_discovery, "data"),
     has_widths=lambda settings: settings.feature != "keys",
 )

@@ -37,7 +37,14 @@ from franca_fast.evaluation.dense.patch_grids import check_patch_size, patch_gri
 from franca_fast.evaluation.dense.segmentation_score import ABSENT
 from franca_fast.evaluation.encoders import Encoder, as_encoder, device_of
 from franca_fast.evaluation.extras import need
-from franca_fast.evaluation.protocol import Protocol, Reading, Role, Source, Sources, check_dims
+from franca_fast.evaluation.protocol import (
+    Protocol,
+    Reading,
+    Role,
+    Source,
+    check_dims,
+    on_sources_of,
+)
 from franca_fast.evaluation.result import Result
 
 _WHOSE = "overclustering"
@@ -314,23 +321,10 @@ def _score(
     result.details["iou"][str(width)] = ious
 
 
-def _run(
-    encoder: Encoder,
-    sources: Mapping[str, Sources],
-    settings: OverclusteringSettings,
-    dims: Sequence[int] | None,
-    reading: Reading,
-) -> Result:
-    given = sources["test"]
-    if len(given) != 1:
-        raise InputError(f"test: {len(given)} sources; accepted: one")
-    return overclustering(encoder, given[0], settings, dims=dims, reading=reading)
-
-
 PROTOCOL = Protocol(
     name="overclustering",
     summary="clusters of pixels matched with classes, mIoU",
     settings=OverclusteringSettings,
-    roles=(Role("test", "images with masks to cluster", opens=open_segmentation),),
-    run=_run,
+    roles=(Role("test", "images with masks to cluster", several=False, opens=open_segmentation),),
+    run=on_sources_of(overclustering, "test"),
 )

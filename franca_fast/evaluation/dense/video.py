@@ -25,7 +25,6 @@ from franca_fast.errors import InputError
 from franca_fast.evaluation.dense.image_grids import (
     Prepared,
     image_grids,
-    only_source,
     patch_size_of,
 )
 from franca_fast.evaluation.dense.label_propagation import label_map, propagate_labels
@@ -37,8 +36,8 @@ from franca_fast.evaluation.protocol import (
     Reading,
     Role,
     Source,
-    Sources,
     check_dims,
+    on_sources_of,
 )
 from franca_fast.evaluation.result import Result
 from franca_fast.spelling import spell
@@ -258,23 +257,17 @@ def _prepared(
     return Prepared(str(file), pixels, [*file_stamp(file), "bilinear", *size], image.size)
 
 
-def _run(
-    encoder: Encoder,
-    sources: Mapping[str, Sources],
-    settings: VideoSettings,
-    dims: Sequence[int] | None,
-    reading: Reading,
-) -> Result:
-    data = only_source(sources, "data", _NAME)
-    result = video(encoder, data, settings, dims=dims, reading=reading)
-    result.data["data"]["source"] = spell(os.fspath(data))  # which split it was
-    return result
-
-
 PROTOCOL = Protocol(
     name=_NAME,
     summary="objects of a video followed from its first frame (DAVIS-2017)",
     settings=VideoSettings,
-    roles=(Role("data", "a DAVIS-2017 folder, or DAVIS:root=PATH:split=val", opens=open_davis),),
-    run=_run,
+    roles=(
+        Role(
+            "data",
+            "a DAVIS-2017 folder, or DAVIS:root=PATH:split=val",
+            several=False,
+            opens=open_davis,
+        ),
+    ),
+    run=on_sources_of(video, "data"),
 )

@@ -11,7 +11,6 @@ from franca_fast.evaluation.dense import image_grids as module
 from franca_fast.evaluation.dense.image_grids import (
     Prepared,
     image_grids,
-    only_source,
     padded_to_patches,
     patch_size_of,
 )
@@ -111,5 +110,3 @@ def test_padding_makes_whole_patches(centred: bool) -> None:
 def test_what_is_missing_is_refused() -> None:
     with pytest.raises(InputError, match="no patch_size"):
         patch_size_of(torch.nn.Flatten())
-    with pytest.raises(InputError, match="data of video: 2 sources; accepted: one"):
-        only_source({"data": ["a", "b"]}, "data", "video")

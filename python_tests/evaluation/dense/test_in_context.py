@@ -303,7 +303,7 @@ def test_one_seed_where_nothing_is_random() -> None:
 def test_by_name() -> None:
     model = build_backbone("vit_nano", depth=1, patch_size=14, img_size=28)
     scenes = "FashionScenes:split=TEST"
-    with pytest.raises(InputError, match="train: 2 sources; accepted: one"):
+    with pytest.raises(InputError, match="2 sources of train; accepted: one"):
         evaluate("in-context", model, {"train": [scenes] * 2, "test": scenes})
     assert PROTOCOL.settings().augmentation and PROTOCOL.settings().img_size == 518
 

@@ -192,7 +192,7 @@ def test_kept_features_give_the_same(tree: Path, tmp_path: Path) -> None:
 def test_is_run_by_its_name(tree: Path) -> None:
     result = evaluate("keypoints", PatchColours(PATCH), {"data": tree}, {"img_size": "60"})
     assert list(result.figures[6]) == ["recall@0.10", "recall@0.10, cell centres"]
-    assert result.data["data"]["source"] == str(tree)
+    assert result.data["data"]["source"] == [str(tree)]
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(tree: Path) -> None:

@@ -274,7 +274,7 @@ def test_what_cannot_be_evaluated_is_refused(sets: dict[str, Path]) -> None:
         run(sets, dims=(7,))
     with pytest.raises(InputError, match="learning_rate: the loss is not finite"):
         run(sets, {"learning_rate": 1e38})
-    with pytest.raises(InputError, match="train: 2 sources; accepted: one"):
+    with pytest.raises(InputError, match="2 sources of train; accepted: one"):
         evaluate(
             "linear-segmentation",
             PatchColours(),

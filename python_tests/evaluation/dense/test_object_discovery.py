@@ -171,7 +171,7 @@ def test_is_run_by_its_name_and_kept_features_are_used(tree: Path, tmp_path: Pat
     first = evaluate("object-discovery", encoder, {"data": tree}, given, reading=reading)
     seen = encoder.seen
     again = evaluate("object-discovery", encoder, {"data": tree}, given, reading=reading)
-    assert first.data["data"]["source"] == str(tree)
+    assert first.data["data"]["source"] == [str(tree)]
     assert seen == encoder.seen == 4 and first.figures == again.figures
 
 

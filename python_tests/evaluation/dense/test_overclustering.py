@@ -308,7 +308,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         overclustering(nn.Flatten(), data, SMALL)
     with pytest.raises(InputError, match="test: no images"):
         overclustering(encoder, Numbered({}, 3, None), SMALL)
-    with pytest.raises(InputError, match="test: 2 sources; accepted: one"):
+    with pytest.raises(InputError, match="2 sources of test; accepted: one"):
         evaluate("overclustering", encoder, {"test": ["FashionScenes:split=TEST"] * 2})
     void = Numbered({0: np.full((8, 8), 255)}, 3, 255)
     with pytest.raises(InputError, match="test: no pixel with a class"):

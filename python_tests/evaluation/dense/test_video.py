@@ -205,7 +205,7 @@ def test_is_run_by_its_name_and_kept_features_are_used(tree: Path, tmp_path: Pat
     first = evaluate("video", encoder, {"data": tree}, given, reading=reading)
     seen = encoder.seen
     again = evaluate("video", encoder, {"data": tree}, given, reading=reading)
-    assert first.data["data"]["source"] == str(tree)
+    assert first.data["data"]["source"] == [str(tree)]
     assert seen == encoder.seen == 8 and first.figures == again.figures
     assert first.settings.radius is None and list(first.figures[6]) == ["J&F", "J", "F"]
 
