@@ -72,6 +72,11 @@ class KeypointSettings:
             raise InputError(f"pairs_per_class: {self.pairs_per_class}; accepted: 1 or more, none")
         if not self.thresholds or not all(0 < t < math.inf for t in self.thresholds):
             raise InputError(f"thresholds: {self.thresholds}; accepted: positive numbers")
+        if len({f"{t:.2f}" for t in self.thresholds}) < len(self.thresholds):
+            raise InputError(
+                f"thresholds: {self.thresholds}; accepted: numbers that differ in two digits, by "
+                "which figures are named"
+            )
         if not self.seeds:
             raise InputError("seeds: none; accepted: one or more whole numbers")
 

@@ -209,6 +209,7 @@ def test_an_image_of_another_size_than_annotated_is_refused(tree: Path) -> None:
         ({"thresholds": ()}, "thresholds"),
         ({"thresholds": (0.1, -1.0)}, "thresholds"),
         ({"seeds": ()}, "seeds: none"),
+        ({"thresholds": (0.1, 0.101)}, "accepted: numbers that differ in two digits"),
     ],
 )
 def test_wrong_settings_are_refused(given: dict[str, object], words: str) -> None:
