@@ -55,7 +55,7 @@ def able(wanted: list[str] | None) -> dict[str, Protocol]:
     known = {
         name: protocol
         for name, protocol in protocols().items()
-        if ".dense." in protocol.run.__module__
+        if ".dense." in protocol.settings.__module__
         and {role.name for role in protocol.roles if role.required} <= SOURCES.keys()
     }
     for name in wanted or ():
